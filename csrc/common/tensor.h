@@ -1,0 +1,36 @@
+// What a kernel is told about its operands: addresses, types, strides. No torch types cross this line.
+#pragma once
+
+#include <cstdint>
+
+#include "keys.h"
+
+namespace edgepop {
+
+enum class DType : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+
+// Strides count elements and follow the logical order: N, C, H, W for activations, O, I, KH, KW for weights.
+struct Tensor {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+// The mask of a weight, never stored as a tensor of the weight's type.
+//   abs, raw   `data` holds float32 scores with their own strides, `cut` the selection's result
+//   bits       `data` holds one bit per weight, logical order, bit i in byte i/8 at position i%8, readable for
+//              8 bytes past the last bit
+struct Mask {
+  Of of = Of::abs;
+  const void* data = nullptr;
+  int64_t stride[4] = {0, 0, 0, 0};
+  const Cut* cut = nullptr;
+};
+
+// dS = dW_eff * W * map'(S) for every edge.
+enum class ScoreMap : int32_t { abs = 0, identity = 1, sigmoid = 2 };
+
+// dW = dW_eff where kept (weights trained beside a mask) or everywhere (weights that score themselves).
+enum class WeightGrad : int32_t { none = 0, kept = 1, all = 2 };
+
+}  // namespace edgepop

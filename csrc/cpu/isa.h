@@ -1,0 +1,42 @@
+// One binary for every CPU: each instruction set compiles the same kernels in a translation unit of its own and
+// offers them as a table; the widest one that this machine can run is chosen once, or named by EDGEPOP_ISA.
+//
+// Rule for kernel sources (*.inl): everything lives in namespace edgepop::cpu::EDGEPOP_ISA and instantiates no
+// template from outside it. An inline function shared by two translation units is merged by the linker, and the
+// copy that survives may hold instructions this machine lacks.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/conv.h"
+#include "../common/keys.h"
+#include "../common/tensor.h"
+
+namespace edgepop::cpu {
+
+// Filled by each instruction set; every entry is safe to call from any number of threads.
+struct Kernels {
+  const char* name;
+
+  // y = conv(x, W*M) + bias; bias is float32 of out_channels or null. x, y: any strides. y is written whole.
+  void (*conv_forward)(const Conv&, const Tensor& x, const Tensor& w, const Mask&, const float* bias, const Tensor& y,
+                       int threads);
+  // dx = transposed conv(dy, W*M); dx is written whole.
+  void (*conv_backward_input)(const Conv&, const Tensor& dy, const Tensor& w, const Mask&, const Tensor& dx,
+                              int threads);
+  // ds (float32, may have null data) = dW_eff * W * map'(S); dw (weight's dtype) per `weight_grad`. Written whole.
+  void (*conv_backward_weight)(const Conv&, const Tensor& dy, const Tensor& x, const Tensor& w, const Mask&, ScoreMap,
+                               const Tensor& ds, WeightGrad weight_grad, const Tensor& dw, int threads);
+};
+
+const Kernels* portable_kernels();
+#if defined(__x86_64__)
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* avx512bf16_kernels();
+#endif
+
+// The table in use. Throws std::runtime_error when EDGEPOP_ISA names a set this machine or this build lacks.
+const Kernels& kernels();
+
+}  // namespace edgepop::cpu

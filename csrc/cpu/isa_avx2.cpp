@@ -1,0 +1,2 @@
+#define EDGEPOP_ISA avx2
+#include "isa_kernels.inl"

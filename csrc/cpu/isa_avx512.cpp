@@ -1,0 +1,2 @@
+#define EDGEPOP_ISA avx512
+#include "isa_kernels.inl"

@@ -1,0 +1,16 @@
+// Included once by each isa_<name>.cpp, which is compiled with that instruction set's flags (setup.py).
+#include "isa.h"
+
+#define EDGEPOP_TABLE_NAME(isa) isa##_kernels
+#define EDGEPOP_TABLE(isa) EDGEPOP_TABLE_NAME(isa)
+#define EDGEPOP_STRING_OF(isa) #isa
+#define EDGEPOP_STRING(isa) EDGEPOP_STRING_OF(isa)
+
+namespace edgepop::cpu {
+
+const Kernels* EDGEPOP_TABLE(EDGEPOP_ISA)() {
+  static constexpr Kernels table = {EDGEPOP_STRING(EDGEPOP_ISA), nullptr, nullptr, nullptr};
+  return &table;
+}
+
+}  // namespace edgepop::cpu

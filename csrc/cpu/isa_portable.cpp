@@ -1,0 +1,2 @@
+#define EDGEPOP_ISA portable
+#include "isa_kernels.inl"

@@ -1,0 +1,76 @@
+// The pybind11 module edgepop_kernels._native: addresses and numbers in, nothing of torch.
+// Arguments are checked in Python, once, before an address is taken.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace edgepop {
+namespace {
+
+using Strides = std::array<int64_t, 4>;
+
+// (address, dtype, strides); address 0 means absent.
+using TensorArg = std::tuple<uintptr_t, int32_t, Strides>;
+// (of, address of scores or bits, strides, address of the cut)
+using MaskArg = std::tuple<int32_t, uintptr_t, Strides, uintptr_t>;
+// batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, then (h, w) of kernel, stride, pad, dilation
+using ConvArg = std::array<int64_t, 16>;
+
+Tensor tensor(const TensorArg& arg) {
+  Tensor t;
+  t.data = reinterpret_cast<void*>(std::get<0>(arg));
+  t.dtype = static_cast<DType>(std::get<1>(arg));
+  std::copy(std::get<2>(arg).begin(), std::get<2>(arg).end(), t.stride);
+  return t;
+}
+
+Mask mask(const MaskArg& arg) {
+  Mask m;
+  m.of = static_cast<Of>(std::get<0>(arg));
+  m.data = reinterpret_cast<const void*>(std::get<1>(arg));
+  std::copy(std::get<2>(arg).begin(), std::get<2>(arg).end(), m.stride);
+  m.cut = reinterpret_cast<const Cut*>(std::get<3>(arg));
+  return m;
+}
+
+Conv conv(const ConvArg& a) {
+  return Conv{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]};
+}
+
+void conv_forward(const ConvArg& geometry, const TensorArg& x, const TensorArg& w, const MaskArg& m, uintptr_t bias,
+                  const TensorArg& y, int threads) {
+  py::gil_scoped_release release;
+  cpu::kernels().conv_forward(conv(geometry), tensor(x), tensor(w), mask(m), reinterpret_cast<const float*>(bias),
+                              tensor(y), threads);
+}
+
+void conv_backward_input(const ConvArg& geometry, const TensorArg& dy, const TensorArg& w, const MaskArg& m,
+                         const TensorArg& dx, int threads) {
+  py::gil_scoped_release release;
+  cpu::kernels().conv_backward_input(conv(geometry), tensor(dy), tensor(w), mask(m), tensor(dx), threads);
+}
+
+void conv_backward_weight(const ConvArg& geometry, const TensorArg& dy, const TensorArg& x, const TensorArg& w,
+                          const MaskArg& m, int32_t map, const TensorArg& ds, int32_t weight_grad, const TensorArg& dw,
+                          int threads) {
+  py::gil_scoped_release release;
+  cpu::kernels().conv_backward_weight(conv(geometry), tensor(dy), tensor(x), tensor(w), mask(m),
+                                      static_cast<ScoreMap>(map), tensor(ds), static_cast<WeightGrad>(weight_grad),
+                                      tensor(dw), threads);
+}
+
+}  // namespace
+}  // namespace edgepop
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native kernels of edgepop_kernels. Private: use edgepop_kernels.masked_linear and its siblings.";
+  m.def("isa", [] { return edgepop::cpu::kernels().name; });
+  m.def("conv_forward", &edgepop::conv_forward);
+  m.def("conv_backward_input", &edgepop::conv_backward_input);
+  m.def("conv_backward_weight", &edgepop::conv_backward_weight);
+}

@@ -1,0 +1,79 @@
+"""Mask rules: how the mask M of a layer follows from its scores S.
+
+A rule is a frozen value. It says which weights are kept; the straight-through gradient follows from it
+(``dS = dL/d(W*M) * W * map'(S)``, with ``map`` the function named by ``of``).
+"""
+
+import math
+from dataclasses import dataclass
+
+
+def kept_count(numel: int, keep: float) -> int:
+    """Number of weights a top-k rule keeps out of ``numel``: ``numel - int((1 - keep) * numel)``.
+
+    Computed in Python floats on the host, as hidden-networks' GetSubnet does (Ramanujan et al. 2020), truncation
+    included: ``kept_count(10, 0.9)`` is 10, because ``(1 - 0.9) * 10`` is just below 1.
+    """
+    if isinstance(numel, bool) or not isinstance(numel, int):
+        raise TypeError(f"numel: expected an int, got {type(numel).__name__}")
+    if numel < 0:
+        raise ValueError(f"numel: expected at least 0, got {numel}")
+    keep = checked_keep(keep)
+    return numel - int((1 - keep) * numel)
+
+
+def checked_keep(keep: float) -> float:
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
+        raise TypeError(f"keep: expected a float in (0, 1], got {type(keep).__name__}")
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep: the fraction of weights KEPT must be in (0, 1], got {keep}")
+    return float(keep)
+
+
+def _checked_of(of: str, allowed: tuple[str, ...]) -> None:
+    if of not in allowed:
+        raise ValueError(f"of: expected one of {', '.join(map(repr, allowed))}, got {of!r}")
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Keep the best-scored fraction ``keep`` of each layer, exactly ``kept_count(numel, keep)`` weights.
+
+    of: "abs" ranks by |s| (edge-popup, Ramanujan et al. 2020); "raw" by s itself. Ties go to the lower flat index,
+    NaN ranks below every number.
+    """
+
+    keep: float = 0.5
+    of: str = "abs"
+
+    def __post_init__(self):
+        object.__setattr__(self, "keep", checked_keep(self.keep))
+        _checked_of(self.of, ("abs", "raw"))
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Keep the weights with ``of(score) > cutoff``, strictly; NaN is never kept.
+
+    of: "sigmoid" (supermasks; ``cutoff`` in [0, 1], compared as s > logit(cutoff) in exact arithmetic), "abs" or "raw".
+    """
+
+    cutoff: float = 0.5
+    of: str = "sigmoid"
+
+    def __post_init__(self):
+        if isinstance(self.cutoff, bool) or not isinstance(self.cutoff, (int, float)):
+            raise TypeError(f"cutoff: expected a float, got {type(self.cutoff).__name__}")
+        _checked_of(self.of, ("sigmoid", "abs", "raw"))
+        if math.isnan(self.cutoff) or (self.of == "sigmoid" and not 0 <= self.cutoff <= 1):
+            raise ValueError(f"cutoff: expected a number{' in [0, 1]' if self.of == 'sigmoid' else ''}, got {self.cutoff}")
+        object.__setattr__(self, "cutoff", float(self.cutoff))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Keep a fixed set of weights. In the scores' place stands the mask: a bool tensor of the weight's shape, or the
+    packed bits of ``edgepop_kernels.pack_mask``. No gradient goes to it; a trained weight gets it only where kept."""
+
+
+Rule = TopK | Threshold | Frozen
