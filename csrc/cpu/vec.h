@@ -1,0 +1,81 @@
+// Vectors of float32 for the instruction set of this translation unit, and what every kernel does with them: loads
+// and stores that convert from and to bfloat16 / float16, tails, the mask predicate, a register transpose.
+//
+//   set          lanes  registers  bfloat16 dot product
+//   avx512bf16   16     32         yes
+//   avx512       16     32
+//   avx2          8     16
+//   portable      4     16         (GCC / clang vector extensions)
+//
+// Included by kernel sources only (see isa.h): every name lives in the namespace of the instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/keys.h"
+#include "half.h"
+
+#if defined(__AVX512F__)
+#include "vec_avx512.h"
+#elif defined(__AVX2__)
+#include "vec_avx2.h"
+#else
+#include "vec_portable.h"
+#endif
+
+namespace edgepop::cpu::EDGEPOP_ISA {
+
+// The first n lanes of a vector, n in [0, kLanes]: load(p, n) leaves the others zero, store(p, a, n) leaves memory
+// behind them alone; neither touches an address past the n-th element.
+
+// An element is kept iff image(score) - lo <= span (keys.h).
+struct IntervalVec {
+  IntVec lo, span;
+};
+static inline IntervalVec broadcast(Interval i) { return {broadcast_bits(i.lo), broadcast_bits(i.span)}; }
+
+// a where the score is kept, +0 elsewhere whatever `a` is there (selection, not a product: inf and NaN do not leak).
+template <Of of>
+static inline Vec keep(Vec a, Vec scores, const IntervalVec& kept) {
+  static_assert(of != Of::bits, "packed bits are applied by keep_bits");
+  const IntVec image = of == Of::abs ? abs_image(bits_of(scores)) : raw_image(bits_of(scores));
+  return keep_if_below(a, subtract(image, kept.lo), kept.span);
+}
+
+// To T's precision and back.
+static inline Vec round_to(Vec a, float) { return a; }
+template <class Half>
+static inline Vec round_to(Vec a, Half) {
+#if defined(__AVX2__)
+  return widen(narrow(a, Half{}), Half{});
+#else
+  Half words[kLanes];
+  store(words, a);
+  return load(words);
+#endif
+}
+
+// Products of bfloat16 pairs: lane i of the result is c + a[2i]*b[2i] + a[2i+1]*b[2i+1] in float32, denormals as zero.
+#if defined(__AVX512BF16__)
+constexpr bool kDotBf16 = true;
+static inline IntVec load_pairs(const bf16* p) { return _mm512_loadu_si512(p); }
+static inline IntVec broadcast_pair(const bf16* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return _mm512_set1_epi32(pair);
+}
+static inline IntVec broadcast_last(const bf16* p) { return _mm512_set1_epi32(p->bits); }  // (p[0], 0)
+static inline Vec dot(IntVec a, IntVec b, Vec c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+// Interleaved lanes of two rows: (even[0], odd[0], even[1], odd[1], ...).
+static inline IntVec narrow_pairs(Vec even, Vec odd) {
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, halves);
+}
+static inline void store_pairs(bf16* p, IntVec a) { _mm512_storeu_si512(p, a); }
+#else
+constexpr bool kDotBf16 = false;
+#endif
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA

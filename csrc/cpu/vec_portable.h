@@ -1,0 +1,67 @@
+// vec.h in GCC / clang vector extensions: four lanes, what every 64-bit CPU has.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "half.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA {
+
+constexpr int kLanes = 4;
+constexpr int kRegisters = 16;
+typedef float Vec __attribute__((vector_size(16)));
+typedef uint32_t IntVec __attribute__((vector_size(16)));
+
+static inline Vec zero() { return Vec{}; }
+static inline Vec broadcast(float a) { return Vec{a, a, a, a}; }
+static inline IntVec broadcast_bits(uint32_t a) { return IntVec{a, a, a, a}; }
+static inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+
+static inline Vec load(const float* p) {
+  Vec a;
+  std::memcpy(&a, p, sizeof a);
+  return a;
+}
+static inline void store(float* p, Vec a) { std::memcpy(p, &a, sizeof a); }
+template <class Half>
+static inline Vec load(const Half* p) {
+  return Vec{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+}
+template <class Half>
+static inline void store(Half* p, Vec a) {
+  for (int i = 0; i < 4; ++i) from_float(a[i], p + i);
+}
+template <class T>
+static inline Vec load(const T* p, int64_t n) {
+  Vec a{};
+  for (int64_t i = 0; i < n; ++i) a[i] = to_float(p[i]);
+  return a;
+}
+template <class T>
+static inline void store(T* p, Vec a, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) from_float(a[i], p + i);
+}
+
+static inline IntVec bits_of(Vec a) { return (IntVec)a; }
+static inline IntVec abs_image(IntVec bits) { return bits & 0x7fffffffu; }
+static inline IntVec raw_image(IntVec bits) {
+  const IntVec negative = (IntVec)(bits > 0x7fffffffu);
+  const IntVec image = bits ^ (negative | 0x80000000u);
+  const IntVec largest = (IntVec)(image == 0xffffffffu);
+  return image + largest;  // largest is -1 where set
+}
+static inline Vec keep_if_below(Vec a, IntVec key, IntVec bound) { return (Vec)((IntVec)a & (IntVec)(key <= bound)); }
+static inline IntVec subtract(IntVec a, IntVec b) { return a - b; }
+static inline Vec keep_bits(Vec a, uint32_t bits) {
+  const IntVec bit = {1u, 2u, 4u, 8u};
+  return (Vec)((IntVec)a & (IntVec)((bit & bits) == bit));
+}
+
+// rows[i] lane j <-> rows[j] lane i.
+static inline void transpose(Vec (&rows)[4]) {
+  const Vec a = rows[0], b = rows[1], c = rows[2], d = rows[3];
+  for (int j = 0; j < 4; ++j) rows[j] = Vec{a[j], b[j], c[j], d[j]};
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA
