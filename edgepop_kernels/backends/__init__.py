@@ -1,0 +1,87 @@
+"""Which implementation runs an op. The choice is made here and nowhere else.
+
+A backend is a module with one function per op of ``ops.py``, and two answers: why it cannot run on this machine at
+all, and why it refuses one call (None: it does not). An explicit choice raises that answer; "auto" goes on to the
+next backend and logs the reason once. The reference accepts every call on every device.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from .. import reference
+from . import native
+
+logger = logging.getLogger("edgepop_kernels")
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    ops: ModuleType
+    unavailable: Callable[[], str | None]
+    refuses: Callable[[torch.Tensor], str | None]
+
+
+_BACKENDS = {
+    "native": Backend("native", native, native.unavailable, native.refuses),
+    "reference": Backend("reference", reference, lambda: None, lambda tensor: None),
+}
+# "auto" takes the first of these, in this order, that accepts the call.
+_AUTO = tuple(_BACKENDS.values())
+_chosen = "auto"
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend of this version: None where it is available here, else the reason why it is not."""
+    return {name: backend.unavailable() for name, backend in _BACKENDS.items()}
+
+
+class use_backend:  # noqa: N801 - used as a function and as a context manager, like torch.set_grad_enabled
+    """Chooses the backend of all following calls, in every thread; as a context manager, until the block ends.
+
+    name: "auto" (the default: the fastest that accepts the call), or a key of ``backends()``. A named backend that is
+    not available raises RuntimeError here; one that refuses a call raises NotImplementedError there.
+    """
+
+    def __init__(self, name: str):
+        global _chosen
+        if name != "auto":
+            if name not in _BACKENDS:
+                raise ValueError(f"backend: expected one of {', '.join(['auto', *_BACKENDS])}, got {name!r}")
+            reason = _BACKENDS[name].unavailable()
+            if reason is not None:
+                raise RuntimeError(f"backend {name!r} is not available: {reason}")
+        self._previous, _chosen = _chosen, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        global _chosen
+        _chosen = self._previous
+
+
+def implementation(op: str, tensor: torch.Tensor) -> Callable:
+    """The function that runs ``op`` for a call whose activations (or scores) are ``tensor``."""
+    if _chosen != "auto":
+        backend = _BACKENDS[_chosen]
+        reason = backend.refuses(tensor)
+        if reason is not None:
+            raise NotImplementedError(f"{op}: backend {_chosen!r} was asked for, but {reason}")
+        return getattr(backend.ops, op)
+    for backend in _AUTO:
+        reason = backend.unavailable() or backend.refuses(tensor)
+        if reason is None:
+            return getattr(backend.ops, op)
+        _log_once(op, backend.name, reason)
+    raise AssertionError("the reference refuses nothing")
+
+
+@functools.cache
+def _log_once(op, name, reason):
+    logger.warning("%s: not on backend %r: %s", op, name, reason)

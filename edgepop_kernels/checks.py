@@ -1,0 +1,184 @@
+"""What the user functions accept. Each check names the argument, what it got, and what is allowed."""
+
+import torch
+
+from .cut import Cut
+from .rules import Frozen, Rule, Threshold, TopK
+
+_ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def tensor(name, value):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def rule(value):
+    if not isinstance(value, Rule):
+        raise TypeError(f"rule: expected TopK(...), Threshold(...) or Frozen(), got {_shown(value)}")
+
+
+def mask_tensor(name, value):
+    tensor(name, value)
+    if value.dtype != torch.bool:
+        raise TypeError(f"{name}: expected a bool mask, got {value.dtype}")
+
+
+def packed_bits(bits, shape):
+    tensor("bits", bits)
+    if bits.dtype != torch.uint8:
+        raise TypeError(f"bits: expected packed uint8, got {bits.dtype}")
+    expected = -(-shape.numel() // 64) * 8 + 8
+    if tuple(bits.shape) != (expected,) or not bits.is_contiguous():
+        raise ValueError(
+            f"bits: expected {expected} contiguous bytes for {shape.numel()} weights, got shape {tuple(bits.shape)}"
+        )
+
+
+def score_tensor(name, value):
+    tensor(name, value)
+    if value.dtype != torch.float32:
+        raise TypeError(f"{name}: scores are float32 on every path, got {value.dtype}")
+
+
+def selection(scores, rules, hints):
+    for name, value in (("scores", scores), ("rules", rules), ("hints", hints)):
+        if value is not None and not isinstance(value, (list, tuple)):
+            raise TypeError(f"{name}: expected a list, one entry per layer, got {type(value).__name__}")
+        if value is not None and len(value) != len(scores):
+            raise ValueError(f"{name}: expected {len(scores)} entries, one per layer, got {len(value)}")
+    for s, r in zip(scores, rules, strict=True):
+        score_tensor("scores", s)
+        rule(r)
+        if isinstance(r, Frozen):
+            raise ValueError("rule: Frozen() is a fixed mask, there is nothing to select; expected TopK or Threshold")
+        if s.device != scores[0].device:
+            raise ValueError(f"scores: expected all layers on one device, got {scores[0].device} and {s.device}")
+    for h, s, r in zip(hints or (), scores, rules, strict=False):
+        if h is not None:
+            _cut("hint", h, s.device, r)
+
+
+def _cut(name, value, device, rule):
+    if not isinstance(value, Cut):
+        raise TypeError(f"{name}: expected a Cut, as select returns it, got {type(value).__name__}")
+    if value.of != rule.of:
+        raise ValueError(f"{name}: it was selected with of={value.of!r}, the rule ranks of={rule.of!r}")
+    if value.data.device != device:
+        raise ValueError(f"{name}: expected it on the scores' device {device}, got {value.data.device}")
+
+
+def linear(x, weight, scores, rule_, bias, cut):
+    tensor("x", x)
+    tensor("weight", weight)
+    _dims("weight", weight, (2,), "(out_features, in_features)")
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x: expected (..., {weight.shape[1]}) for weight {_shape(weight)}, got {_shape(x)}")
+    _operands(x, weight, scores, rule_, bias, cut)
+
+
+def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups, cut):
+    """Checks, and returns (stride, padding, dilation) as pairs; padding stays "same" where it is that."""
+    tensor("x", x)
+    tensor("weight", weight)
+    _dims("x", x, (3, 4), "(N, C, H, W) or (C, H, W)")
+    _dims("weight", weight, (4,), "(O, C / groups, kh, kw)")
+    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"groups: expected an int, got {_shown(groups)}")
+    if groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"groups: expected a positive divisor of {weight.shape[0]} output channels, got {groups}")
+    if x.shape[-3] != weight.shape[1] * groups:
+        raise ValueError(
+            f"x: expected {weight.shape[1] * groups} channels for weight {_shape(weight)} and groups={groups}, "
+            f"got {x.shape[-3]}"
+        )
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise ValueError(f"padding: expected 'same', 'valid' or numbers, got {padding!r}")
+        if padding == "same" and stride != (1, 1):
+            raise ValueError(f"padding: 'same' needs stride 1, got stride {stride}")
+        if padding == "valid":
+            padding = (0, 0)
+    else:
+        padding = _pair("padding", padding, 0)
+    if padding != "same":
+        for axis, n, k, p, d in zip("HW", x.shape[-2:], weight.shape[2:], padding, dilation, strict=True):
+            if n + 2 * p < d * (k - 1) + 1:
+                raise ValueError(
+                    f"x: {axis} is {n} and padding {p}, smaller than the kernel's reach {d * (k - 1) + 1} "
+                    f"(kernel {k}, dilation {d})"
+                )
+    _operands(x, weight, scores, rule_, bias, cut)
+    return stride, padding, dilation
+
+
+def _operands(x, weight, scores, rule_, bias, cut):
+    rule(rule_)
+    if x.dtype not in _ACTIVATIONS:
+        raise TypeError(f"x: expected float32, bfloat16, float16 or float64, got {x.dtype}")
+    if weight.dtype not in (torch.float32, x.dtype):
+        raise TypeError(f"weight: expected float32 or x's dtype {x.dtype}, got {weight.dtype}")
+    _scores(weight, scores, rule_)
+    if bias is not None:
+        tensor("bias", bias)
+        if tuple(bias.shape) != (weight.shape[0],):
+            raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {_shape(bias)}")
+        if bias.dtype not in (torch.float32, x.dtype):
+            raise TypeError(f"bias: expected float32 or x's dtype {x.dtype}, got {bias.dtype}")
+    for name, value in (("weight", weight), ("scores", scores), ("bias", bias)):
+        if value is not None and value.device != x.device:
+            raise ValueError(f"{name}: expected it on x's device {x.device}, got {value.device}")
+    if cut is not None:
+        if isinstance(rule_, Frozen):
+            raise ValueError("cut: a frozen mask has none; expected None")
+        _cut("cut", cut, x.device, rule_)
+
+
+def _scores(weight, scores, rule_):
+    if isinstance(rule_, Frozen):
+        if scores is None:
+            raise ValueError("scores: Frozen() takes the mask in the scores' place, a bool tensor or packed bits")
+        tensor("scores", scores)
+        if scores.dtype == torch.uint8:
+            packed_bits(scores, weight.shape)
+            return
+        mask_tensor("scores", scores)
+    elif scores is None:
+        if not isinstance(rule_, TopK):
+            raise ValueError(f"scores: None (the weight scores itself) needs a TopK rule, got {_shown(rule_)}")
+        if weight.dtype != torch.float32:
+            raise TypeError(f"weight: scoring itself it must be float32, got {weight.dtype}")
+        return
+    else:
+        score_tensor("scores", scores)
+    if scores.shape != weight.shape:
+        raise ValueError(f"scores: expected the weight's shape {_shape(weight)}, got {_shape(scores)}")
+
+
+def _dims(name, value, allowed, form):
+    if value.dim() not in allowed:
+        raise ValueError(f"{name}: expected {form}, got shape {_shape(value)}")
+
+
+def _pair(name, value, least):
+    pair = (value, value) if isinstance(value, int) else value
+    if (
+        not isinstance(pair, (tuple, list, torch.Size))
+        or len(pair) not in (1, 2)
+        or any(isinstance(v, bool) or not isinstance(v, int) for v in pair)
+    ):
+        raise TypeError(f"{name}: expected an int or a pair of ints, got {_shown(value)}")
+    pair = (pair[0], pair[-1])
+    if min(pair) < least:
+        raise ValueError(f"{name}: expected at least {least}, got {_shown(value)}")
+    return pair
+
+
+def _shape(t):
+    return tuple(t.shape)
+
+
+def _shown(value):
+    text = repr(value)
+    return text if len(text) <= 60 else type(value).__name__

@@ -1,0 +1,169 @@
+"""User functions: selection, masks, masked linear and convolution. Checks first, then the autograd Functions.
+
+Every wrong argument is answered by a TypeError or ValueError that names it, before anything runs.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from . import checks, ops, reference
+from .autograd import MaskedConv2d, MaskedLinear
+from .cut import Cut, constant_cut
+from .rules import Frozen, Rule, Threshold, TopK, kept_count
+
+
+def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Cut:
+    """The cut of one layer, found without a copy of the scores and without a host synchronisation.
+
+    scores: float32, any shape, any strides. rule: TopK or Threshold. hint: an earlier cut of these scores, a warm
+    start; the result is exact whatever the hint. Raises TypeError, ValueError.
+    """
+    return select_all([scores], [rule], None if hint is None else [hint])[0]
+
+
+def select_all(
+    scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None
+) -> list[Cut]:
+    """The cuts of all layers of a network in one call; same semantics as ``select`` layer by layer.
+
+    scores: float32 tensors on one device. rules: one TopK or Threshold for each. hints: one earlier Cut, or None,
+    for each. Raises TypeError, ValueError.
+    """
+    checks.selection(scores, rules, hints)
+    cuts: list[Cut | None] = [
+        constant_cut(rule, s.device) if isinstance(rule, Threshold) else None
+        for s, rule in zip(scores, rules, strict=True)
+    ]
+    ranked = [i for i, cut in enumerate(cuts) if cut is None]
+    if ranked:
+        chosen = [scores[i].detach() for i in ranked]
+        kept = [kept_count(s.numel(), rules[i].keep) for i, s in zip(ranked, chosen, strict=True)]
+        warm = None
+        if hints is not None and all(hints[i] is not None for i in ranked):
+            warm = torch.stack([hints[i].data for i in ranked]) if len(ranked) > 1 else hints[ranked[0]].data[None]
+        data = ops.select(chosen, kept, [rules[i].of for i in ranked], warm)
+        for row, i in enumerate(ranked):
+            cuts[i] = Cut(data[row], rules[i].of)
+    return cuts
+
+
+def mask(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """The mask as a bool tensor of the scores' shape, for tests, exports and plots; training never builds it.
+
+    scores: float32 (TopK, Threshold) or, for Frozen, the bool mask itself.
+    """
+    checks.rule(rule)
+    if isinstance(rule, Frozen):
+        checks.mask_tensor("scores", scores)
+        return scores.clone()
+    cut = select(scores, rule)
+    return reference.mask(scores.detach(), cut.data, cut.of)
+
+
+def pack_mask(mask: torch.Tensor) -> torch.Tensor:
+    """Packs a bool mask, 1 bit per weight: uint8, flat logical index i is bit i % 8 of byte i // 8, zero padded to
+    ``ceil(numel / 64) * 8 + 8`` bytes. This is what a frozen layer keeps, and what ``rule=Frozen()`` takes as scores.
+    """
+    checks.mask_tensor("mask", mask)
+    return reference.pack_mask(mask)
+
+
+def unpack_mask(bits: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
+    """The bool mask of ``shape`` that ``pack_mask`` packed into ``bits``."""
+    shape = torch.Size(shape)
+    checks.packed_bits(bits, shape)
+    return reference.unpack_mask(bits, shape)
+
+
+def masked_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    bias: torch.Tensor | None = None,
+    *,
+    cut: Cut | None = None,
+) -> torch.Tensor:
+    """``F.linear(x, weight * mask, bias)`` with the mask of ``scores`` under ``rule`` applied inside the product.
+
+    x        (..., in_features), float32, bfloat16 or float16, any strides; float64 on the reference backend
+    weight   (out_features, in_features), float32 or x's dtype; rounded to x's dtype after masking
+    scores   float32 of the weight's shape; None: the weight scores itself and dW reaches every edge (Discovering
+             Neural Wirings); for Frozen the bool mask, or its packed bits
+    bias     (out_features,) or None
+    cut      an earlier ``select`` of these very scores under this rule, to save the selection
+    returns  (..., out_features) in x's dtype; under autocast, in autocast's dtype
+
+    Gradients are straight-through (Ramanujan et al. 2020): see ``autograd``. Raises TypeError, ValueError.
+    """
+    x = _autocast(x)
+    checks.linear(x, weight, scores, rule, bias, cut)
+    scores, cut, of = _masking(weight, scores, rule, cut)
+    return MaskedLinear.apply(x, weight, scores, cut, bias, of)
+
+
+def masked_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    cut: Cut | None = None,
+) -> torch.Tensor:
+    """``F.conv2d(x, weight * mask, bias, ...)`` with the mask of ``scores`` under ``rule`` applied inside the kernel.
+
+    x        (N, C, H, W) or (C, H, W), float32, bfloat16 or float16, NCHW, channels_last or any strides
+    weight   (O, C / groups, kh, kw), float32 or x's dtype
+    padding  zeros on each side, or "valid", or "same" (stride 1)
+    returns  (N, O, H', W') in x's dtype, channels_last where x or weight is
+
+    scores, bias, cut, gradients, errors: as in ``masked_linear``.
+    """
+    x = _autocast(x)
+    stride, padding, dilation = checks.conv2d(x, weight, scores, rule, bias, stride, padding, dilation, groups, cut)
+    unbatched = x.dim() == 3
+    if unbatched:
+        x = x[None]
+    if padding == "same":
+        x, padding = _pad_same(x, weight, dilation)
+    scores, cut, of = _masking(weight, scores, rule, cut)
+    x_channels_last, y_channels_last = _is_channels_last(x), _is_channels_last(x) or _is_channels_last(weight)
+    geometry = (stride, padding, dilation, groups)
+    y = MaskedConv2d.apply(x, weight, scores, cut, bias, of, geometry, x_channels_last, y_channels_last)
+    return y[0] if unbatched else y
+
+
+def _autocast(x):
+    if not isinstance(x, torch.Tensor) or x.dtype == torch.float64 or not x.is_floating_point():
+        return x
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+def _masking(weight, scores, rule, cut):
+    """(scores, cut data, of) as the Functions take them; selects where no cut was handed in."""
+    if isinstance(rule, Frozen):
+        return (pack_mask(scores) if scores.dtype == torch.bool else scores), None, "bits"
+    if cut is None:
+        cut = select(weight if scores is None else scores, rule)
+    return scores, cut.data, rule.of
+
+
+def _pad_same(x, weight, dilation):
+    """torch's "same": dilation * (kernel - 1) zeros in all, the odd one behind (below, right)."""
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    before = [t // 2 for t in total]
+    odd = [t % 2 for t in total]
+    if any(odd):
+        x = F.pad(x, (0, odd[1], 0, odd[0]))
+    return x, tuple(before)
+
+
+def _is_channels_last(t):
+    """True where channels_last is the only reading of the strides (1x1 filters and single channels read both ways)."""
+    return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()

@@ -1,0 +1,106 @@
+"""The ops ``torch.ops.edgepop.*``: schemas, shapes, and the way to a backend. No arithmetic.
+
+Common arguments
+  weight, scores   (out, in) or (out, in/groups, kh, kw); weight float32 or of the activations' dtype; scores float32,
+                   or, where of == "bits", the packed mask (``reference.pack_mask``)
+  cut              int64 [2] of ``select``; None where of == "bits"
+  of               "abs", "raw", "sigmoid": which function of the scores is ranked and differentiated; "bits"
+  score_grad       whether dS = dW_eff * W * map'(S) is asked for
+  weight_grad      "none", "kept" (dW = dW_eff * M) or "all" (dW = dW_eff)
+  channels_last    the memory format of the result
+
+``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
+"""
+
+import torch
+
+from .backends import implementation
+
+_library = torch.library.Library("edgepop", "DEF")
+
+_MASK = "Tensor weight, Tensor scores, Tensor? cut, str of"
+_GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
+_GRADS = "bool score_grad, str weight_grad"
+
+SCHEMAS = {
+    "select": "(Tensor[] scores, int[] kept, str[] of, Tensor? hint) -> Tensor",
+    "masked_linear": f"(Tensor x, {_MASK}, Tensor? bias) -> Tensor",
+    "masked_linear_dx": f"(Tensor dy, {_MASK}) -> Tensor",
+    "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}) -> (Tensor, Tensor)",
+    "masked_conv2d": f"(Tensor x, {_MASK}, Tensor? bias, {_GEOMETRY}, bool channels_last) -> Tensor",
+    "masked_conv2d_dx": f"(Tensor dy, {_MASK}, SymInt[] x_size, {_GEOMETRY}, bool channels_last) -> Tensor",
+    "masked_conv2d_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_GEOMETRY}) -> (Tensor, Tensor)",
+}
+
+
+def _routed(op):
+    def kernel(first, *args):
+        tensor = first[0] if isinstance(first, (list, tuple)) else first
+        run = implementation(op, tensor)
+        device = tensor.device.type
+        if not torch.is_autocast_enabled(device):
+            return run(first, *args)
+        # The dtypes are settled above this op; a backend built from torch's own ops must not have them cast again.
+        with torch.autocast(device, enabled=False):
+            return run(first, *args)
+
+    return kernel
+
+
+def _fake_select(scores, kept, of, hint):
+    return scores[0].new_empty(len(scores), 2, dtype=torch.int64)
+
+
+def _fake_linear(x, weight, scores, cut, of, bias):
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _fake_linear_dx(dy, weight, scores, cut, of):
+    return dy.new_empty(*dy.shape[:-1], weight.shape[1])
+
+
+def _fake_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, *geometry):
+    ds = torch.empty_like(scores) if score_grad else weight.new_empty(0)
+    dw = torch.empty_like(weight) if weight_grad != "none" else weight.new_empty(0)
+    return ds, dw
+
+
+def _image(like, size, channels_last):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+def _fake_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
+    out = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    )
+    return _image(x, (x.shape[0], weight.shape[0], *out), channels_last)
+
+
+def _fake_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
+    return _image(dy, x_size, channels_last)
+
+
+_FAKES = {
+    "select": _fake_select,
+    "masked_linear": _fake_linear,
+    "masked_linear_dx": _fake_linear_dx,
+    "masked_linear_dw": _fake_dw,
+    "masked_conv2d": _fake_conv2d,
+    "masked_conv2d_dx": _fake_conv2d_dx,
+    "masked_conv2d_dw": _fake_dw,
+}
+
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(_name, _routed(_name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"edgepop::{_name}", _FAKES[_name], lib=_library)
+
+select = torch.ops.edgepop.select.default
+masked_linear = torch.ops.edgepop.masked_linear.default
+masked_linear_dx = torch.ops.edgepop.masked_linear_dx.default
+masked_linear_dw = torch.ops.edgepop.masked_linear_dw.default
+masked_conv2d = torch.ops.edgepop.masked_conv2d.default
+masked_conv2d_dx = torch.ops.edgepop.masked_conv2d_dx.default
+masked_conv2d_dw = torch.ops.edgepop.masked_conv2d_dw.default
