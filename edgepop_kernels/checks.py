@@ -3,7 +3,7 @@
 import torch
 
 from .cut import Cut
-from .rules import Frozen, Rule, Threshold, TopK
+from .rules import Frozen, Rule, TopK
 
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

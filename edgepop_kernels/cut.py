@@ -22,7 +22,7 @@ class Cut:
 
     @property
     def threshold(self) -> torch.Tensor:
-        """float32 scalar on the scores' device: the smallest kept value of |s| (of="abs") or s; NaN where a NaN is kept."""
+        """The smallest kept |s| (of="abs") or s, NaN where a NaN is kept: float32 scalar on the scores' device."""
         key = self.data[0]
         if self.of == "abs":
             bits = key - 1

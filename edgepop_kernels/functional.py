@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from . import checks, ops, reference
 from .autograd import MaskedConv2d, MaskedLinear
 from .cut import Cut, constant_cut
-from .rules import Frozen, Rule, Threshold, TopK, kept_count
+from .rules import Frozen, Rule, Threshold, kept_count
 
 
 def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Cut:
@@ -21,9 +21,7 @@ def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Cut:
     return select_all([scores], [rule], None if hint is None else [hint])[0]
 
 
-def select_all(
-    scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None
-) -> list[Cut]:
+def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None) -> list[Cut]:
     """The cuts of all layers of a network in one call; same semantics as ``select`` layer by layer.
 
     scores: float32 tensors on one device. rules: one TopK or Threshold for each. hints: one earlier Cut, or None,

@@ -66,7 +66,8 @@ class Threshold:
             raise TypeError(f"cutoff: expected a float, got {type(self.cutoff).__name__}")
         _checked_of(self.of, ("sigmoid", "abs", "raw"))
         if math.isnan(self.cutoff) or (self.of == "sigmoid" and not 0 <= self.cutoff <= 1):
-            raise ValueError(f"cutoff: expected a number{' in [0, 1]' if self.of == 'sigmoid' else ''}, got {self.cutoff}")
+            allowed = "a number in [0, 1]" if self.of == "sigmoid" else "a number"
+            raise ValueError(f"cutoff: expected {allowed}, got {self.cutoff}")
         object.__setattr__(self, "cutoff", float(self.cutoff))
 
 
