@@ -1,11 +1,19 @@
 """Builds edgepop_kernels._native with ninja: C++ always, CUDA where nvcc is found.
 
 No torch here: the module takes addresses, so it neither includes torch's headers nor depends on its version, and
-pip's isolated build needs pybind11, setuptools and ninja only.
+pip's isolated build needs setuptools, pybind11 and ninja only. What is built never depends on a GPU being visible.
+
+Environment:
+  CXX                 the C++17 compiler; g++, c++ or clang++ on PATH where unset
+  CXXFLAGS            goes before the flags chosen here, so that a distribution's -O2 does not undo -O3
+  EDGEPOP_CXXFLAGS    goes after them, and to the linker: sanitizers, -O0, -Werror
+  CUDA_HOME           the CUDA toolkit; nvcc on PATH where unset
+  EDGEPOP_CUDA_ARCHS  what nvcc compiles for, as in "80 90a 90+PTX"; empty leaves CUDA out
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,8 +25,10 @@ import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+ROOT = Path(__file__).resolve().parent
 X86 = platform.machine() in ("x86_64", "AMD64")
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-DNDEBUG"]
 # One translation unit per instruction set, named by its file: csrc/cpu/isa_<name>.cpp.
 ISA_FLAGS = {
     "isa_portable": [],
@@ -26,67 +36,120 @@ ISA_FLAGS = {
     "isa_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
     "isa_avx512bf16": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma", "-mf16c"],
 }
-
-
-def compiler():
-    named = os.environ.get("CXX")
-    for candidate in [named] if named else ["g++", "c++", "clang++"]:
-        if shutil.which(shlex.split(candidate)[0]):
-            return candidate
-    wanted = f"CXX={named} was not found" if named else "none of g++, c++, clang++ was found"
-    sys.exit(f"edgepop_kernels needs a C++17 compiler: {wanted}. Install one (Debian: apt-get install g++) or set CXX.")
+RULES = """\
+rule cxx
+  command = {cxx} -MMD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule nvcc
+  command = {nvcc} -MMD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule link
+  command = {link} -shared $in -o $out
+"""
 
 
 class NinjaBuild(build_ext):
-    """Writes one build.ninja into the build folder and runs it; ninja gives parallel and incremental builds."""
+    """Writes one build.ninja into the build folder and runs it; ninja compiles in parallel."""
 
     def build_extension(self, ext):
-        root = Path(__file__).resolve().parent
         temp = Path(self.build_temp).resolve()
         temp.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
+        (temp / "build.ninja").write_text(ninja_file(ext.sources, target))
+        subprocess.run([*ninja_command(), "-C", str(temp)], check=True)
 
-        includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
-        lines = [
-            f"cxx = {compiler()}",
-            "rule cxx",
-            "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "rule link",
-            "  command = $cxx -shared -fopenmp $in -o $out",
-        ]
-        objects = []
-        for source in ext.sources:
-            obj = Path(source).with_suffix(".o").name
-            flags = CXX_FLAGS + includes + ISA_FLAGS.get(Path(source).stem, [])
-            flags += shlex.split(os.environ.get("CXXFLAGS", ""))
-            lines += [f"build {obj}: cxx {escape(root / source)}", f"  flags = {shlex.join(flags)}"]
-            objects.append(obj)
-        lines += [f"build {escape(target)}: link {' '.join(objects)}", ""]
-        (temp / "build.ninja").write_text("\n".join(lines))
-        subprocess.run([*ninja(), "-C", str(temp)], check=True)
+
+def ninja_file(sources, target):
+    cxx = cxx_command()
+    cuda_sources = [str(path) for path in sorted(Path("csrc").rglob("*.cu"))]
+    nvcc = nvcc_command(cxx) if cuda_sources else None
+    user_flags = shlex.split(os.environ.get("EDGEPOP_CXXFLAGS", ""))
+    cxx_flags = shlex.split(os.environ.get("CXXFLAGS", "")) + CXX_FLAGS + include_flags()
+    link = [*cxx, "-fopenmp", *user_flags]
+    if nvcc:
+        sources = sources + cuda_sources
+        cxx_flags += ["-DEDGEPOP_CUDA"]
+        # nvcc links its static runtime, so that the wheel loads on machines without CUDA.
+        link = nvcc + ["-Xcompiler=" + flag.replace(",", "\\,") for flag in link[len(cxx) :]]
+
+    edges, objects = [], []
+    for source in map(Path, sources):
+        obj = escape(source.relative_to("csrc").with_suffix(".o"))
+        if source.suffix == ".cu":
+            rule, flags = "nvcc", CUDA_FLAGS + cuda_arch_flags()
+        else:
+            rule, flags = "cxx", cxx_flags + ISA_FLAGS.get(source.stem, []) + user_flags
+        edges += [f"build {obj}: {rule} {escape(ROOT / source)}", f"  flags = {shlex.join(flags)}"]
+        objects.append(obj)
+    edges += [f"build {escape(target)}: link {' '.join(objects)}", ""]
+    rules = RULES.format(cxx=shlex.join(cxx), nvcc=shlex.join(nvcc or ["nvcc"]), link=shlex.join(link))
+    return rules + "\n".join(edges)
+
+
+def cxx_command():
+    named = os.environ.get("CXX")
+    for candidate in [named] if named else ["g++", "c++", "clang++"]:
+        command = shlex.split(candidate)
+        if shutil.which(command[0]):
+            return command
+    missing = f"CXX={named} was not found" if named else "none of g++, c++, clang++ is on PATH"
+    sys.exit(f"edgepop_kernels needs a C++17 compiler, and {missing}. Debian: apt-get install g++; or set CXX.")
+
+
+def nvcc_command(cxx):
+    """nvcc with `cxx` as its host compiler; None where CUDA is left out."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
+    if home and not nvcc:
+        sys.exit(f"edgepop_kernels: CUDA_HOME={home} has no bin/nvcc. Correct it, or unset it to build without CUDA.")
+    if not nvcc or not cuda_arch_flags():
+        return None
+    host = [word for word in cxx if not word.startswith("-")][-1]  # g++ in "ccache g++ -m64"
+    return [nvcc, "-ccbin", host]
+
+
+def cuda_arch_flags():
+    flags = []
+    for arch in os.environ.get("EDGEPOP_CUDA_ARCHS", "80 90+PTX").replace(",", " ").split():
+        match = re.fullmatch(r"(\d{2,3}[af]?)(\+PTX)?", arch)
+        if not match:
+            sys.exit(f'EDGEPOP_CUDA_ARCHS: expected entries like 80, 90a or 90+PTX, got "{arch}"')
+        number, ptx = match.groups()
+        code = f"[sm_{number},compute_{number}]" if ptx else f"sm_{number}"
+        flags.append(f"-gencode=arch=compute_{number},code={code}")
+    return flags
+
+
+def include_flags():
+    python = sysconfig.get_path("include")
+    if not Path(python, "Python.h").exists():
+        sys.exit(f"edgepop_kernels needs Python.h, and {python} has none. Debian: apt-get install python3-dev.")
+    return [f"-I{pybind11.get_include()}", f"-I{python}"]
+
+
+def ninja_command():
+    try:
+        import ninja
+    except ImportError:
+        if not shutil.which("ninja"):
+            sys.exit("edgepop_kernels is built with ninja: pip install ninja")
+        return ["ninja"]
+    return [str(Path(ninja.BIN_DIR) / "ninja")]
 
 
 def escape(path):
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+    return re.sub(r"([$ :])", r"$\1", str(path))
 
 
-def ninja():
-    try:
-        import ninja as package
-    except ImportError:
-        return ["ninja"]
-    return [str(Path(package.BIN_DIR) / "ninja")]
-
-
-def sources():
-    found = sorted(str(p) for p in Path("csrc").rglob("*.cpp"))
-    return found if X86 else [s for s in found if Path(s).stem not in ISA_FLAGS or "portable" in s]
+def cpp_sources():
+    found = [str(path) for path in sorted(Path("csrc").rglob("*.cpp"))]
+    return [source for source in found if X86 or not ISA_FLAGS.get(Path(source).stem)]
 
 
 setup(
-    ext_modules=[Extension("edgepop_kernels._native", sources())],
+    ext_modules=[Extension("edgepop_kernels._native", cpp_sources())],
     cmdclass={"build_ext": NinjaBuild},
 )

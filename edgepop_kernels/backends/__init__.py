@@ -41,7 +41,7 @@ def backends() -> dict[str, str | None]:
     return {name: backend.unavailable() for name, backend in _BACKENDS.items()}
 
 
-class use_backend:  # noqa: N801 - used as a function and as a context manager, like torch.set_grad_enabled
+class use_backend:  # used as a function and as a context manager, like torch.set_grad_enabled
     """Chooses the backend of all following calls, in every thread; as a context manager, until the block ends.
 
     name: "auto" (the default: the fastest that accepts the call), or a key of ``backends()``. A named backend that is

@@ -1,0 +1,25 @@
+"""What every test gets: seeded generators, NaN in uninitialised memory, and CUDA only where there is a device."""
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("edgepop", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("edgepop")
+
+# torch.empty hands out NaN (the largest value for integers), so an output that a kernel did not write whole shows.
+torch.use_deterministic_algorithms(True, warn_only=True)
+torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
