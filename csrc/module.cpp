@@ -69,6 +69,11 @@ void conv_backward_weight(const ConvArg& geometry, const TensorArg& dy, const Te
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of edgepop_kernels. Private: use edgepop_kernels.masked_linear and its siblings.";
+#if defined(__clang__)
+  m.attr("compiler") = __VERSION__;
+#else
+  m.attr("compiler") = "GCC " __VERSION__;
+#endif
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);

@@ -1,0 +1,36 @@
+"""The command line: ``python -m edgepop_kernels``, also installed as ``edgepop``.
+
+``doctor`` runs with torch alone, so that it can report a broken environment. The other commands belong to the
+recipes, which need the extra ``train``.
+"""
+
+import sys
+
+from . import doctor
+
+
+def main() -> None:
+    if sys.argv[1:] == ["doctor"]:
+        print(doctor.report())
+        return
+    try:
+        from .recipes.cli import app
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == __package__:
+            raise
+        print(
+            f"edgepop: every command but `doctor` needs {error.name}: pip install 'edgepop_kernels[train]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+    @app.command("doctor")
+    def _doctor():
+        """Report versions, CPU, GPUs, threads, and which backends run here."""
+        print(doctor.report())
+
+    app(prog_name="edgepop")
+
+
+if __name__ == "__main__":
+    main()
