@@ -1,0 +1,134 @@
+"""What the fused layers are compared with: the same mask made by sorting, by kthvalue, and no mask at all.
+
+Each column of a row starts from the same weights and scores. The baselines are written from the published definitions
+(Ramanujan et al. 2020, hidden-networks' GetSubnet and GetSubnetFaster) and given every courtesy: they rank a view of
+the scores in memory order, so that channels_last costs them no copy, and keep the threshold on the device.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import edgepop_kernels as ek
+
+
+def in_memory_order(t: torch.Tensor) -> torch.Tensor:
+    """A one-dimensional view of a dense tensor, contiguous or channels_last."""
+    if t.is_contiguous():
+        return t.view(-1)
+    return t.permute(0, 2, 3, 1).view(-1)
+
+
+def sorted_order(scores: torch.Tensor) -> torch.Tensor:
+    return in_memory_order(scores).sort().indices
+
+
+def kth_score(scores: torch.Tensor, keep: float) -> torch.Tensor:
+    """The score at the quantile 1 - keep, GetSubnetFaster's threshold."""
+    flat = in_memory_order(scores)
+    return flat.kthvalue(1 + round((1 - keep) * (flat.numel() - 1))).values
+
+
+class GetSubnet(torch.autograd.Function):
+    """Sort, then write the first int((1 - keep) n) zeros and the other ones; straight-through backward."""
+
+    @staticmethod
+    def forward(ctx, magnitudes, keep):
+        order = sorted_order(magnitudes)
+        dropped = int((1 - keep) * order.numel())
+        mask = torch.empty_like(magnitudes)
+        flat = in_memory_order(mask)
+        flat[order[:dropped]] = 0
+        flat[order[dropped:]] = 1
+        return mask
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class GetSubnetFaster(torch.autograd.Function):
+    """Compare with the kth value; straight-through backward."""
+
+    @staticmethod
+    def forward(ctx, magnitudes, keep):
+        return (magnitudes >= kth_score(magnitudes, keep)).to(magnitudes.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class MaskedLayer(nn.Module):
+    """A torch layer called on weight * mask, the mask made anew by ``subnet`` in every forward pass."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, scores: torch.Tensor, keep: float, subnet):
+        super().__init__()
+        self.layer, self.keep, self.subnet = layer.requires_grad_(False), keep, subnet
+        self.scores = nn.Parameter(scores)
+
+    def forward(self, x):
+        layer = self.layer
+        weight = layer.weight * self.subnet.apply(self.scores.abs(), self.keep)
+        if isinstance(layer, nn.Linear):
+            return F.linear(x, weight, layer.bias)
+        return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _baseline(model: nn.Sequential, scores: list[torch.Tensor], keep: float, subnet) -> nn.Sequential:
+    remaining = iter(scores)
+    layers = [
+        MaskedLayer(m, next(remaining), keep, subnet) if isinstance(m, (nn.Linear, nn.Conv2d)) else m for m in model
+    ]
+    return nn.Sequential(*layers)
+
+
+def _fused(model: nn.Sequential, scores: list[torch.Tensor], keep: float) -> nn.Sequential:
+    ek.convert(model, ek.TopK(keep))
+    masked = [m for m in model if hasattr(m, "scores")]
+    for m, s in zip(masked, scores, strict=True):
+        m.scores.data.copy_(s)
+    if len(masked) > 1:
+        ek.share_selection(model)
+    return model
+
+
+def model_of(column: str, template: Callable[[], nn.Sequential], keep: float, device: torch.device) -> nn.Sequential:
+    """``template()`` with its layers masked the way ``column`` does it; same weights and scores in every column."""
+    torch.manual_seed(0)
+    model = template().to(device)
+    weights = [m.weight for m in model if isinstance(m, (nn.Linear, nn.Conv2d))]
+    scores = [nn.init.kaiming_uniform_(torch.empty_like(w), a=5**0.5) for w in weights]
+    if column == "dense":
+        return model
+    if column in ("fused", "staged"):
+        return _fused(model, scores, keep)
+    if column == "GetSubnet":
+        return _baseline(model, scores, keep, GetSubnet)
+    faster = _baseline(model, scores, keep, GetSubnetFaster)
+    return torch.compile(faster) if column == "compile" else faster
+
+
+def backend_of(column: str, device: torch.device) -> str:
+    """The backend a column must run on; naming it means that a missing kernel fails instead of timing the reference."""
+    if column == "staged":
+        return "staged"
+    if device.type == "cpu":
+        return "native"
+    usable = [name for name in ("cuda", "triton") if ek.backends()[name].available]
+    return usable[0] if usable else "cuda"
+
+
+def on_backend(column: str, device: torch.device, call: Callable) -> Callable:
+    """``call`` under the column's backend; the baselines and the dense layer pass through."""
+    if column not in ("fused", "staged"):
+        return call
+    backend = backend_of(column, device)
+
+    def run():
+        with ek.use_backend(backend):
+            return call()
+
+    return run

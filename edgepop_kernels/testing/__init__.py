@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: inputs, error bounds, canary buffers, and an oracle written from the definition."""
