@@ -111,22 +111,15 @@ def model_of(column: str, template: Callable[[], nn.Sequential], keep: float, de
     return torch.compile(faster) if column == "compile" else faster
 
 
-def backend_of(column: str, device: torch.device) -> str:
-    """The backend a column must run on; naming it means that a missing kernel fails instead of timing the reference."""
-    if column == "staged":
-        return "staged"
+def fused_backend(device: torch.device) -> str:
+    """The backend of the fused column, by name: a missing kernel then fails instead of timing the reference."""
     if device.type == "cpu":
         return "native"
-    usable = [name for name in ("cuda", "triton") if ek.backends()[name].available]
-    return usable[0] if usable else "cuda"
+    found = ek.backends()
+    return next((name for name in ("cuda", "triton") if found.get(name, "not built") is None), "cuda")
 
 
-def on_backend(column: str, device: torch.device, call: Callable) -> Callable:
-    """``call`` under the column's backend; the baselines and the dense layer pass through."""
-    if column not in ("fused", "staged"):
-        return call
-    backend = backend_of(column, device)
-
+def on_backend(backend: str, call: Callable) -> Callable:
     def run():
         with ek.use_backend(backend):
             return call()

@@ -1,0 +1,94 @@
+"""Benchmarks: ``pytest benchmarks/ --benchmark-only``. Every row is checked against the oracle, then timed interleaved."""
+
+import pytest
+import torch
+from measure import interleave, replay, replayed_seconds
+from report import Result, print_table, write_results
+from rows import LAYER_COLUMNS, Setup
+
+import edgepop_kernels as ek
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("edgepop_kernels benchmarks")
+    group.addoption("--full", action="store_true", help="every shape; without it a set of under five minutes on 2 cores")
+    group.addoption("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    group.addoption("--backend", help="backend of the fused column (default: native; on CUDA the first of cuda, triton)")
+    group.addoption("--compile", action="store_true", help="add the column torch.compile(GetSubnetFaster)")
+    group.addoption("--results", metavar="FILE", help="write the table, the machine and the versions as JSON")
+
+
+def pytest_configure(config):
+    # One table at the end instead of pytest-benchmark's, which --benchmark-verbose brings back.
+    config.option.benchmark_quiet = True
+    config.stash[_ARENA] = Arena(config)
+
+
+def pytest_generate_tests(metafunc):
+    option = metafunc.config.getoption
+    cases = []
+    for row in metafunc.module.ROWS:
+        if row.full and not option("--full"):
+            continue
+        marks = pytest.mark.benchmark(group=f"{_group(metafunc.module)}: {row}", timer=replayed_seconds)
+        cases += [
+            pytest.param(row, column, id=f"{row}-{column}".replace(" ", "-"), marks=marks)
+            for column in _columns(row, option("--compile"))
+        ]
+    metafunc.parametrize(("row", "column"), cases)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    results = config.stash[_ARENA].results
+    if not results:
+        return
+    print_table(terminalreporter, results)
+    if config.getoption("--results"):
+        write_results(config.getoption("--results"), config.stash[_ARENA].setup, results)
+
+
+@pytest.fixture
+def arena(request):
+    return request.config.stash[_ARENA]
+
+
+def _group(module):
+    return module.__name__.rpartition("_")[2]
+
+
+def _columns(row, with_compile):
+    if row.columns != LAYER_COLUMNS:
+        return row.columns
+    staged = ("staged",) if ek.backends().get("staged", "not built") is None else ()
+    return (*row.columns, *staged, *(("compile",) if with_compile else ()))
+
+
+class Arena:
+    """Holds the samples of the row in hand: the first column that asks has all columns checked and timed."""
+
+    def __init__(self, config):
+        device = torch.device(config.getoption("--device"))
+        self.setup = Setup(device, config.getoption("--backend"))
+        self.results = []
+        self._with_compile = config.getoption("--compile")
+        self._row = self._samples = None
+
+    def enter(self, row, column, benchmark):
+        """Replay the samples of ``column`` into ``benchmark``; every column of a row that failed its check fails."""
+        if row is not self._row:
+            self._row, self._samples = row, None
+            self._samples = self._run(row, benchmark.group.partition(":")[0])
+        if self._samples is None:
+            pytest.fail(f"no time for {row}: it failed before it could be measured, see its first column")
+        benchmark.extra_info.update(row=str(row), column=column)
+        replay(benchmark, self._samples[column])
+
+    def _run(self, row, group):
+        contest = row.contest(_columns(row, self._with_compile), self.setup)
+        contest.check()
+        samples = interleave(contest.columns, self.setup.device, row.budget_s)
+        self.results.append(Result.of(group, row, contest, samples))
+        return samples
+
+
+_ARENA = pytest.StashKey[Arena]()

@@ -1,0 +1,99 @@
+"""The table of ratios at the end of a benchmark run, and the same as JSON."""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import edgepop_kernels as ek
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: medians in seconds and rounds of every column, and what the fused column achieves."""
+
+    group: str
+    row: str
+    median_s: dict[str, float]
+    rounds: dict[str, int]
+    ratio: dict[str, float]  # column / fused: above 1 where fused is faster
+    gflops: float | None
+    gbytes: float | None
+
+    @classmethod
+    def of(cls, group, row, contest, samples):
+        median = {name: statistics.median(s) for name, s in samples.items()}
+        fused = median["fused"]
+        return cls(
+            group,
+            str(row),
+            median,
+            {name: len(s) for name, s in samples.items()},
+            {name: m / fused for name, m in median.items() if name != "fused"},
+            contest.flops / fused / 1e9 if contest.flops else None,
+            contest.bytes_read / fused / 1e9 if contest.bytes_read else None,
+        )
+
+
+def print_table(terminal, results):
+    terminal.section("medians of fused, and each column's multiple of it")
+    columns = list(dict.fromkeys(name for r in results for name in r.ratio if name != "read"))
+    head = ["", "fused ms", *columns, "GFLOP/s", "GB/s", "reads"]
+    lines = [head]
+    for r in results:
+        ratios = [f"{r.ratio[c]:.2f}x" if c in r.ratio else "" for c in columns]
+        reads = f"{1 / r.ratio['read']:.2f}" if "read" in r.ratio else ""
+        speed = [f"{v:.1f}" if v else "" for v in (r.gflops, r.gbytes)]
+        lines.append([f"{r.group} {r.row}", f"{r.median_s['fused'] * 1e3:.3f}", *ratios, *speed, reads])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for name, *cells in lines:
+        terminal.write_line("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:]))]))
+    terminal.write_line("reads: time of fused in units of one read of the same scores (torch.sum)")
+
+
+def write_results(path, setup, results):
+    record = {**environment(setup), "rows": [asdict(r) for r in results]}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def environment(setup):
+    """What a reader needs to judge the numbers: processor, threads, instruction set, versions, commit."""
+    cuda = setup.device.type == "cuda"
+    return {
+        "command": " ".join(["pytest", *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name(setup.device) if cuda else _processor(),
+        "threads": torch.get_num_threads(),
+        "backends": ek.backends(),
+        "versions": {
+            "edgepop_kernels": ek.__version__,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if cuda else None,
+            "python": platform.python_version(),
+        },
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _processor():
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*command):
+    """The command's output, or None outside a git checkout."""
+    try:
+        run = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()

@@ -1,0 +1,22 @@
+"""A masked convolution, channels_last, without bias, padding kernel // 2, keep 0.5."""
+
+import torch
+from rows import ConvRow
+
+ROWS = [
+    ConvRow(dtype, backward, shape, full=full)
+    for shape, full in (
+        ((16, 64, 32, 64, 3, 1), False),
+        ((16, 128, 16, 128, 3, 1), False),
+        ((8, 256, 28, 128, 1, 1), False),
+        ((8, 128, 28, 256, 3, 2), False),
+        ((8, 256, 14, 256, 3, 1), True),
+        ((16, 512, 4, 512, 3, 1), True),
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+    for backward in (False, True)
+]
+
+
+def test_conv(row, column, arena, benchmark):
+    arena.enter(row, column, benchmark)

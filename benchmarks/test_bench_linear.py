@@ -1,0 +1,20 @@
+"""A masked linear layer, without bias, keep 0.5."""
+
+import torch
+from rows import LinearRow
+
+ROWS = [
+    LinearRow(dtype, backward, shape, full=full)
+    for shape, full in (
+        ((128, 1024, 1024), False),
+        ((128, 8192, 256), False),
+        ((512, 2048, 2048), False),
+        ((32, 4096, 4096), True),
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+    for backward in (False, True)
+]
+
+
+def test_linear(row, column, arena, benchmark):
+    arena.enter(row, column, benchmark)

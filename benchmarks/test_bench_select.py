@@ -1,0 +1,35 @@
+"""Selection: the cut of |scores|, against a sort, kthvalue, and one read of the scores by torch.sum."""
+
+from rows import SelectRow
+
+RESNET50 = (  # the 54 masked layers of ResNet-50 (bottlenecks 3, 4, 6, 3): 25.5 million scores
+    [3 * 64 * 49]
+    + [
+        n
+        for width, blocks, before in ((64, 3, 64), (128, 4, 256), (256, 6, 512), (512, 3, 1024))
+        for block in range(blocks)
+        for n in (
+            (width * (before if block == 0 else 4 * width), width * width * 9, 4 * width * width)
+            + ((before * 4 * width,) if block == 0 else ())
+        )
+    ]
+    + [2048 * 1000]
+)
+
+ROWS = [
+    SelectRow(label, tuple(sizes), warm, kind, full)
+    for label, sizes, kind, full in (
+        ("36,864", [36_864], "normal", False),
+        ("589,824", [589_824], "normal", False),
+        ("2,359,296", [2_359_296], "normal", False),
+        ("2,359,296", [2_359_296], "few", True),
+        ("2,359,296", [2_359_296], "equal", True),
+        ("16,777,216", [16_777_216], "normal", True),
+        ("ResNet-50", RESNET50, "normal", True),
+    )
+    for warm in (False, True)
+]
+
+
+def test_select(row, column, arena, benchmark):
+    arena.enter(row, column, benchmark)
