@@ -1,4 +1,4 @@
-"""Benchmarks: ``pytest benchmarks/ --benchmark-only``. Every row is checked against the oracle, then timed interleaved."""
+"""``pytest benchmarks/ --benchmark-only``: every row is checked against the oracle, then its columns are timed."""
 
 import pytest
 import torch
@@ -11,9 +11,13 @@ import edgepop_kernels as ek
 
 def pytest_addoption(parser):
     group = parser.getgroup("edgepop_kernels benchmarks")
-    group.addoption("--full", action="store_true", help="every shape; without it a set of under five minutes on 2 cores")
+    group.addoption(
+        "--full", action="store_true", help="every shape; without it a set of under five minutes on 2 cores"
+    )
     group.addoption("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    group.addoption("--backend", help="backend of the fused column (default: native; on CUDA the first of cuda, triton)")
+    group.addoption(
+        "--backend", help="backend of the fused column (default: native; on CUDA the first of cuda, triton)"
+    )
     group.addoption("--compile", action="store_true", help="add the column torch.compile(GetSubnetFaster)")
     group.addoption("--results", metavar="FILE", help="write the table, the machine and the versions as JSON")
 

@@ -1,8 +1,8 @@
 """Interleaved timing, and its hand-over to pytest-benchmark.
 
-On a machine that others use too, two columns timed one after the other differ by the machine's mood. Here every column
-of a row is timed in every round, in a shuffled order, so that mood and cache contents are shared; only ratios of medians
-within one row mean anything. pytest-benchmark then receives each column's samples through a clock that replays them.
+On a machine that others use too, two columns timed one after the other differ by the machine's mood. Here the columns
+of a row take turns, in a shuffled order, so that mood and cache contents are shared; only ratios of medians within one
+row mean anything. pytest-benchmark then receives each column's samples through a clock that replays them.
 """
 
 import gc
@@ -45,8 +45,13 @@ def _cuda_sample(call, repeat, scratch):
     return start.elapsed_time(end) / 1e3
 
 
-def interleave(columns: dict[str, Callable], device: torch.device, budget_s: float, seed: int = 0) -> dict[str, list[float]]:
-    """Seconds of each sample of each column; a column gets about ``budget_s``, and its rounds spread over all rounds."""
+def interleave(
+    columns: dict[str, Callable], device: torch.device, budget_s: float, seed: int = 0
+) -> dict[str, list[float]]:
+    """Seconds of each sample of each column; a column gets about ``budget_s``, its rounds spread over all rounds.
+
+    On a machine that turns slow under way, rounds end early once every column has had MIN_ROUNDS.
+    """
     sample = _cuda_sample if device.type == "cuda" else _cpu_sample
     scratch = torch.empty(2**28, dtype=torch.uint8, device=device) if device.type == "cuda" else None
     rounds, repeat = {}, {}
@@ -59,12 +64,15 @@ def interleave(columns: dict[str, Callable], device: torch.device, budget_s: flo
     samples = {name: [] for name in columns}
     shuffle = random.Random(seed).shuffle
     total = max(rounds.values())
+    deadline = time.perf_counter() + 3 * budget_s * len(columns)
     gc.collect()
     gc.disable()
     try:
         for turn in range(total):
             due = [n for n, r in rounds.items() if (turn + 1) * r // total > turn * r // total]
             shuffle(due)
+            if time.perf_counter() > deadline and min(map(len, samples.values())) >= MIN_ROUNDS:
+                break
             for name in due:
                 samples[name].append(sample(columns[name], repeat[name], scratch))
     finally:

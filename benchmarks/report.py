@@ -52,7 +52,8 @@ def print_table(terminal, results):
         lines.append([f"{r.group} {r.row}", f"{r.median_s['fused'] * 1e3:.3f}", *ratios, *speed, reads])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for name, *cells in lines:
-        terminal.write_line("  ".join([name.ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells, widths[1:]))]))
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        terminal.write_line("  ".join([name.ljust(widths[0]), *padded]))
     terminal.write_line("reads: time of fused in units of one read of the same scores (torch.sum)")
 
 

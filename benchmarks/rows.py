@@ -1,6 +1,7 @@
 """The rows of the table: which layer, shape, dtype and pass; what each column of a row runs; what is checked first."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -39,12 +40,6 @@ def _pass_name(dtype, backward):
 def _autocast(dtype, device):
     """Reduced precision is autocast over float32 weights, as in training."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32)
-
-
-def _flops(call):
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return float(counter.get_total_flops())
 
 
 @dataclass(frozen=True)
@@ -101,8 +96,9 @@ class LayerRow:
         x = torch.randn(self.x_shape, generator=inputs.generator(1)).to(device, self.dtype, memory_format=memory_format)
         x.requires_grad_(self.backward)
         models = {column: model_of(column, self.template, KEEP, device) for column in columns}
-        with torch.no_grad():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             y = models["dense"](x.float())
+        flops = float(counter.get_total_flops()) * (3 if self.backward else 1)  # y, dx and dW are products of one size
         dy = torch.randn(y.shape, generator=inputs.generator(2)).to(device, self.dtype, memory_format=memory_format)
 
         def call_of(column):
@@ -129,7 +125,7 @@ class LayerRow:
             for name, out, ref in zip(("y", "dx", "dscores"), got, (want.y, want.dx, want.dscores), strict=False):
                 assert_close(name, out, ref, self.dtype)
 
-        return Contest(check, calls, flops=_flops(calls["dense"]))
+        return Contest(check, calls, flops)
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,12 @@ def conv4():
     """Conv4 of Ramanujan et al. 2020 for 32x32 images: no biases, 2.4 million weights."""
 
     def pair(a, b):
-        return nn.Conv2d(a, b, 3, padding=1, bias=False), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1, bias=False), nn.ReLU()
+        return (
+            nn.Conv2d(a, b, 3, padding=1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(b, b, 3, padding=1, bias=False),
+            nn.ReLU(),
+        )
 
     convs = (*pair(3, 64), nn.MaxPool2d(2), *pair(64, 128), nn.MaxPool2d(2), nn.Flatten())
     return nn.Sequential(*convs, *_mlp(8192, 256, 256, 10)).to(memory_format=torch.channels_last)
@@ -190,7 +191,7 @@ def mlp():
 
 def _mlp(*features):
     layers = []
-    for a, b in zip(features, features[1:]):
+    for a, b in pairwise(features):
         layers += [nn.Linear(a, b, bias=False), nn.ReLU()]
     return layers[:-1]
 
@@ -249,4 +250,6 @@ class TrainRow:
             assert_close("logits", out, want, self.dtype, factor=depth**0.5)
 
         calls = {column: call_of(column) for column in columns}
-        return Contest(check, calls, flops=_flops(calls["dense"]))
+        with FlopCounterMode(display=False) as counter:
+            calls["dense"]()
+        return Contest(check, calls, float(counter.get_total_flops()))

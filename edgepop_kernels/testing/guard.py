@@ -18,7 +18,7 @@ class Guarded:
     """
 
     def __init__(self, like: torch.Tensor, margin: int = MARGIN):
-        span = 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride())) if like.numel() else 0
+        span = 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True)) if like.numel() else 0
         size = span + 2 * margin
         bytes_ = torch.full((size * like.element_size(),), 0xFF, dtype=torch.uint8, device=like.device)
         buffer = bytes_.view(like.dtype)
@@ -39,7 +39,9 @@ class Guarded:
         touched = (self._bytes != 0xFF).any(1) & self._canary
         if touched.any():
             first = int(touched.nonzero()[0]) - self._margin
-            raise AssertionError(f"{name}: {int(touched.sum())} elements outside it were overwritten, first at {first:+d}")
+            raise AssertionError(
+                f"{name}: {int(touched.sum())} elements outside it were overwritten, first at {first:+d}"
+            )
 
 
 @contextmanager

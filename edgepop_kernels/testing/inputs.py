@@ -172,14 +172,15 @@ class ConvCase(Draw):
         return self.batch, self.out_channels, *self._out_size()
 
     def _out_size(self):
-        geometry = zip(self.size, self.kernel, self.stride, self.padding, self.dilation)
+        geometry = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in geometry)
 
     @property
     def valid(self):
-        reflect = self.padding_mode != "reflect" or all(p < n for p, n in zip(self.padding, self.size))
-        wrap = self.padding_mode != "circular" or all(p <= n for p, n in zip(self.padding, self.size))
-        return reflect and wrap and min(self._out_size()) > 0
+        """Whether torch takes it: reflected padding is shorter than the image, circular padding no longer."""
+        room = {"reflect": -1, "circular": 0}.get(self.padding_mode, max(self.padding))
+        fits = all(p <= n + room for p, n in zip(self.padding, self.size, strict=True))
+        return fits and min(self._out_size()) > 0
 
     @property
     def shape_id(self):
@@ -235,7 +236,9 @@ def linear_cases(count: int, seed: int = 0) -> list[LinearCase]:
     cases = []
     for i in range(count):
         rows = r.choice([(1,), (r.randint(2, 9),), (r.randint(10, 70),), (2, 3), (3, 1, 5), (67,), (129,)])
-        case = LinearCase(**_draw(r, len(rows) + 1, i), rows=rows, in_features=r.choice(FEATURES), out_features=r.choice(FEATURES))
+        case = LinearCase(
+            **_draw(r, len(rows) + 1, i), rows=rows, in_features=r.choice(FEATURES), out_features=r.choice(FEATURES)
+        )
         cases.append(_with_enough_outputs(case, "rows"))
     return cases
 
@@ -247,7 +250,9 @@ def conv_cases(count: int, seed: int = 0) -> list[ConvCase]:
         kind = r.choices(["dense", "grouped", "depthwise"], weights=[4, 2, 1])[0]
         groups = 1 if kind == "dense" else r.choice([2, 3, 4, 8])
         per_in = 1 if kind == "depthwise" else r.choice(CHANNELS) if kind == "dense" else r.choice([1, 2, 3, 8])
-        per_out = r.choice([1, 2]) if kind == "depthwise" else r.choice(CHANNELS) if kind == "dense" else r.choice([1, 3, 8])
+        per_out = (
+            r.choice([1, 2]) if kind == "depthwise" else r.choice(CHANNELS) if kind == "dense" else r.choice([1, 3, 8])
+        )
         kernel = r.choice([(1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (1, 3), (3, 1), (2, 2), (7, 3)])
         mode = r.choices(["zeros", "reflect", "replicate", "circular"], weights=[7, 1, 1, 1])[0]
         case = ConvCase(

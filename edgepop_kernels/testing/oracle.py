@@ -110,9 +110,8 @@ def answer(
     learned = scores is not None and not isinstance(rule, Frozen)
     scores = scores.detach().double().requires_grad_() if learned else scores
     y = layer(x, effective_weight(weight, scores, rule, m), bias)
-    leaves = [t for t in (x, weight, scores if learned else None, bias) if t is not None]
-    grads = dict(zip(map(id, leaves), torch.autograd.grad(y, leaves, torch.ones_like(y) if dy is None else dy.double())))
-    return Answer(y.detach(), *(grads.get(id(t)) for t in (x, weight, scores, bias)))
+    y.backward(torch.ones_like(y) if dy is None else dy.double())
+    return Answer(y.detach(), x.grad, weight.grad, *(None if t is None else t.grad for t in (scores, bias)))
 
 
 def linear(x, weight, bias):

@@ -32,7 +32,9 @@ def assert_close(name: str, out: torch.Tensor, ref: torch.Tensor, dtype: torch.d
     assert out.shape == ref.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref.shape)}"
     error, bound = relative_error(out, ref), factor * RELATIVE_BOUND[dtype]
     if not error <= bound:
-        raise AssertionError(f"{name}: relative error {error:.3g}, bound {bound:.3g} ({dtype}); {_where(out, ref, bound)}")
+        raise AssertionError(
+            f"{name}: relative error {error:.3g}, bound {bound:.3g} ({dtype}); {_where(out, ref, bound)}"
+        )
 
 
 def assert_same_bits(name: str, out: torch.Tensor, ref: torch.Tensor) -> None:
