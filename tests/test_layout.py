@@ -1,0 +1,84 @@
+"""The architecture, held by a test: which file may import which."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import edgepop_kernels
+
+PACKAGE = Path(edgepop_kernels.__file__).parent
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+
+# A module imports only what stands before it.
+ORDER = ["reference", "rules", "cut", "checks", "backends", "ops", "autograd", "functional", "init", "nn", "convert"]
+# Users of the public API, who import the package itself; `also` is what else of it they may name.
+USERS = {"recipes": set(), "testing": {"rules"}, "doctor": {"backends"}, "__main__": {"doctor", "recipes"}}
+INTERFACE_LIBRARIES = {"typer", "rich", "click"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path):
+    """The first component under the package: what ORDER and USERS name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Dotted names of what a file imports, relative ones resolved; `from . import a` counts as importing `a`."""
+    package = ("edgepop_kernels", *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def own_modules(path):
+    """First components under the package that a file imports; "" for the package itself."""
+    for name in imported(path):
+        root, *rest = name.split(".")
+        if root == "edgepop_kernels":
+            module = rest[0] if rest else ""
+            yield module if (PACKAGE / module).is_dir() or (PACKAGE / f"{module}.py").exists() else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    module = module_of(path)
+    if module == "__init__":
+        return
+    others = set(own_modules(path)) - {module}
+    if module in USERS:
+        assert others <= USERS[module] | {""}
+    else:
+        assert module in ORDER, f"{module} is new: give it a place in ORDER or USERS"
+        assert others <= set(ORDER[: ORDER.index(module)])
+
+
+def test_the_reference_imports_nothing_of_ours():
+    assert not set(own_modules(PACKAGE / "reference.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_recipes_speak_to_a_terminal(path):
+    roots = {name.partition(".")[0] for name in imported(path)}
+    assert module_of(path) == "recipes" or not roots & INTERFACE_LIBRARIES
+
+
+def test_native_sources_know_neither_torch_nor_python():
+    includes = {
+        path.relative_to(CSRC): re.findall(r'^\s*#\s*include\s*[<"](.+?)[>"]', path.read_text(), re.MULTILINE)
+        for path in CSRC.rglob("*")
+        if path.is_file()
+    }
+    assert includes
+    for path, names in includes.items():
+        assert not [name for name in names if name.startswith(("torch/", "ATen/", "c10/"))], path
+        if str(path) != "module.cpp":
+            assert not [name for name in names if name.startswith(("pybind11/", "Python.h"))], path
+        if path.parts[0] == "common":
+            assert not [name for name in names if name.startswith("../")], path
