@@ -149,7 +149,8 @@ def cpp_sources():
     return [source for source in found if X86 or not ISA_FLAGS.get(Path(source).stem)]
 
 
-setup(
-    ext_modules=[Extension("edgepop_kernels._native", cpp_sources())],
-    cmdclass={"build_ext": NinjaBuild},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("edgepop_kernels._native", cpp_sources())],
+        cmdclass={"build_ext": NinjaBuild},
+    )

@@ -1,0 +1,248 @@
+"""The build: what is compiled with which flags, what a wheel and an sdist hold, what is said where a tool is missing.
+
+Compilers are stand-ins that write down their arguments, so that the whole build takes a second. Nothing here needs
+network: the build requirements belong to the extra `test`.
+"""
+
+import json
+import os
+import platform
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import edgepop_kernels as ek
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "csrc", "edgepop_kernels")
+SOURCES += ("pyproject.toml", "setup.py", "tests")
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="checks the instruction sets of x86-64")
+
+RECORDER = """#!{python} -S
+import json, os, sys
+with open({log!r}, "a") as log:
+    log.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
+open(sys.argv[sys.argv.index("-o") + 1], "w").close()
+"""
+
+
+class Tree:
+    """A copy of the sources with stand-in compilers; runs setup.py in it."""
+
+    def __init__(self, folder):
+        self.root = folder / "tree"
+        self.log = folder / "log"
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.root.mkdir()
+        for name in SOURCES:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+            else:
+                shutil.copy(ROOT / name, self.root / name)
+
+    def compiler(self, name):
+        path = self.bin / name
+        path.write_text(RECORDER.format(python=sys.executable, log=str(self.log)))
+        path.chmod(0o755)
+        return str(path)
+
+    def run(self, *python, **environment):
+        """Python in the tree's root, with a PATH that holds the stand-ins only; returns what it wrote, both streams."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "CXXFLAGS", "CUDA_HOME") and "EDGEPOP" not in k}
+        return subprocess.run(
+            [sys.executable, *python],
+            cwd=self.root,
+            env=kept | {"PATH": str(self.bin)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    def build(self, **environment):
+        """Builds the module; returns the compilers' command lines, one list of words each."""
+        self.log.write_text("")
+        done = self.run("setup.py", "build_ext", **environment)
+        assert done.returncode == 0, done.stdout
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def hook(self, call):
+        """Runs one hook of the build backend, as pip does."""
+        done = self.run("-c", f"from setuptools import build_meta; build_meta.{call}", CXX=self.compiler("g++"))
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return Tree(tmp_path)
+
+
+def compiled(commands):
+    """Source file name -> its command."""
+    return {Path(c[c.index("-c") + 1]).name: c for c in commands if "-c" in c}
+
+
+def linked(commands):
+    (command,) = [c for c in commands if "-shared" in c]
+    return command
+
+
+def files(*folders, under):
+    return {str(p.relative_to(under)) for f in folders for p in (under / f).rglob("*") if p.is_file()}
+
+
+def test_sdist_holds_the_native_sources_and_the_tests(tree):
+    tree.hook("build_sdist('dist')")
+    (archive,) = (tree.root / "dist").iterdir()
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = files("csrc", "edgepop_kernels", "tests", under=tree.root) | {"LICENSE", "pyproject.toml", "setup.py"}
+    assert wanted <= held, wanted - held
+    assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
+
+
+def test_wheel_from_the_sdist_holds_the_package_and_nothing_else(tree, tmp_path):
+    tree.hook("build_sdist('dist')")
+    package = files("edgepop_kernels", under=tree.root)
+    (archive,) = (tree.root / "dist").iterdir()
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    tree.root = tmp_path / archive.name.removesuffix(".tar.gz")
+    tree.hook("build_wheel('dist')")
+    (wheel,) = (tree.root / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as zipped:
+        held = {name for name in zipped.namelist() if ".dist-info/" not in name}
+        info = {
+            name.partition("/")[2]: zipped.read(name).decode() for name in zipped.namelist() if ".dist-info/" in name
+        }
+    (module,) = held - package
+    assert held >= package
+    assert module.startswith("edgepop_kernels/_native.")
+    assert module.endswith(".so")
+    assert f"Version: {ek.__version__}" in info["METADATA"]
+    assert "Requires-Dist: torch>=2.11" in info["METADATA"].splitlines()
+    assert "edgepop = edgepop_kernels.__main__:main" in info["entry_points.txt"]
+    assert "licenses/LICENSE" in info
+
+
+@X86
+def test_every_source_is_compiled_once_with_the_flags_of_its_instruction_set(tree):
+    commands = tree.build(CXX=tree.compiler("g++"))
+    sources = {path.name for path in (ROOT / "csrc").rglob("*.cpp")}
+    by_source = compiled(commands)
+    assert set(by_source) == sources
+    assert len(commands) == len(sources) + 1
+    for source, command in by_source.items():
+        sets = {flag for flag in command if flag.startswith("-m")}
+        assert bool(sets) == source.startswith(("isa_avx", "isa_amx")), f"{source}: {sets}"
+        assert not any(flag.startswith(("-march", "-g")) for flag in command)
+        assert "-fvisibility=hidden" in command
+        assert "torch" not in " ".join(command[: command.index("-c")]).replace(str(ROOT), "")
+    assert "-mavx512bf16" in by_source["isa_avx512bf16.cpp"]
+    assert "-mavx512bf16" not in by_source["isa_avx512.cpp"]
+
+
+def test_other_processors_get_the_portable_unit_only(tree):
+    tree.compiler("g++")
+    script = (
+        "import platform, runpy; platform.machine = lambda: 'aarch64'; runpy.run_path('setup.py', run_name='__main__')"
+    )
+    (tree.root / "as_aarch64.py").write_text(script)
+    done = tree.run("as_aarch64.py", "build_ext")
+    assert done.returncode == 0, done.stdout
+    by_source = compiled([json.loads(line) for line in tree.log.read_text().splitlines()])
+    assert {name for name in by_source if name.startswith("isa_")} == {"isa_portable.cpp"}
+    assert not [flag for command in by_source.values() for flag in command if flag.startswith("-m")]
+
+
+def test_the_users_flags_go_before_ours_and_the_projects_after(tree):
+    cxx = tree.compiler("my-c++")
+    commands = tree.build(CXX=f"{cxx} -m64", CXXFLAGS="-O2 -g0", EDGEPOP_CXXFLAGS="-O1 -fsanitize=address,undefined")
+    for command in compiled(commands).values():
+        assert command[:2] == ["my-c++", "-m64"]
+        assert [flag for flag in command if flag.startswith("-O")] == ["-O2", "-O3", "-O1"]
+    assert "-fsanitize=address,undefined" in linked(commands)
+
+
+class TestCuda:
+    @pytest.fixture
+    def tree(self, tmp_path):
+        tree = Tree(tmp_path)
+        (tree.root / "csrc" / "cuda").mkdir(exist_ok=True)
+        (tree.root / "csrc" / "cuda" / "probe.cu").write_text("")
+        tree.compiler("g++")
+        return tree
+
+    def test_left_out_where_nvcc_is_not(self, tree):
+        commands = tree.build()
+        assert "probe.cu" not in compiled(commands)
+        assert not any("-DEDGEPOP_CUDA" in command for command in commands)
+        assert linked(commands)[0] == "g++"
+
+    def test_compiled_for_the_default_architectures(self, tree):
+        tree.compiler("nvcc")
+        commands = tree.build(EDGEPOP_CXXFLAGS="-fsanitize=address,undefined")
+        by_source = compiled(commands)
+        assert [flag for flag in by_source["probe.cu"] if flag.startswith("-gencode")] == [
+            "-gencode=arch=compute_80,code=sm_80",
+            "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+        ]
+        assert all("-DEDGEPOP_CUDA" in command for name, command in by_source.items() if name.endswith(".cpp"))
+        assert linked(commands)[0] == "nvcc"
+        assert r"-Xcompiler=-fsanitize=address\,undefined" in linked(commands)
+
+    def test_architectures_are_chosen_by_the_environment(self, tree):
+        tree.compiler("nvcc")
+        commands = tree.build(EDGEPOP_CUDA_ARCHS="90a")
+        assert "-gencode=arch=compute_90a,code=sm_90a" in compiled(commands)["probe.cu"]
+        assert "probe.cu" not in compiled(tree.build(EDGEPOP_CUDA_ARCHS=""))
+
+    def test_cuda_home_goes_before_path(self, tree, tmp_path):
+        home = tmp_path / "toolkit"
+        (home / "bin").mkdir(parents=True)
+        shutil.move(tree.compiler("nvcc"), home / "bin" / "nvcc")
+        assert "probe.cu" in compiled(tree.build(CUDA_HOME=str(home)))
+
+    @pytest.mark.parametrize(
+        ("environment", "sentence"),
+        [
+            ({"EDGEPOP_CUDA_ARCHS": "sm_90"}, 'expected entries like 80, 90a or 90+PTX, got "sm_90"'),
+            ({"CUDA_HOME": "/nonexistent"}, "CUDA_HOME=/nonexistent has no bin/nvcc"),
+        ],
+    )
+    def test_a_bad_setting_is_one_sentence(self, tree, environment, sentence):
+        tree.compiler("nvcc")
+        done = tree.run("setup.py", "--quiet", "build_ext", **environment)
+        assert done.returncode != 0
+        assert sentence in done.stdout
+        assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [({"CXX": "/nonexistent"}, "CXX=/nonexistent was not found"), ({}, "none of g++, c++, clang++ is on PATH")],
+)
+def test_a_missing_compiler_is_one_sentence(tree, environment, sentence):
+    done = tree.run("setup.py", "--quiet", "build_ext", **environment)
+    assert done.returncode != 0
+    assert sentence in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@X86
+def test_a_unit_shares_no_code_with_units_of_other_instruction_sets(tmp_path):
+    """A symbol that the linker may merge with another unit's could bring AVX-512 to a machine without it."""
+    build = runpy.run_path(str(ROOT / "setup.py"), run_name="build")
+    (tmp_path / "build.ninja").write_text(build["ninja_file"](["csrc/cpu/isa_avx512.cpp"], tmp_path / "unused.so"))
+    subprocess.run([*build["ninja_command"](), "-C", str(tmp_path), "cpu/isa_avx512.o"], check=True, cwd=ROOT)
+    nm = subprocess.run(["nm", "-C", tmp_path / "cpu/isa_avx512.o"], check=True, capture_output=True, text=True)
+    mergeable = re.findall(r"^[0-9a-f]+ W (.*)$", nm.stdout, re.MULTILINE)
+    assert not [name for name in mergeable if "edgepop::cpu::avx512::" not in name]
