@@ -1,5 +1,6 @@
 // Included once by each isa_<name>.cpp, which is compiled with that instruction set's flags (setup.py).
 #include "isa.h"
+#include "wgrad.inl"
 
 #define EDGEPOP_TABLE_NAME(isa) isa##_kernels
 #define EDGEPOP_TABLE(isa) EDGEPOP_TABLE_NAME(isa)
@@ -9,7 +10,7 @@
 namespace edgepop::cpu {
 
 const Kernels* EDGEPOP_TABLE(EDGEPOP_ISA)() {
-  static constexpr Kernels table = {EDGEPOP_STRING(EDGEPOP_ISA), nullptr, nullptr, nullptr};
+  static constexpr Kernels table = {EDGEPOP_STRING(EDGEPOP_ISA), nullptr, nullptr, EDGEPOP_ISA::conv_backward_weight};
   return &table;
 }
 

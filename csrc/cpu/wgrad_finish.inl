@@ -1,0 +1,223 @@
+// What becomes of a tile of dW_eff: dS = dW_eff * W * map'(S) and dW, written as the tile leaves the accumulators.
+#include "wgrad_pack.inl"
+
+namespace edgepop::cpu::EDGEPOP_ISA {
+
+// A weight-shaped tensor as tiles see it: rows and lanes are output and input channels, or the other way round.
+// Strides in elements; `data` is null where the tensor is not needed.
+struct Grid {
+  void* data;
+  int64_t group, row, lane, h, w;
+};
+
+struct Finish {
+  int64_t kernel_h, kernel_w;
+  DType weight_dtype;
+  ScoreMap map;
+  WeightGrad weight_grad;
+  Of of;
+  const uint8_t* bits;     // of the mask, where `of` says so
+  int64_t last;            // flat index of the last kept tie
+  Interval up_to, after;   // kept scores, up to `last` and after it
+  Grid index;              // strides of the flat index
+  Grid weight, scores, ds, dw;
+
+  int64_t taps() const { return kernel_h * kernel_w; }
+};
+
+struct Tile {
+  int64_t group, row, rows, lane, lanes;
+};
+
+// a where b is a number other than zero, with b's sign; +0 elsewhere: a * sign(b).
+static inline Vec times_sign(Vec a, Vec b) {
+  const Vec flipped = (Vec)((IntVec)a ^ ((IntVec)b & broadcast_bits(0x80000000u)));
+  return keep_if_below(flipped, subtract(abs_image(bits_of(b)), broadcast_bits(1u)), broadcast_bits(kInfBits - 1u));
+}
+
+// sigmoid'(s) = e / (1 + e)^2 with e = exp(-|s|), which neither overflows nor cancels. exp by Cody-Waite reduction and
+// the degree-6 Taylor polynomial on [-ln2/2, ln2/2]: relative error below 3e-7. NaN stays NaN.
+static inline Vec sigmoid_slope(Vec s) {
+  typedef uint32_t Words __attribute__((vector_size(sizeof(Vec))));
+  const Vec magnitude = (Vec)abs_image(bits_of(s));
+  const Vec x = magnitude > broadcast(87.0f) ? broadcast(-87.0f) : -magnitude;
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const Vec shifted = fma(x, broadcast(1.44269504f), magic);
+  const Vec n = shifted - magic;
+  const Vec r = fma(n, broadcast(2.12194440e-4f), fma(n, broadcast(-0.693359375f), x));
+  Vec p = broadcast(1.0f / 720);
+  const float coefficients[] = {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
+  for (const float c : coefficients) p = fma(p, r, broadcast(c));
+  const Words power = (((Words)shifted << 23) + (127u << 23));  // 2^n
+  const Vec e = p * (Vec)power, one_plus = broadcast(1.0f) + e;
+  return e / (one_plus * one_plus);
+}
+
+template <ScoreMap map>
+static inline Vec times_slope(Vec a, Vec s) {
+  if (map == ScoreMap::abs) return times_sign(a, s);
+  if (map == ScoreMap::sigmoid) return a * sigmoid_slope(s);
+  return a;
+}
+
+// Calls run(i, n) for the vectors of a line; n < kLanes for the last one only.
+template <class Run>
+static inline void for_each_vector(int64_t count, const Run& run) {
+  for (int64_t i = 0; i < count; i += kLanes) run(i, smaller(kLanes, count - i));
+}
+
+template <ScoreMap map, class T>
+static void write_ds(int64_t count, const float* g, const T* weight, const float* scores, float* ds) {
+  for_each_vector(count, [&](int64_t i, int64_t n) {
+    const Vec s = map == ScoreMap::identity ? zero() : load(scores + i, n);
+    store(ds + i, times_slope<map>(load(g + i, n) * load(weight + i, n), s), n);
+  });
+}
+
+template <class T>
+static void write_dw(int64_t count, const float* g, T* dw) {
+  for_each_vector(count, [&](int64_t i, int64_t n) { store(dw + i, load(g + i, n), n); });
+}
+
+template <Of of, class T>
+static void write_kept_dw(int64_t count, const float* g, const float* scores, Interval interval, T* dw) {
+  const IntervalVec kept = broadcast(interval);
+  for_each_vector(count,
+                  [&](int64_t i, int64_t n) { store(dw + i, keep<of>(load(g + i, n), load(scores + i, n), kept), n); });
+}
+
+// `count` edges whose tensors all lie side by side; their flat indices start at `index` and lie `step` apart.
+template <class T>
+static void finish_line(const Finish& f, int64_t count, float* g, const T* weight, const float* scores, int64_t index,
+                        int64_t step, float* ds, T* dw) {
+  if (ds != nullptr) {
+    switch (f.map) {
+      case ScoreMap::abs: write_ds<ScoreMap::abs>(count, g, weight, scores, ds); break;
+      case ScoreMap::identity: write_ds<ScoreMap::identity>(count, g, weight, scores, ds); break;
+      case ScoreMap::sigmoid: write_ds<ScoreMap::sigmoid>(count, g, weight, scores, ds); break;
+    }
+  }
+  if (dw == nullptr) return;
+  if (f.weight_grad == WeightGrad::all) {
+    write_dw(count, g, dw);
+  } else if (f.of == Of::bits) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t bit = index + i * step;
+      if ((f.bits[bit / 8] >> bit % 8 & 1) == 0) g[i] = 0.0f;
+    }
+    write_dw(count, g, dw);
+  } else {
+    const int64_t ties = f.last < index ? 0 : smaller(count, (f.last - index) / step + 1);
+    const auto write = f.of == Of::abs ? write_kept_dw<Of::abs, T> : write_kept_dw<Of::raw, T>;
+    write(ties, g, scores, f.up_to, dw);
+    write(count - ties, g + ties, scores + ties, f.after, dw + ties);
+  }
+}
+
+// Lines of lanes times taps, in the order of a contiguous weight, for tensors that do not have it.
+template <class Visit>
+static void for_each_edge(const Finish& f, const Grid& grid, int64_t lanes, const Visit& visit) {
+  int64_t i = 0;
+  for (int64_t l = 0; l < lanes; ++l) {
+    for (int64_t u = 0; u < f.kernel_h; ++u) {
+      for (int64_t v = 0; v < f.kernel_w; ++v, ++i) visit(i, l * grid.lane + u * grid.h + v * grid.w);
+    }
+  }
+}
+
+static inline bool lies_in_order(const Finish& f, const Grid& grid, int64_t lanes) {
+  return (f.kernel_w == 1 || grid.w == 1) && (f.kernel_h == 1 || grid.h == f.kernel_w) &&
+         (lanes == 1 || grid.lane == f.taps());
+}
+
+template <class T>
+static const T* in_order(const Finish& f, const Grid& grid, int64_t at, int64_t lanes, T* bounce) {
+  if (grid.data == nullptr) return nullptr;
+  const T* const from = static_cast<const T*>(grid.data) + at;
+  if (lies_in_order(f, grid, lanes)) return from;
+  for_each_edge(f, grid, lanes, [&](int64_t i, int64_t offset) { bounce[i] = from[offset]; });
+  return bounce;
+}
+
+template <class T>
+static T* to_order(const Finish& f, const Grid& grid, int64_t at, int64_t lanes, T* bounce) {
+  if (grid.data == nullptr) return nullptr;
+  return lies_in_order(f, grid, lanes) ? static_cast<T*>(grid.data) + at : bounce;
+}
+
+template <class T>
+static void from_order(const Finish& f, const Grid& grid, int64_t at, int64_t lanes, const T* bounce) {
+  if (grid.data == nullptr || lies_in_order(f, grid, lanes)) return;
+  T* const to = static_cast<T*>(grid.data) + at;
+  for_each_edge(f, grid, lanes, [&](int64_t i, int64_t offset) { to[offset] = bounce[i]; });
+}
+
+// joint[l * taps + t] = acc[t * stride + l].
+static void interleave_taps(const float* acc, int64_t stride, int64_t taps, int64_t lanes, float* joint) {
+  for (int64_t t = 0; t < taps; t += kLanes) {
+    const int64_t together = smaller(kLanes, taps - t);
+    for (int64_t l = 0; l < lanes; l += kLanes) {
+      Vec square[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) square[i] = i < together ? load(acc + (t + i) * stride + l) : zero();
+      transpose(square);
+      for (int64_t i = 0; i < smaller(kLanes, lanes - l); ++i) store(joint + (l + i) * taps + t, square[i], together);
+    }
+  }
+}
+
+// Lines of `scratch` that finish_tile needs, each of kTileLanes * taps floats.
+constexpr int64_t kFinishLines = 5;
+
+// acc[tap][rows of the kernel][kTileLanes]; `height` is the second extent.
+template <class T>
+static void finish_tile(const Finish& f, const Tile& tile, int64_t height, float* acc, float* scratch) {
+  const auto at = [&](const Grid& grid, int64_t row) {
+    return tile.group * grid.group + (tile.row + row) * grid.row + tile.lane * grid.lane;
+  };
+  const auto along_lanes = [&](const Grid& grid) { return grid.data == nullptr || grid.lane == 1; };
+  const int64_t taps = f.taps(), line = kTileLanes * taps;
+
+  if (along_lanes(f.weight) && along_lanes(f.scores) && along_lanes(f.ds) && along_lanes(f.dw)) {
+    for (int64_t row = 0; row < tile.rows; ++row) {
+      for (int64_t t = 0; t < taps; ++t) {
+        const auto offset = [&](const Grid& grid) {
+          return at(grid, row) + t / f.kernel_w * grid.h + t % f.kernel_w * grid.w;
+        };
+        const auto floats = [&](const Grid& grid) {
+          return grid.data == nullptr ? nullptr : static_cast<float*>(grid.data) + offset(grid);
+        };
+        const auto typed = [&](const Grid& grid) {
+          return grid.data == nullptr ? nullptr : static_cast<T*>(grid.data) + offset(grid);
+        };
+        finish_line<T>(f, tile.lanes, acc + (t * height + row) * kTileLanes, typed(f.weight), floats(f.scores),
+                       offset(f.index), f.index.lane, floats(f.ds), typed(f.dw));
+      }
+    }
+    return;
+  }
+
+  float* const joint = scratch;
+  T* const weights = reinterpret_cast<T*>(scratch + line);
+  float* const scores = scratch + 2 * line;
+  float* const ds = scratch + 3 * line;
+  T* const dw = reinterpret_cast<T*>(scratch + 4 * line);
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    interleave_taps(acc + row * kTileLanes, height * kTileLanes, taps, tile.lanes, joint);
+    const T* const weight_line = in_order(f, f.weight, at(f.weight, row), tile.lanes, weights);
+    const float* const score_line = in_order(f, f.scores, at(f.scores, row), tile.lanes, scores);
+    float* const ds_line = to_order(f, f.ds, at(f.ds, row), tile.lanes, ds);
+    T* const dw_line = to_order(f, f.dw, at(f.dw, row), tile.lanes, dw);
+    // One lane at a time where the lanes of a line do not follow each other in the flat order.
+    const bool flat = f.index.lane == taps;
+    const int64_t pieces = flat ? 1 : tile.lanes, count = flat ? tile.lanes * taps : taps;
+    for (int64_t p = 0; p < pieces; ++p) {
+      const auto piece = [&](auto* all) { return all == nullptr ? nullptr : all + p * count; };
+      finish_line<T>(f, count, joint + p * count, piece(weight_line), piece(score_line),
+                     at(f.index, row) + p * f.index.lane, 1, piece(ds_line), piece(dw_line));
+    }
+    from_order(f, f.ds, at(f.ds, row), tile.lanes, ds);
+    from_order(f, f.dw, at(f.dw, row), tile.lanes, dw);
+  }
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA

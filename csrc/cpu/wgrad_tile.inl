@@ -1,0 +1,138 @@
+// Micro-kernels of the weight gradient: a register tile of dW_eff summed over the runs of one block and one tap.
+#include "wgrad_plan.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA {
+
+// 24 of AVX-512's 32 registers hold the 6 x 64 tile and 4 a row of lanes; of 16 registers, 12 and 2 (AVX2: 6 x 16).
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = kRegisters == 32 ? 4 : 2;
+constexpr int kTileLanes = kTileVectors * kLanes;
+
+// How two packed operands multiply: float32 by float32, or bfloat16 pairs (of two images, one position) at once.
+struct FloatMath {
+  using Unit = float;
+  using Lanes = Vec;
+  static constexpr int64_t kImages = 1;
+  static Vec load_lanes(const Unit* p) { return load(p); }
+  static Vec spread(const Unit* p) { return broadcast(*p); }
+  static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+};
+#if defined(__AVX512BF16__)
+struct PairMath {
+  using Unit = uint32_t;
+  using Lanes = IntVec;
+  static constexpr int64_t kImages = 2;
+  static IntVec load_lanes(const Unit* p) { return _mm512_loadu_si512(p); }
+  static IntVec spread(const Unit* p) { return broadcast_bits(*p); }
+  static Vec multiply_add(IntVec a, IntVec b, Vec c) { return dot(a, b, c); }
+};
+#endif
+
+// `lines` runs of `count` units; in units of a panel's width, where the first starts and how far apart they are.
+struct Runs {
+  int64_t lines, count;
+  int64_t rows_at, rows_step;
+  int64_t lanes_at, lanes_step;
+};
+
+// acc[r][l] (+)= sum over the runs of rows[k][r] * lanes[k][l]; panels are R units and V vectors wide, acc kTileLanes.
+// The sum of a block starts from zero in registers and joins the earlier blocks' as one term: two-level summation.
+template <class Math, int R, int V>
+static void multiply_runs(const Runs& runs, const typename Math::Unit* rows, const typename Math::Unit* lanes,
+                          float* acc, bool add) {
+  Vec sum[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[r][v] = zero();
+  }
+  for (int64_t line = 0; line < runs.lines; ++line) {
+    const typename Math::Unit* a = rows + (runs.rows_at + line * runs.rows_step) * R;
+    const typename Math::Unit* b = lanes + (runs.lanes_at + line * runs.lanes_step) * (V * kLanes);
+    for (int64_t k = 0; k < runs.count; ++k, a += R, b += V * kLanes) {
+      typename Math::Lanes row[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) row[v] = Math::load_lanes(b + v * kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const typename Math::Lanes factor = Math::spread(a + r);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[r][v] = Math::multiply_add(factor, row[v], sum[r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      float* at = acc + r * kTileLanes + v * kLanes;
+      store(at, add ? load(at) + sum[r][v] : sum[r][v]);
+    }
+  }
+}
+
+// Depthwise: acc[l] (+)= sum over the runs of a[k][l] * b[k][l], both V vectors wide. Two sums per vector hide the
+// multiply-add's latency.
+template <class Math, int V>
+static void multiply_channels(const Runs& runs, const typename Math::Unit* rows, const typename Math::Unit* lanes,
+                              float* acc, bool add) {
+  Vec sum[2][V];
+  for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v] = zero();
+  constexpr int64_t width = V * kLanes;
+  for (int64_t line = 0; line < runs.lines; ++line) {
+    const typename Math::Unit* a = rows + (runs.rows_at + line * runs.rows_step) * width;
+    const typename Math::Unit* b = lanes + (runs.lanes_at + line * runs.lanes_step) * width;
+    int64_t k = 0;
+    for (; k + 2 <= runs.count; k += 2, a += 2 * width, b += 2 * width) {
+#pragma GCC unroll 8
+      for (int v = 0; v < 2 * V; ++v) {
+        sum[v / V][v % V] = Math::multiply_add(Math::load_lanes(a + v * kLanes), Math::load_lanes(b + v * kLanes),
+                                               sum[v / V][v % V]);
+      }
+    }
+    if (k < runs.count) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        sum[0][v] = Math::multiply_add(Math::load_lanes(a + v * kLanes), Math::load_lanes(b + v * kLanes), sum[0][v]);
+      }
+    }
+  }
+  for (int v = 0; v < V; ++v) {
+    const Vec total = sum[0][v] + sum[1][v];
+    store(acc + v * kLanes, add ? load(acc + v * kLanes) + total : total);
+  }
+}
+
+template <class Math>
+using TileKernel = void (*)(const Runs&, const typename Math::Unit*, const typename Math::Unit*, float*, bool);
+
+template <class Math, int V>
+static TileKernel<Math> tile_of_rows(int64_t rows) {
+  static_assert(kTileRows == 6, "one case per height");
+  switch (rows) {
+    case 1: return multiply_runs<Math, 1, V>;
+    case 2: return multiply_runs<Math, 2, V>;
+    case 3: return multiply_runs<Math, 3, V>;
+    case 4: return multiply_runs<Math, 4, V>;
+    case 5: return multiply_runs<Math, 5, V>;
+    default: return multiply_runs<Math, 6, V>;
+  }
+}
+
+// The kernel for a tile of `rows` x (`vectors` * kLanes), or of `vectors` * kLanes separate channels.
+template <class Math>
+static TileKernel<Math> tile_kernel(int64_t rows, int64_t vectors, bool depthwise) {
+  static_assert(kTileVectors == 2 || kTileVectors == 4, "one case per width");
+  switch (vectors) {
+    case 1: return depthwise ? multiply_channels<Math, 1> : tile_of_rows<Math, 1>(rows);
+    case 2: return depthwise ? multiply_channels<Math, 2> : tile_of_rows<Math, 2>(rows);
+#if defined(__AVX512F__)
+    case 3: return depthwise ? multiply_channels<Math, 3> : tile_of_rows<Math, 3>(rows);
+    default: return depthwise ? multiply_channels<Math, 4> : tile_of_rows<Math, 4>(rows);
+#else
+    default: return nullptr;
+#endif
+  }
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA
