@@ -34,12 +34,22 @@ $(BIN)/python:
 
 # Without network and without .venv: the torch that $(PYTHON) has, the module built in place.
 gpu:
-	@$(PYTHON) -c "import sys, torch; torch.cuda.is_available() or sys.exit('make gpu needs a CUDA device, and torch sees none here.')"
+	@$(PYTHON) -c "$$GPU_NAME" >/dev/null
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	$(PYTHON) -m pytest -m gpu
-	@mkdir -p benchmarks/results
-	$(PYTHON) -m pytest benchmarks/ --benchmark-only --benchmark-json="benchmarks/results/$$($(PYTHON) -c \
-	    "import torch; print(torch.cuda.get_device_name().replace(' ', '-').lower())").json"
+	$(PYTHON) -m pytest benchmarks/ --benchmark-only --device cuda \
+	    --results "benchmarks/results/$$($(PYTHON) -c "$$GPU_NAME").json"
+
+define GPU_NAME
+import importlib.util, sys
+if importlib.util.find_spec("torch") is None:
+    sys.exit("make gpu needs torch, and $(PYTHON) has none")
+import torch
+if not torch.cuda.is_available():
+    sys.exit("make gpu needs a CUDA device, and torch sees none")
+print(torch.cuda.get_device_name().replace(" ", "-").lower())
+endef
+export GPU_NAME
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) edgepop_kernels/_native*.so
