@@ -1,4 +1,5 @@
 // Included once by each isa_<name>.cpp, which is compiled with that instruction set's flags (setup.py).
+#include "conv.inl"
 #include "isa.h"
 #include "wgrad.inl"
 
@@ -10,7 +11,8 @@
 namespace edgepop::cpu {
 
 const Kernels* EDGEPOP_TABLE(EDGEPOP_ISA)() {
-  static constexpr Kernels table = {EDGEPOP_STRING(EDGEPOP_ISA), nullptr, nullptr, EDGEPOP_ISA::conv_backward_weight};
+  static constexpr Kernels table = {EDGEPOP_STRING(EDGEPOP_ISA), EDGEPOP_ISA::brgemm::conv_forward,
+                                    EDGEPOP_ISA::brgemm::conv_backward_input, EDGEPOP_ISA::conv_backward_weight};
   return &table;
 }
 

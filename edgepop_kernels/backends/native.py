@@ -69,7 +69,7 @@ def select(scores, kept, of, hint):
 
 def _image(t):
     """Rows of features as the pixels of one image row: (..., C) -> (1, C, 1, rows), the same memory where it can be."""
-    return t.reshape(-1, t.shape[-1]).t()[None, :, None, :]
+    return t[None].flatten(0, -2).t()[None, :, None, :]
 
 
 def _filter(t, of=None):

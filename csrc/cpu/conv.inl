@@ -1,0 +1,361 @@
+// conv_forward and conv_backward_input: batch-reduce products of activations, read in place by address, with panels of
+// the masked weight.
+#include <omp.h>
+
+#include "conv_plan.inl"
+#include "pack.inl"
+#include "scratch.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
+
+// One thread's working memory.
+struct Workspace {
+  char* panels;
+  float* stage;      // rows on their way to becoming pairs
+  char* band;
+  float* gathered;   // [kMaxRows][gathered_pitch]
+  float* results;
+  float* start;      // kMaxColumns
+  const void** addresses;  // [kMaxTaps][kMaxRows]
+  const char* zeros;       // a row outside the image
+
+  static constexpr int64_t kWidth = kMaxVectors * kLanes;
+  static constexpr int64_t kStageRows = 2 * kMaxTaps;
+  static constexpr int64_t kGathered = kPanelBytes / (4 * kWidth) + 2 * kLanes;
+  static constexpr int64_t kSizes[] = {kPanelBytes + 64,
+                                       kDotBf16 ? kStageRows * kWidth * 4 : 0,
+                                       kBandBytes,
+                                       kMaxRows * kGathered * 4,
+                                       kAccumulators * 4,
+                                       kMaxColumns * 4,
+                                       kMaxTaps * kMaxRows * 8,
+                                       kPanelBytes / kWidth};
+
+  static constexpr int64_t bytes() {
+    int64_t total = 0;
+    for (int64_t size : kSizes) total += (size + 63) / 64 * 64;
+    return total;
+  }
+
+  explicit Workspace(char* memory) {
+    char* part[8];
+    for (int i = 0; i < 8; ++i) {
+      part[i] = memory;
+      memory += round_up(kSizes[i], 64);
+    }
+    panels = part[0];
+    stage = reinterpret_cast<float*>(part[1]);
+    band = part[2];
+    gathered = reinterpret_cast<float*>(part[3]);
+    results = reinterpret_cast<float*>(part[4]);
+    start = reinterpret_cast<float*>(part[5]);
+    addresses = reinterpret_cast<const void**>(part[6]);
+    zeros = part[7];
+    std::memset(part[7], 0, static_cast<size_t>(kSizes[7]));
+  }
+};
+static_assert(Workspace::bytes() < 1 << 20, "the documented bound");
+
+struct Range {
+  int64_t begin, end;
+};
+static inline Range part_of(int64_t extent, int64_t part, int64_t parts) {
+  return {extent * part / parts, extent * (part + 1) / parts};
+}
+
+// Columns [first, first + count) of a group, as `panels` panels of nearly equal width.
+struct Columns {
+  int64_t first, count, vectors, panels;
+  int64_t begin(int64_t panel) const { return vectors * panel / panels * kLanes; }
+  int width(int64_t panel) const { return static_cast<int>((begin(panel + 1) - begin(panel)) / kLanes); }
+  int widest() const { return static_cast<int>(ceil_div(vectors, panels)); }
+};
+
+// One block of the reduction.
+struct Reduction {
+  int64_t tap, taps, k, depth;
+};
+
+class Share {
+ public:
+  Share(const Problem& problem, const Plan& plan, const Workspace& workspace)
+      : p_(problem), plan_(plan), ws_(workspace) {}
+
+  void run(int64_t share) {
+    const Range groups = part_of(p_.groups, share / (plan_.shares_r * plan_.shares_c), plan_.shares_g);
+    const Range tiles = part_of(plan_.tiles.count(), share / plan_.shares_c % plan_.shares_r, plan_.shares_r);
+    const Range vectors = part_of(plan_.vectors, share % plan_.shares_c, plan_.shares_c);
+    if (tiles.begin == tiles.end) return;
+    const int64_t panels = ceil_div(vectors.end - vectors.begin, kMaxVectors);
+    const int64_t rounds = ceil_div(panels, plan_.panels);
+    for (group_ = groups.begin; group_ < groups.end; ++group_) {
+      for (int64_t round = 0; round < rounds; ++round) {
+        const Range part = part_of(vectors.end - vectors.begin, round, rounds);
+        const int64_t first = (vectors.begin + part.begin) * kLanes, count = part.end - part.begin;
+        columns_ = {first, min(count * kLanes, p_.columns - first), count, ceil_div(count, kMaxVectors)};
+        multiply(tiles);
+      }
+    }
+  }
+
+ private:
+  void multiply(Range tiles) {
+    set_start();
+    if (plan_.blocks() == 1) pack_panels(reduction(0));
+    for (int64_t begin = tiles.begin; begin < tiles.end; begin += plan_.chunk) {
+      const int64_t end = min(tiles.end, begin + plan_.chunk);
+      for (int64_t block = 0; block < plan_.blocks(); ++block) {
+        const Reduction r = reduction(block);
+        if (plan_.blocks() > 1) pack_panels(r);
+        float* results = ws_.results;
+        for (int64_t t = begin; t < end; ++t) {
+          const Tile tile = plan_.tiles.tile(p_, t);
+          multiply_tile(tile, r, block == 0, results);
+          results += tile.rows() * pitch();
+        }
+      }
+      if (!plan_.in_place) write(begin, end);
+    }
+  }
+
+  int64_t pitch() const { return columns_.vectors * kLanes; }
+
+  Reduction reduction(int64_t block) const {
+    const int64_t tap = block / plan_.k_blocks * plan_.tap_block, k = block % plan_.k_blocks * plan_.k_block;
+    return {tap, min(plan_.tap_block, p_.taps() - tap), k, min(plan_.k_block, p_.depth - k)};
+  }
+
+  void set_start() {
+    for (int64_t i = 0; i < pitch(); ++i) {
+      ws_.start[i] = p_.start == nullptr || i >= columns_.count ? 0.0f
+                                                                : p_.start[group_ * p_.columns + columns_.first + i];
+    }
+  }
+
+  // Bytes of a panel.
+  int64_t panel_bytes(const Reduction& r, int64_t panel) const {
+    const int64_t rows = plan_.kernel == Kernel::pairs ? r.taps * round_up(r.depth, 2) : r.taps * r.depth;
+    return rows * columns_.width(panel) * kLanes * (plan_.kernel == Kernel::pairs ? 2 : 4);
+  }
+
+  void pack_panels(const Reduction& r) {
+    char* out = ws_.panels;
+    for (int64_t i = 0; i < columns_.panels; ++i) {
+      const int64_t begin = columns_.begin(i), width = columns_.width(i) * kLanes;
+      Slab slab = {group_ * p_.group_column + columns_.first + begin,
+                   min(width, columns_.count - begin),
+                   group_ * p_.group_k + r.k,
+                   r.depth,
+                   r.tap,
+                   r.taps};
+      if (plan_.kernel == Kernel::pairs) {
+        pack_pairs(slab, width, out);
+      } else {
+        pack(p_, slab, width, reinterpret_cast<float*>(out));
+        round_rows(p_.in.dtype, r.taps * r.depth * width, reinterpret_cast<float*>(out));
+      }
+      out += panel_bytes(r, i);
+    }
+  }
+
+  // By way of float32 rows that stay in the first-level cache: as many channels at once as the stage has room for.
+  void pack_pairs(const Slab& slab, int64_t width, char* out) {
+#if defined(__AVX512BF16__)
+    const int64_t step = Workspace::kStageRows / max(1, slab.taps) / 2 * 2;
+    const int64_t tap_size = round_up(slab.depth, 2) * width;
+    for (int64_t k = 0; k < slab.depth; k += step) {
+      Slab part = slab;
+      part.k += k;
+      part.depth = min(step, slab.depth - k);
+      pack(p_, part, width, ws_.stage);
+      for (int64_t t = 0; t < slab.taps; ++t) {
+        pair_rows(ws_.stage + t * part.depth * width, part.depth, width,
+                  reinterpret_cast<bf16*>(out) + t * tap_size + k * width);
+      }
+    }
+#else
+    (void)slab, (void)width, (void)out;
+#endif
+  }
+
+  void multiply_tile(const Tile& tile, const Reduction& r, bool first, float* results) {
+    const int64_t channel = p_.depthwise ? columns_.first : group_ * p_.depth + r.k;
+    Source source = source_of(p_.in, channel);
+    if (plan_.band) source = copy_to_band(tile, source, p_.depthwise ? columns_.count : r.depth);
+    set_offsets(source, r);
+
+    const int64_t rows = tile.rows(), blocks = ceil_div(rows, rows_per_block(columns_.widest()));
+    int64_t n = tile.n, i = tile.i, j = tile.j;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Range part = part_of(rows, block, blocks);
+      const int m = static_cast<int>(part.end - part.begin);
+      float* c[kMaxRows];
+      bool inside[kMaxRows];
+      for (int row = 0; row < m; ++row) {
+        c[row] = plan_.in_place ? result(n, i, j) : results + (part.begin + row) * pitch();
+        inside[row] = set_addresses(source, r, n, i, j, m, row);
+        if (++j == tile.j + tile.width) {
+          j = tile.j;
+          if (++i == tile.i + tile.height) i = tile.i, ++n;
+        }
+      }
+      Block b = {ws_.addresses, r.taps, r.depth, ws_.panels, c, 0, nullptr, kLanes};
+      if (plan_.gather) {
+        gather(source, r, m, inside);
+        b.taps = 1;
+        b.depth = r.taps * r.depth;
+      }
+      for (int64_t panel = 0; panel < columns_.panels; ++panel) {
+        const int width = columns_.width(panel);
+        b.column = columns_.begin(panel);
+        b.start = first ? ws_.start + b.column : nullptr;
+        // Scratch results and bands have whole vectors of room, the output and the activations do not.
+        const bool whole = !plan_.in_place && !p_.depthwise;
+        b.tail = whole ? kLanes : min(kLanes, columns_.count - b.column - (width - 1) * kLanes);
+        kernel(width, m)(b);
+        b.panel = static_cast<const char*>(b.panel) + panel_bytes(r, panel);
+      }
+    }
+  }
+
+  float* result(int64_t n, int64_t i, int64_t j) const {
+    const int64_t* stride = p_.out.stride;
+    return static_cast<float*>(p_.out.data) + n * stride[0] + i * stride[2] + j * stride[3] +
+           (group_ * p_.columns + columns_.first) * stride[1];
+  }
+
+  MicroKernel kernel(int vectors, int m) const {
+#if defined(__AVX512BF16__)
+    if (plan_.kernel == Kernel::pairs) return micro_kernel<Pairs>(vectors, m);
+#endif
+    if (plan_.kernel == Kernel::f32) return micro_kernel<F32>(vectors, m);
+    if (plan_.band || p_.in.dtype == DType::f32) return micro_kernel<Depthwise<float>>(vectors, m);
+    return p_.in.dtype == DType::bf16 ? micro_kernel<Depthwise<bf16>>(vectors, m)
+                                      : micro_kernel<Depthwise<f16>>(vectors, m);
+  }
+
+  Source copy_to_band(const Tile& tile, const Source& source, int64_t channels) {
+    Source band = source;
+    with_type(source.dtype, [&](auto type) {
+      using From = decltype(type);
+      if (plan_.kernel == Kernel::pairs) {
+        band = copy_band<From>(p_, tile, source, channels, DType::bf16, reinterpret_cast<bf16*>(ws_.band));
+      } else {
+        band = copy_band<From>(p_, tile, source, channels, DType::f32, reinterpret_cast<float*>(ws_.band));
+      }
+    });
+    return band;
+  }
+
+  // Bytes from a row's first tap to its others, inside the image.
+  void set_offsets(const Source& source, const Reduction& r) {
+    const int64_t size = bytes_of(source.dtype);
+    for (int64_t t = 0; t < r.taps; ++t) {
+      const int64_t u = (r.tap + t) / p_.w.taps, v = (r.tap + t) % p_.w.taps;
+      offsets_[t] = (u * p_.h.spread * source.stride_h + v * p_.w.spread * source.stride_w) * size;
+    }
+  }
+
+  // Where row `row` of m finds its taps. True if all of them lie inside the image.
+  bool set_addresses(const Source& source, const Reduction& r, int64_t n, int64_t i, int64_t j, int m, int row) {
+    const Axis &h = p_.h, &w = p_.w;
+    const int64_t y = i * h.step + h.shift, x = j * w.step + w.shift;
+    const int64_t y_last = y + (h.taps - 1) * h.spread, x_last = x + (w.taps - 1) * w.spread;
+    const char* pixel = source.pixel(n, y, x);
+    const void** a = ws_.addresses + row;
+    if (min(y, y_last) >= 0 && max(y, y_last) < h.in && min(x, x_last) >= 0 && max(x, x_last) < w.in) {
+      for (int64_t t = 0; t < r.taps; ++t) a[t * m] = pixel + offsets_[t];
+      return true;
+    }
+    for (int64_t t = 0, u = w.taps ? r.tap / w.taps : 0, v = w.taps ? r.tap % w.taps : 0; t < r.taps; ++t) {
+      const uint64_t at_y = static_cast<uint64_t>(y + u * h.spread), at_x = static_cast<uint64_t>(x + v * w.spread);
+      const bool inside = at_y < static_cast<uint64_t>(h.in) && at_x < static_cast<uint64_t>(w.in);
+      a[t * m] = inside ? pixel + offsets_[t] : ws_.zeros;
+      if (++v == w.taps) v = 0, ++u;
+    }
+    return false;
+  }
+
+  // Replaces the addresses by one per row: its taps, side by side in float32.
+  void gather(const Source& source, const Reduction& r, int m, const bool* inside) {
+    // Where the taps of a kernel row are neighbours in memory, they are one run.
+    const bool adjacent = source.stride_c == 1 && source.stride_w == r.depth && p_.w.spread == 1;
+    const int64_t joined = adjacent && r.taps == p_.taps() ? p_.w.taps : 1;
+    with_type(source.dtype, [&](auto type) {
+      using T = decltype(type);
+      for (int row = 0; row < m; ++row) {
+        float* to = ws_.gathered + row * Workspace::kGathered;
+        const int64_t taps = inside[row] ? joined : 1;
+        for (int64_t t = 0; t < r.taps; t += taps, to += taps * r.depth) {
+          const T* from = static_cast<const T*>(ws_.addresses[t * m + row]);
+          if (source.stride_c == 1 || r.depth == 1) {
+            // Whole vectors: what lies behind the run is overwritten by the next one.
+            for (int64_t k = 0; k < taps * r.depth; k += kLanes) {
+              store(to + k, load(from + k, min(kLanes, taps * r.depth - k)));
+            }
+          } else {
+            const int64_t stride = static_cast<const void*>(from) == ws_.zeros ? 0 : source.stride_c;
+            for (int64_t k = 0; k < r.depth; ++k) to[k] = to_float(from[k * stride]);
+          }
+        }
+      }
+    });
+    for (int row = 0; row < m; ++row) ws_.addresses[row] = ws_.gathered + row * Workspace::kGathered;
+  }
+
+  void write(int64_t begin, int64_t end) {
+    const float* from = ws_.results;
+    with_type(p_.out.dtype, [&](auto type) {
+      for (int64_t t = begin; t < end; ++t) {
+        const Tile tile = plan_.tiles.tile(p_, t);
+        write_tile<decltype(type)>(p_, tile, from, pitch(), group_ * p_.columns + columns_.first, columns_.count);
+        from += tile.rows() * pitch();
+      }
+    });
+  }
+
+  const Problem& p_;
+  const Plan& plan_;
+  const Workspace& ws_;
+  int64_t group_ = 0;
+  Columns columns_ = {};
+  int64_t offsets_[kMaxTaps] = {};
+};
+
+// Shares are dealt in turn, should the runtime give fewer threads than asked for.
+template <class MakeProblem>
+static void run_problems(int64_t count, int threads, const MakeProblem& make_problem) {
+  char* memory = scratch(static_cast<size_t>(threads * Workspace::bytes()));
+  const auto work = [&](int thread, int workers) {
+    const Workspace workspace(memory + thread * Workspace::bytes());
+    for (int64_t i = 0; i < count; ++i) {
+      Problem p = make_problem(i, true);
+      if (p.rows() == 0 || p.columns == 0) continue;
+      Plan plan;
+      if (!make_plan(p, threads, plan)) {
+        p = make_problem(i, false);
+        make_gathering_plan(p, threads, plan);
+      }
+      for (int64_t share = thread; share < plan.shares(); share += workers) Share(p, plan, workspace).run(share);
+    }
+  };
+  if (threads == 1) return work(0, 1);
+#pragma omp parallel num_threads(threads)
+  work(omp_get_thread_num(), omp_get_num_threads());
+}
+
+static void conv_forward(const Conv& c, const Tensor& x, const Tensor& w, const Mask& m, const float* bias,
+                         const Tensor& y, int threads) {
+  run_problems(1, threads, [&](int64_t, bool depthwise) {
+    return forward_problem(c, x, w, m, bias, y, depthwise && is_depthwise(c));
+  });
+}
+
+static void conv_backward_input(const Conv& c, const Tensor& dy, const Tensor& w, const Mask& m, const Tensor& dx,
+                                int threads) {
+  run_problems(c.stride_h * c.stride_w, threads, [&](int64_t phase, bool depthwise) {
+    return backward_problem(c, dy, w, m, dx, phase / c.stride_w, phase % c.stride_w, depthwise && is_depthwise(c));
+  });
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm

@@ -1,0 +1,123 @@
+// How a problem is cut: along the reduction into blocks whose panel stays in the second-level cache, along rows into
+// tiles, and along groups, rows and columns into one share per thread.
+//
+// The reduction's blocks depend on the problem alone, and every output element is accumulated in their order: results
+// are the same bits for any number of threads.
+#pragma once
+
+#include "microkernel.inl"
+#include "tile.inl"
+
+namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
+
+// Working memory per thread, whatever the problem: under 1 MB.
+constexpr int64_t kPanelBytes = 1536 * 4 * kMaxVectors * kLanes;  // 384 KB with AVX-512
+constexpr int64_t kMaxPanels = 16;                                // packed together, while they fit kPanelBytes
+constexpr int64_t kMaxTaps = 96;                                  // in one block of the reduction
+constexpr int64_t kBandBytes = 192 << 10;
+constexpr int64_t kAccumulators = 32 << 10;  // float32, where results do not go to memory as they are
+constexpr int64_t kMaxColumns = 256;         // of panels packed together
+
+enum class Kernel { f32, pairs, depthwise };
+
+struct Plan {
+  Kernel kernel;
+  bool band;             // activations are copied to a channels-last band, in the type the kernel reads
+  bool gather;           // each block of rows is gathered, all taps in one run: for few channels
+  bool in_place;         // results are accumulated where they belong
+  int64_t tap_block, k_block;
+  int64_t tap_blocks, k_blocks;
+  int64_t vectors;       // of a group's columns
+  int64_t panels;        // packed together
+  Tiling tiles;
+  int64_t chunk;         // tiles between two packings of the same panel
+  int64_t shares_g, shares_r, shares_c;
+
+  int64_t blocks() const { return tap_blocks * k_blocks; }
+  int64_t shares() const { return shares_g * shares_r * shares_c; }
+};
+
+static inline int64_t reach(const Axis& axis, int64_t extent) {
+  const int64_t spread = axis.spread < 0 ? -axis.spread : axis.spread;
+  return min(axis.in, (extent - 1) * axis.step + (axis.taps - 1) * spread + 1);
+}
+
+// Splits work over threads so that the slowest finishes first. Unit: one vector of columns times one row and channel.
+// Packing an element costs what about 32 rows of products do; reading a row about one vector more.
+static void split(const Problem& p, int threads, Plan& plan) {
+  double best = 0;
+  for (int64_t g = 1; g <= min(threads, p.groups); ++g) {
+    for (int64_t r = 1; r <= threads / g; ++r) {
+      const int64_t c = min(threads / (g * r), plan.vectors);
+      const double columns = static_cast<double>(ceil_div(plan.vectors, c));
+      const double rows = static_cast<double>(ceil_div(p.rows(), r));
+      const double cost = static_cast<double>(ceil_div(p.groups, g)) * (columns * 32 + rows * (columns + 1));
+      if (best == 0 || cost < best) {
+        best = cost;
+        plan.shares_g = g;
+        plan.shares_r = r;
+        plan.shares_c = c;
+      }
+    }
+  }
+}
+
+// False if the problem needs a band that would not fit kBandBytes.
+static bool make_plan(const Problem& p, int threads, Plan& plan) {
+  const int64_t taps = p.taps();
+  const bool few_channels = !p.depthwise && p.depth < 16 && taps > 1;
+  const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.depthwise);
+  plan.gather = few_channels;
+  plan.kernel = p.depthwise                                                    ? Kernel::depthwise
+                : kDotBf16 && p.in.dtype == DType::bf16 && !few_channels ? Kernel::pairs
+                                                                               : Kernel::f32;
+  plan.band = taps > 0 && (!adjacent || (plan.kernel == Kernel::f32 && p.in.dtype != DType::f32 && !plan.gather));
+  plan.in_place = p.out.dtype == DType::f32 && (p.out.stride[1] == 1 || p.columns == 1);
+
+  const int64_t panel_rows = kPanelBytes / (kMaxVectors * kLanes * (plan.kernel == Kernel::pairs ? 2 : 4));
+  plan.tap_blocks = max(1, ceil_div(taps, kMaxTaps));
+  plan.tap_block = ceil_div(taps, plan.tap_blocks);
+  const int64_t deepest = panel_rows / max(1, plan.tap_block) / 16 * 16;
+  plan.k_blocks = max(1, ceil_div(p.depth, deepest));
+  plan.k_block = plan.k_blocks == 1 ? p.depth : round_up(ceil_div(p.depth, plan.k_blocks), 16);
+
+  plan.vectors = ceil_div(p.columns, kLanes);
+  split(p, threads, plan);
+  const int64_t vectors = ceil_div(plan.vectors, plan.shares_c);
+  const int64_t width = min(vectors, kMaxVectors) * kLanes;
+  const int64_t panel_bytes = max(1, plan.tap_block * plan.k_block * width * (plan.kernel == Kernel::pairs ? 2 : 4));
+  plan.panels = plan.blocks() > 1 ? 1 : min(kPanelBytes / panel_bytes, kMaxColumns / width);
+  plan.panels = max(1, min(min(plan.panels, kMaxPanels), ceil_div(vectors * kLanes, width)));
+
+  const int64_t accumulated_rows = kAccumulators / (plan.panels * width);
+  const int64_t share = ceil_div(p.rows(), plan.shares_r);
+  int64_t rows = min(share, plan.in_place ? 512 : accumulated_rows);
+  plan.tiles = tiling(p, rows);
+  if (plan.tiles.count() < 4 * plan.shares_r && plan.tiles.count() % plan.shares_r != 0) {
+    rows = min(rows, ceil_div(share, 4));
+    plan.tiles = tiling(p, rows);
+  }
+  if (plan.band) {
+    const int64_t channels = p.depthwise ? min(p.columns, plan.panels * width) : plan.k_block;
+    const int64_t pixel_bytes = channels * (plan.kernel == Kernel::pairs ? 2 : 4);
+    const auto fits = [&] {
+      return plan.tiles.images * reach(p.h, plan.tiles.height) * reach(p.w, plan.tiles.width) * pixel_bytes <=
+             kBandBytes;
+    };
+    for (; !fits() && rows > 1; plan.tiles = tiling(p, rows)) rows = rows * 3 / 4;
+    if (!fits()) return false;
+  }
+  plan.chunk = plan.in_place ? plan.tiles.count() : plan.blocks() == 1 ? 1 : max(1, accumulated_rows / plan.tiles.rows());
+  return true;
+}
+
+// The plan for windows too wide for a band (a dilation of hundreds): every row gathered, element by element.
+static void make_gathering_plan(const Problem& p, int threads, Plan& plan) {
+  Problem adjacent = p;
+  adjacent.in.stride[1] = 1;
+  adjacent.in.dtype = DType::f32;
+  make_plan(adjacent, threads, plan);
+  plan.gather = true;
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm

@@ -1,0 +1,152 @@
+// A convolution's forward pass, its input gradient, and each phase of a strided input gradient are one problem:
+//
+//   out[n, i, j, q] = start[q] + sum over taps (u, v) and channels k of
+//                     in[n, i*step + shift + u*spread, (the same for j, v), k] * B[u, v][k][q]
+//
+// with q the output's channels, B the masked weight. Forward: step is the stride, shift -pad, spread the dilation.
+// Input gradient: rows ih = i*stride + phase of dx meet the rows oh of dy with oh*stride + u*dilation - pad = ih, so
+// each phase sees every (stride / gcd(stride, dilation))-th tap, at step 1 and with a negative spread.
+#pragma once
+
+#include "../common/conv.h"
+#include "../common/tensor.h"
+#include "vec.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
+
+static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+static inline int64_t bytes_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+struct Axis {
+  int64_t out, in;         // extent of the grid that is computed, extent of the image that is read
+  int64_t step;            // image positions per grid position
+  int64_t taps;            // taps that reach this grid
+  int64_t shift, spread;   // grid position i reads i*step + shift + t*spread for tap t
+  int64_t kernel;          // extent of the weight
+  int64_t first, every;    // tap t is the weight's first + t*every
+
+  bool whole_kernel() const { return taps == kernel && first == 0 && every == 1; }
+};
+
+static inline Axis forward_axis(int64_t out, int64_t in, int64_t kernel, int64_t stride, int64_t pad,
+                                int64_t dilation) {
+  return {out, in, stride, kernel, -pad, dilation, kernel, 0, 1};
+}
+
+// The positions phase, phase + stride, ... of an input gradient with `in` positions.
+static inline Axis backward_axis(int64_t out, int64_t in, int64_t kernel, int64_t stride, int64_t pad,
+                                 int64_t dilation, int64_t phase) {
+  Axis axis = {phase < in ? ceil_div(in - phase, stride) : 0, out, 1, 0, 0, 0, kernel, 0, 1};
+  int64_t a = stride, b = dilation;  // a becomes their greatest common divisor
+  while (b != 0) {
+    const int64_t rest = a % b;
+    a = b;
+    b = rest;
+  }
+  axis.every = stride / a;
+  axis.spread = -(axis.every * dilation) / stride;
+  while (axis.first < min(axis.every, kernel) && (phase + pad - axis.first * dilation) % stride != 0) ++axis.first;
+  if (axis.first >= min(axis.every, kernel)) return axis;
+  axis.taps = (kernel - 1 - axis.first) / axis.every + 1;
+  axis.shift = (phase + pad - axis.first * dilation) / stride;
+  return axis;
+}
+
+// Steps along the dimensions of B: column q, channel k, tap (u, v).
+struct Steps {
+  int64_t column, k, u, v;
+};
+
+struct MaskedWeight {
+  const void* weight;
+  DType dtype;
+  Steps weight_steps;
+  const void* scores;  // float32 scores, or packed bits
+  Steps score_steps;
+  Of of;
+  Steps index_steps;         // of the logical flat index
+  Interval up_to, after;     // what is kept up to the cut's index, and behind it
+  int64_t cut_index;
+};
+
+struct Problem {
+  Axis h, w;
+  int64_t batch, groups;
+  int64_t depth, columns;  // channels read and channels written, of one group
+  bool depthwise;          // channel q reads channel q only: depth is 1, groups is 1
+  Tensor in, out;
+  const float* start;  // float32, columns * groups, or null for zeros
+  MaskedWeight b;
+  int64_t group_column, group_k;  // where B's next group begins
+
+  int64_t rows() const { return batch * h.out * w.out; }
+  int64_t taps() const { return h.taps * w.taps; }
+};
+
+static inline bool is_depthwise(const Conv& c) {
+  return c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels;
+}
+
+static inline MaskedWeight masked_weight(const Conv& c, const Tensor& w, const Mask& m, bool backward) {
+  const int64_t taps = c.kernel_h * c.kernel_w;
+  const int64_t index_stride[4] = {c.in_channels / c.groups * taps, taps, c.kernel_w, 1};
+  const auto steps = [&](const int64_t* s) {
+    return backward ? Steps{s[1], s[0], s[2], s[3]} : Steps{s[0], s[1], s[2], s[3]};
+  };
+  MaskedWeight b = {w.data, w.dtype, steps(w.stride), m.data, steps(m.stride), m.of, steps(index_stride), {}, {}, 0};
+  if (m.of == Of::bits) return b;
+  b.up_to = up_to(m.of, *m.cut);
+  b.after = after(m.of, *m.cut);
+  b.cut_index = m.cut->index;
+  return b;
+}
+
+static inline Problem forward_problem(const Conv& c, const Tensor& x, const Tensor& w, const Mask& m,
+                                      const float* bias, const Tensor& y, bool depthwise) {
+  Problem p;
+  p.h = forward_axis(c.out_h, c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dilation_h);
+  p.w = forward_axis(c.out_w, c.in_w, c.kernel_w, c.stride_w, c.pad_w, c.dilation_w);
+  p.depthwise = depthwise;
+  p.batch = c.batch;
+  p.groups = p.depthwise ? 1 : c.groups;
+  p.depth = p.depthwise ? 1 : c.in_channels / c.groups;
+  p.columns = c.out_channels / p.groups;
+  p.in = x;
+  p.out = y;
+  p.start = bias;
+  p.b = masked_weight(c, w, m, false);
+  p.group_column = p.columns;
+  p.group_k = 0;
+  return p;
+}
+
+// The part of dx at rows h_phase + i*stride_h and columns w_phase + j*stride_w.
+static inline Problem backward_problem(const Conv& c, const Tensor& dy, const Tensor& w, const Mask& m,
+                                       const Tensor& dx, int64_t h_phase, int64_t w_phase,
+                                       bool depthwise) {
+  Problem p;
+  p.h = backward_axis(c.out_h, c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dilation_h, h_phase);
+  p.w = backward_axis(c.out_w, c.in_w, c.kernel_w, c.stride_w, c.pad_w, c.dilation_w, w_phase);
+  p.depthwise = depthwise;
+  p.batch = c.batch;
+  p.groups = p.depthwise ? 1 : c.groups;
+  p.depth = p.depthwise ? 1 : c.out_channels / c.groups;
+  p.columns = c.in_channels / p.groups;
+  p.in = dy;
+  p.out = dx;
+  p.out.data = static_cast<char*>(dx.data) +
+               (h_phase * dx.stride[2] + w_phase * dx.stride[3]) * bytes_of(dx.dtype);
+  p.out.stride[2] *= c.stride_h;
+  p.out.stride[3] *= c.stride_w;
+  p.start = nullptr;
+  // Depthwise: the channel is the weight's first dimension in both directions.
+  p.b = masked_weight(c, w, m, !p.depthwise);
+  p.group_column = 0;
+  p.group_k = p.depth;
+  return p;
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm

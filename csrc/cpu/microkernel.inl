@@ -1,0 +1,180 @@
+// Register-blocked products of M rows by N vectors of columns, reduced over taps and channels:
+//
+//   c[m][n] = start[n] + sum over t, k of a[t][m][k] * panel[t][k][n]
+//
+// Rows are given by address, one per tap, so activations are read where they lie. M*N accumulators, N panel vectors
+// and one broadcast fill the register file; with 32 registers 6 x 4 vectors need 10 loads for 24 products.
+#pragma once
+
+#include "vec.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
+
+struct Block {
+  const void* const* a;  // [taps][M] addresses of `depth` consecutive elements
+  int64_t taps, depth;
+  const void* panel;   // [taps][depth][N*kLanes] float32; pairs: [taps][ceil(depth/2)][N*kLanes][2] bfloat16
+  float* const* c;     // [M] rows of the result
+  int64_t column;      // first column in the rows of c (and of a, depthwise)
+  const float* start;  // N*kLanes, or null: add to what c holds
+  int64_t tail;        // columns of the last vector that exist
+};
+
+using MicroKernel = void (*)(const Block&);
+
+// Widest panel in vectors, and rows per block for each width.
+constexpr int kMaxVectors = kRegisters == 32 ? 4 : 2;
+constexpr int rows_per_block(int vectors) {
+  return kRegisters == 32 ? (vectors == 4 ? 6 : vectors == 3 ? 8 : 12) : (vectors == 2 ? 6 : 12);
+}
+constexpr int kMaxRows = 12;
+
+template <int N, int M>
+static inline void load_accumulators(const Block& b, Vec (&acc)[M][N]) {
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+    const float* c = b.c[m] + b.column;
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      if (b.start != nullptr) {
+        acc[m][n] = load(b.start + n * kLanes);
+      } else {
+        acc[m][n] = n + 1 == N && b.tail < kLanes ? load(c + n * kLanes, b.tail) : load(c + n * kLanes);
+      }
+    }
+  }
+}
+
+template <int N, int M>
+static inline void store_accumulators(const Block& b, const Vec (&acc)[M][N]) {
+#pragma GCC unroll 12
+  for (int m = 0; m < M; ++m) {
+    float* c = b.c[m] + b.column;
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      if (n + 1 == N && b.tail < kLanes) {
+        store(c + n * kLanes, acc[m][n], b.tail);
+      } else {
+        store(c + n * kLanes, acc[m][n]);
+      }
+    }
+  }
+}
+
+// One step of the reduction, M x N fused multiply-adds.
+struct F32 {
+  template <int N, int M>
+  static void run(const Block& b) {
+    Vec acc[M][N];
+    load_accumulators<N, M>(b, acc);
+    const float* panel = static_cast<const float*>(b.panel);
+    const void* const* rows = b.a;
+    for (int64_t t = 0; t < b.taps; ++t, rows += M) {
+      const float* a[M];
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) a[m] = static_cast<const float*>(rows[m]);
+      for (int64_t k = 0; k < b.depth; ++k, panel += N * kLanes) {
+        Vec column[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) column[n] = load(panel + n * kLanes);
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) {
+          const Vec x = broadcast(a[m][k]);
+#pragma GCC unroll 4
+          for (int n = 0; n < N; ++n) acc[m][n] = fma(x, column[n], acc[m][n]);
+        }
+      }
+    }
+    store_accumulators<N, M>(b, acc);
+  }
+};
+
+#if defined(__AVX512BF16__)
+// Two channels per step; the last of an odd depth is paired with zero.
+struct Pairs {
+  template <int N, int M>
+  static inline void step(const IntVec (&x)[M], const bf16* panel, Vec (&acc)[M][N]) {
+    IntVec column[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) column[n] = load_pairs(panel + 2 * n * kLanes);
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] = dot(x[m], column[n], acc[m][n]);
+    }
+  }
+
+  template <int N, int M>
+  static void run(const Block& b) {
+    Vec acc[M][N];
+    load_accumulators<N, M>(b, acc);
+    const bf16* panel = static_cast<const bf16*>(b.panel);
+    const void* const* rows = b.a;
+    for (int64_t t = 0; t < b.taps; ++t, rows += M) {
+      const bf16* a[M];
+      IntVec x[M];
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) a[m] = static_cast<const bf16*>(rows[m]);
+      for (int64_t k = 0; k + 1 < b.depth; k += 2, panel += 2 * N * kLanes) {
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) x[m] = broadcast_pair(a[m] + k);
+        step<N, M>(x, panel, acc);
+      }
+      if (b.depth % 2 != 0) {
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) x[m] = broadcast_last(a[m] + b.depth - 1);
+        step<N, M>(x, panel, acc);
+        panel += 2 * N * kLanes;
+      }
+    }
+    store_accumulators<N, M>(b, acc);
+  }
+};
+#endif
+
+// Each column reads its own channel: a[t][m][q] * panel[t][q], with rows of type T.
+template <class T>
+struct Depthwise {
+  template <int N, int M>
+  static void run(const Block& b) {
+    Vec acc[M][N];
+    load_accumulators<N, M>(b, acc);
+    const float* panel = static_cast<const float*>(b.panel);
+    const void* const* rows = b.a;
+    for (int64_t t = 0; t < b.taps; ++t, rows += M, panel += N * kLanes) {
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) {
+        const T* a = static_cast<const T*>(rows[m]) + b.column;
+#pragma GCC unroll 4
+        for (int n = 0; n < N; ++n) {
+          const bool whole = n + 1 < N || b.tail == kLanes;
+          const Vec x = whole ? load(a + n * kLanes) : load(a + n * kLanes, b.tail);
+          acc[m][n] = fma(x, load(panel + n * kLanes), acc[m][n]);
+        }
+      }
+    }
+    store_accumulators<N, M>(b, acc);
+  }
+};
+
+// The instance of `Kind` for m rows, m in [1, rows_per_block(N)].
+template <class Kind, int N, int M = rows_per_block(N)>
+static inline MicroKernel with_rows(int m) {
+  if constexpr (M > 1) {
+    if (m < M) return with_rows<Kind, N, M - 1>(m);
+  }
+  return &Kind::template run<N, M>;
+}
+
+template <class Kind>
+static inline MicroKernel micro_kernel(int vectors, int m) {
+  if (vectors == 1) return with_rows<Kind, 1>(m);
+  if (vectors == 2) return with_rows<Kind, 2>(m);
+  if constexpr (kMaxVectors > 2) {
+    if (vectors == 3) return with_rows<Kind, 3>(m);
+    return with_rows<Kind, 4>(m);
+  }
+  return nullptr;
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm

@@ -1,0 +1,242 @@
+// The masked weight, packed into panels: the one place where W and S are read.
+//
+// A panel covers some columns, taps and channels of B, as float32 rows of N*kLanes columns in the order [tap][channel];
+// columns that do not exist are zero. Whichever of B's dimensions is contiguous in the weight's memory decides how it
+// is read: columns straight, everything else through register transposes, so that W and S stream in either way.
+#pragma once
+
+#include "conv_problem.inl"
+#include "vec.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
+
+// Part of B: columns [column, column + columns), channels [k, k + depth), taps [tap, tap + taps) of the problem's
+// numbering (row-major over its two axes).
+struct Slab {
+  int64_t column, columns, k, depth, tap, taps;
+};
+
+// Where an element lies in the weight, in the scores and in the logical order.
+struct Place {
+  int64_t weight, score, index;
+};
+static inline Place operator+(Place a, Place b) {
+  return {a.weight + b.weight, a.score + b.score, a.index + b.index};
+}
+static inline Place operator*(int64_t n, Place a) { return {n * a.weight, n * a.score, n * a.index}; }
+
+// Reads elements of W and applies the mask to them.
+template <class T, Of of>
+struct Reader {
+  const T* weight;
+  const float* scores;
+  const uint8_t* bits;
+  IntervalVec up_to, after;
+  Interval scalar_up_to, scalar_after;
+  int64_t cut_index;
+  Place column, k, u, v;  // steps
+
+  explicit Reader(const MaskedWeight& b)
+      : weight(static_cast<const T*>(b.weight)),
+        scores(static_cast<const float*>(b.scores)),
+        bits(static_cast<const uint8_t*>(b.scores)),
+        up_to(broadcast(b.up_to)),
+        after(broadcast(b.after)),
+        scalar_up_to(b.up_to),
+        scalar_after(b.after),
+        cut_index(b.cut_index),
+        column{b.weight_steps.column, b.score_steps.column, b.index_steps.column},
+        k{b.weight_steps.k, b.score_steps.k, b.index_steps.k},
+        u{b.weight_steps.u, b.score_steps.u, b.index_steps.u},
+        v{b.weight_steps.v, b.score_steps.v, b.index_steps.v} {}
+
+  float one(Place p) const {
+    bool kept;
+    if (of == Of::bits) {
+      kept = bits[p.index >> 3] >> (p.index & 7) & 1;
+    } else {
+      const uint32_t score = float_bits(scores[p.score]);
+      const uint32_t image = of == Of::abs ? edgepop::magnitude(score) : edgepop::monotone(score);
+      const Interval& interval = p.index <= cut_index ? scalar_up_to : scalar_after;
+      kept = image - interval.lo <= interval.span;
+    }
+    return kept ? to_float(weight[p.weight]) : 0.0f;
+  }
+
+  // n elements, each `step` behind the one before.
+  Vec gather(Place p, Place step, int64_t n) const {
+    float out[kLanes] = {};
+    for (int64_t i = 0; i < n; ++i) out[i] = one(p + i * step);
+    return load(out);
+  }
+
+  // The same, where weights and scores are contiguous along `step`; the logical index need not be.
+  Vec run(Place p, Place step, int64_t n) const {
+    const Vec w = n == kLanes ? load(weight + p.weight) : load(weight + p.weight, n);
+    if constexpr (of == Of::bits) {
+      uint32_t kept = 0;
+      if (step.index == 1) {
+        std::memcpy(&kept, bits + (p.index >> 3), sizeof kept);
+        kept >>= p.index & 7;
+      } else {
+        for (int64_t i = 0, at = p.index; i < n; ++i, at += step.index) kept |= (bits[at >> 3] >> (at & 7) & 1u) << i;
+      }
+      return keep_bits(w, kept);
+    } else {
+      const Vec s = n == kLanes ? load(scores + p.score) : load(scores + p.score, n);
+      if (p.index > cut_index) return keep<of>(w, s, after);
+      if (p.index + (n - 1) * step.index <= cut_index) return keep<of>(w, s, up_to);
+      return gather(p, step, n);  // the cut's index lies within: at most one run of a row
+    }
+  }
+};
+
+// How B lies in memory, for the slab in hand.
+enum class Layout { columns, taps_of_all_channels, channels, taps, scattered };
+
+static inline Layout layout_of(const Problem& p, const Slab& slab) {
+  const auto along = [&](int64_t Steps::*dimension, int64_t step) {
+    return p.b.weight_steps.*dimension == step && (p.b.of == Of::bits || p.b.score_steps.*dimension == step);
+  };
+  const int64_t kernel = p.h.kernel * p.w.kernel;
+  const bool taps = (p.w.kernel == 1 || along(&Steps::v, 1)) && (p.h.kernel == 1 || along(&Steps::u, p.w.kernel));
+  const bool one_channel = slab.depth == 1;
+  if (slab.columns == 1 || along(&Steps::column, 1)) return Layout::columns;
+  if (kernel == 1 && (one_channel || along(&Steps::k, 1))) return Layout::channels;
+  if (taps && p.h.whole_kernel() && p.w.whole_kernel() && slab.taps == kernel &&
+      (one_channel || (along(&Steps::k, kernel) && p.b.index_steps.k == kernel))) {
+    return Layout::taps_of_all_channels;
+  }
+  if (along(&Steps::k, 1)) return Layout::channels;
+  // Transposing runs of all taps to use few of them reads more than it saves.
+  if (taps && 4 * slab.taps >= kernel) return Layout::taps;
+  return Layout::scattered;
+}
+
+template <class T, Of of>
+struct Packer {
+  const Problem& problem;
+  const Slab& slab;
+  const Reader<T, of> read;
+  const int64_t width;  // of a panel row, N * kLanes
+
+  Place place(int64_t column, int64_t k, int64_t tap) const {
+    const Axis &h = problem.h, &w = problem.w;
+    const int64_t u = h.first + (slab.tap + tap) / w.taps * h.every;
+    const int64_t v = w.first + (slab.tap + tap) % w.taps * w.every;
+    return (slab.column + column) * read.column + (slab.k + k) * read.k + u * read.u + v * read.v;
+  }
+
+  // kLanes columns by `length` elements, contiguous from `first` in steps of `step`; element j goes to panel row
+  // row_of(j), or nowhere if that is negative.
+  template <class RowOf>
+  void transpose_runs(Place first, Place step, int64_t length, int64_t columns, float* out, RowOf row_of) const {
+    for (int64_t j = 0; j < length; j += kLanes) {
+      const int64_t n = min(kLanes, length - j);
+      Vec tile[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        tile[i] = i < columns ? read.run(first + j * step + i * read.column, step, n) : zero();
+      }
+      transpose(tile);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t row = row_of(j + i);
+        if (row >= 0) store(out + row * width, tile[i]);
+      }
+    }
+  }
+
+  // One vector of columns, from column `column` of the slab on.
+  void vector(Layout layout, int64_t column, float* out) const {
+    const int64_t columns = min(kLanes, slab.columns - column), depth = slab.depth;
+    const int64_t kernel_w = problem.w.kernel, kernel = problem.h.kernel * kernel_w;
+    switch (layout) {
+      case Layout::columns:
+        return each_row(column, out, [&](Place at) { return read.run(at, read.column, columns); });
+      case Layout::scattered:
+        return each_row(column, out, [&](Place at) { return read.gather(at, read.column, columns); });
+      case Layout::channels:
+        for (int64_t t = 0; t < slab.taps; ++t) {
+          transpose_runs(place(column, 0, t), read.k, depth, columns, out + t * depth * width,
+                         [](int64_t j) { return j; });
+        }
+        return;
+      case Layout::taps_of_all_channels: {
+        int64_t k = 0, tap = 0;  // of the next element: runs are visited in order
+        return transpose_runs(place(column, 0, 0), tap_step(), kernel * depth, columns, out, [&](int64_t) {
+          const int64_t row = tap * depth + k;
+          if (++tap == kernel) tap = 0, ++k;
+          return row;
+        });
+      }
+      case Layout::taps:
+        for (int64_t k = 0; k < depth; ++k) {
+          const Place first = (slab.column + column) * read.column + (slab.k + k) * read.k;
+          transpose_runs(first, tap_step(), kernel, columns, out, [&](int64_t j) {
+            const int64_t tap = tap_of(j / kernel_w, j % kernel_w);
+            return tap < 0 ? tap : tap * depth + k;
+          });
+        }
+        return;
+    }
+  }
+
+  // From one tap to the next in memory, taps being contiguous.
+  Place tap_step() const { return problem.w.kernel > 1 ? read.v : read.u; }
+
+  // The slab's tap at position (u, v) of the weight, or -1.
+  int64_t tap_of(int64_t u, int64_t v) const {
+    const Axis &h = problem.h, &w = problem.w;
+    if (u < h.first || v < w.first || (u - h.first) % h.every != 0 || (v - w.first) % w.every != 0) return -1;
+    const int64_t tap = (u - h.first) / h.every * w.taps + (v - w.first) / w.every - slab.tap;
+    return tap < slab.taps ? tap : -1;
+  }
+
+  template <class Load>
+  void each_row(int64_t column, float* out, Load load_row) const {
+    for (int64_t t = 0; t < slab.taps; ++t) {
+      Place at = place(column, 0, t);
+      for (int64_t k = 0; k < slab.depth; ++k, out += width, at = at + read.k) store(out, load_row(at));
+    }
+  }
+
+  void pack(float* out) const {
+    const Layout layout = layout_of(problem, slab);
+    for (int64_t column = 0; column < width; column += kLanes) vector(layout, column, out + column);
+  }
+};
+
+// Writes slab.taps * slab.depth rows of `width` floats, not rounded.
+static void pack(const Problem& p, const Slab& slab, int64_t width, float* out) {
+  if (slab.taps == 0 || slab.depth == 0) return;
+  with_type(p.b.dtype, [&](auto type) {
+    using T = decltype(type);
+    switch (p.b.of) {
+      case Of::abs: return Packer<T, Of::abs>{p, slab, Reader<T, Of::abs>(p.b), width}.pack(out);
+      case Of::raw: return Packer<T, Of::raw>{p, slab, Reader<T, Of::raw>(p.b), width}.pack(out);
+      case Of::bits: return Packer<T, Of::bits>{p, slab, Reader<T, Of::bits>(p.b), width}.pack(out);
+    }
+  });
+}
+
+// The weight takes the activations' precision before the product, as under autocast.
+static void round_rows(DType dtype, int64_t count, float* rows) {
+  if (dtype == DType::f32) return;
+  with_type(dtype, [&](auto type) {
+    for (int64_t i = 0; i < count; i += kLanes) store(rows + i, round_to(load(rows + i), type));
+  });
+}
+
+#if defined(__AVX512BF16__)
+// Interleaves rows 2i and 2i+1; the last of an odd count is paired with zero. Returns the end of what was written.
+static bf16* pair_rows(const float* rows, int64_t count, int64_t width, bf16* out) {
+  for (int64_t r = 0; r < count; r += 2) {
+    for (int64_t i = 0; i < width; i += kLanes, out += 2 * kLanes) {
+      const Vec odd = r + 1 < count ? load(rows + (r + 1) * width + i) : zero();
+      store_pairs(out, narrow_pairs(load(rows + r * width + i), odd));
+    }
+  }
+  return out;
+}
+#endif
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm

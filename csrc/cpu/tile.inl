@@ -1,0 +1,175 @@
+// Tiles of the output grid, and the two ways activations and results that cannot be used in place travel: a band of the
+// image copied to channels-last scratch on the way in, a transposed tile on the way out.
+#pragma once
+
+#include "conv_problem.inl"
+#include "vec.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
+
+// Whole images, or rows of one image, or a part of one row.
+struct Tile {
+  int64_t n, images, i, height, j, width;
+  int64_t rows() const { return images * height * width; }
+};
+
+// A division of the grid into tiles of equal shape (the last ones smaller).
+struct Tiling {
+  int64_t images, height, width;        // of a tile
+  int64_t count_n, count_i, count_j;    // tiles along each dimension
+  int64_t count() const { return count_n * count_i * count_j; }
+  int64_t rows() const { return images * height * width; }
+
+  Tile tile(const Problem& p, int64_t index) const {
+    const int64_t j = index % count_j * width, i = index / count_j % count_i * height;
+    const int64_t n = index / (count_j * count_i) * images;
+    return {n, min(images, p.batch - n), i, min(height, p.h.out - i), j, min(width, p.w.out - j)};
+  }
+};
+
+// Parts of equal size, at most `limit` each.
+static inline int64_t even_part(int64_t extent, int64_t limit) {
+  return max(1, ceil_div(extent, ceil_div(extent, max(1, min(limit, extent)))));
+}
+
+// Tiles of at most `rows` rows.
+static inline Tiling tiling(const Problem& p, int64_t rows) {
+  const int64_t h = p.h.out, w = p.w.out;
+  Tiling t;
+  t.width = w <= rows ? w : even_part(w, rows);
+  t.height = t.width < w ? 1 : even_part(h, rows / w);
+  t.images = t.height < h ? 1 : even_part(p.batch, rows / (h * w));
+  t.count_n = ceil_div(p.batch, t.images);
+  t.count_i = ceil_div(h, t.height);
+  t.count_j = ceil_div(w, t.width);
+  return t;
+}
+
+// The image positions [begin, end) that grid positions [at, at + extent) read through taps of an axis.
+struct Span {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+static inline Span span_of(const Axis& axis, int64_t at, int64_t extent) {
+  const int64_t reach = (axis.taps - 1) * axis.spread;
+  const int64_t first = at * axis.step + axis.shift + min(0, reach);
+  const int64_t last = (at + extent - 1) * axis.step + axis.shift + max(0, reach);
+  const int64_t begin = min(max(0, first), axis.in), end = min(axis.in, last + 1);
+  return {begin, max(begin, end)};
+}
+
+// Pixels to read: `data` is the first channel of image pixel (n, h, w).
+struct Source {
+  const void* data;
+  DType dtype;
+  int64_t n, h, w;  // of the first pixel
+  int64_t stride_n, stride_c, stride_h, stride_w;
+
+  const char* pixel(int64_t at_n, int64_t at_h, int64_t at_w) const {
+    return static_cast<const char*>(data) +
+           ((at_n - n) * stride_n + (at_h - h) * stride_h + (at_w - w) * stride_w) * bytes_of(dtype);
+  }
+};
+
+static inline Source source_of(const Tensor& t, int64_t channel) {
+  const char* data = static_cast<const char*>(t.data) + channel * t.stride[1] * bytes_of(t.dtype);
+  return {data, t.dtype, 0, 0, 0, t.stride[0], t.stride[1], t.stride[2], t.stride[3]};
+}
+
+// channels x count pixels between two layouts: channels `from_c` apart and pixels adjacent, to pixels `to_pixel` apart
+// and channels adjacent.
+template <class From, class To>
+static inline void to_channels_last(const From* from, int64_t from_c, int64_t channels, int64_t count, To* to,
+                                    int64_t to_pixel) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int64_t nc = min(kLanes, channels - c);
+    for (int64_t x = 0; x < count; x += kLanes) {
+      const int64_t nx = min(kLanes, count - x);
+      Vec tile[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const From* at = from + (c + i) * from_c + x;
+        tile[i] = i >= nc ? zero() : nx == kLanes ? load(at) : load(at, nx);
+      }
+      transpose(tile);
+      To* out = to + x * to_pixel + c;
+      for (int64_t i = 0; i < nx; ++i) {
+        if (nc == kLanes) {
+          store(out + i * to_pixel, tile[i]);
+        } else {
+          store(out + i * to_pixel, tile[i], nc);
+        }
+      }
+    }
+  }
+}
+
+template <class From, class To>
+static inline void convert_run(const From* from, int64_t count, To* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  if (i < count) store(to + i, load(from + i, count - i), count - i);
+}
+
+// The pixels a tile reads, channels [0, channels) of `from`, as a dense channels-last block of To at `to`.
+template <class From, class To>
+static Source copy_band(const Problem& p, const Tile& tile, const Source& from, int64_t channels, DType to_type,
+                        To* to) {
+  const Span h = span_of(p.h, tile.i, tile.height), w = span_of(p.w, tile.j, tile.width);
+  const Source band = {to,       to_type,  tile.n, h.begin, w.begin, h.size() * w.size() * channels, 1,
+                       w.size() * channels, channels};
+  // Rows that follow one another without a gap are one run of pixels.
+  const bool joined = from.stride_h == w.size() * from.stride_w;
+  const int64_t runs = joined ? 1 : h.size(), length = joined ? h.size() * w.size() : w.size();
+  for (int64_t n = tile.n; n < tile.n + tile.images; ++n) {
+    for (int64_t r = 0; r < runs; ++r, to += length * channels) {
+      const From* at = reinterpret_cast<const From*>(from.pixel(n, h.begin + r, w.begin));
+      if (from.stride_c == 1) {
+        if (from.stride_w == channels) {
+          convert_run(at, length * channels, to);
+        } else {
+          for (int64_t x = 0; x < length; ++x) convert_run(at + x * from.stride_w, channels, to + x * channels);
+        }
+      } else if (from.stride_w == 1) {
+        to_channels_last(at, from.stride_c, channels, length, to, channels);
+      } else {
+        for (int64_t x = 0; x < length; ++x) {
+          for (int64_t c = 0; c < channels; ++c) {
+            from_float(to_float(at[x * from.stride_w + c * from.stride_c]), to + x * channels + c);
+          }
+        }
+      }
+    }
+  }
+  return band;
+}
+
+static inline int64_t band_size(const Problem& p, const Tile& tile, int64_t channels) {
+  return tile.images * span_of(p.h, tile.i, tile.height).size() * span_of(p.w, tile.j, tile.width).size() * channels;
+}
+
+// Writes a tile's results, float32 rows `pitch` apart, to `columns` channels of the output from `channel` on.
+template <class To>
+static void write_tile(const Problem& p, const Tile& tile, const float* from, int64_t pitch, int64_t channel,
+                       int64_t columns) {
+  const Tensor& out = p.out;
+  const int64_t *stride = out.stride, stride_c = stride[1], stride_w = stride[3];
+  const bool joined = stride[2] == tile.width * stride_w;
+  const int64_t runs = joined ? 1 : tile.height, length = joined ? tile.height * tile.width : tile.width;
+  for (int64_t n = tile.n; n < tile.n + tile.images; ++n) {
+    for (int64_t r = 0; r < runs; ++r, from += length * pitch) {
+      To* at = static_cast<To*>(out.data) + n * stride[0] + channel * stride_c + (tile.i + r) * stride[2] +
+               tile.j * stride_w;
+      if (stride_c == 1) {
+        for (int64_t x = 0; x < length; ++x) convert_run(from + x * pitch, columns, at + x * stride_w);
+      } else if (stride_w == 1) {
+        to_channels_last(from, pitch, length, columns, at, stride_c);
+      } else {
+        for (int64_t x = 0; x < length; ++x) {
+          for (int64_t c = 0; c < columns; ++c) from_float(from[x * pitch + c], at + x * stride_w + c * stride_c);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm
