@@ -1,0 +1,6 @@
+"""Training recipes: networks, data, the training loop and the command line. Uses the package's public API only.
+
+A method is one file: a subclass of ``config.Recipe`` with its settings and its network, and its ``RECIPES``. Adding it
+to ``registry.py`` makes its recipes and its options part of the command line. In order of use: ``cli`` -> ``job``
+(a run from start to summary) -> ``trainer`` (the loop and the state that resumes it) -> ``data``, ``models``.
+"""

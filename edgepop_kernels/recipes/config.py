@@ -1,0 +1,138 @@
+"""What a training run is told: one frozen dataclass, whose fields are also the options of the command line.
+
+A method (edge-popup, dense...) is a subclass in a file of its own that adds its settings and says how its network is
+made. Everything a run's numbers depend on is a field, so a saved configuration is a complete recipe.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import nn
+
+import edgepop_kernels as ek
+
+from .data import DATASETS
+from .errors import ConfigError
+from .models import MODELS
+
+BACKENDS = ("auto", *ek.backends())
+
+
+def setting(default: Any, text: str, allowed: str, check: Callable[[Any], bool]) -> Any:
+    """A field: its default, its help text, and what values are allowed, in words and as a test."""
+    return dataclasses.field(default=default, metadata={"help": text, "allowed": allowed, "check": check})
+
+
+def choice(default: str, names: tuple[str, ...], text: str) -> Any:
+    return setting(default, text, f"one of {', '.join(names)}", lambda value: value in names)
+
+
+def whole(default: int, least: int, text: str) -> Any:
+    return setting(default, text, f"a whole number, at least {least}", lambda value: value >= least)
+
+
+def positive(default: float, text: str) -> Any:
+    return setting(default, text, "a number above 0", lambda value: 0 < value < math.inf)
+
+
+def fraction(default: float, text: str) -> Any:
+    return setting(default, text, "a number in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def flag(default: bool, text: str) -> Any:
+    return setting(default, text, "true or false", lambda value: True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings every method has. Raises ConfigError, naming the setting, for a value that is not allowed."""
+
+    method: ClassVar[str]
+
+    dataset: str = choice("digits", DATASETS, "data set")
+    model: str = choice("mlp", MODELS, "network")
+    widths: tuple[int, ...] = setting(
+        (300, 100),
+        "hidden widths of the mlp",
+        "whole numbers above 0, separated by commas",
+        lambda value: len(value) > 0 and all(width > 0 for width in value),
+    )
+    width_multiplier: float = positive(1.0, "factor on the channels of the conv networks")
+    epochs: int = whole(30, 1, "passes over the training set")
+    batch_size: int = whole(64, 1, "images per step")
+    optimizer: str = choice("sgd", ("sgd", "adam"), "optimizer")
+    lr: float = positive(0.1, "learning rate at its highest")
+    momentum: float = fraction(0.9, "momentum of sgd")
+    weight_decay: float = setting(
+        1e-4, "weight decay on what trains", "a number, at least 0", lambda value: 0 <= value < math.inf
+    )
+    warmup: int = whole(0, 0, "epochs of linear warm-up before the cosine")
+    label_smoothing: float = fraction(0.0, "share of the target spread over all classes")
+    dtype: str = choice("float32", ("float32", "bfloat16"), "type of activations and products (bfloat16: autocast)")
+    channels_last: bool = flag(False, "keep images and weights in channels_last memory format")
+    device: str = choice("auto", ("auto", "cpu", "cuda"), "where to train; auto takes a GPU where there is one")
+    backend: str = choice("auto", BACKENDS, "kernels of the masked layers")
+    threads: int = whole(0, 0, "CPU threads; 0 leaves PyTorch's choice")
+    seed: int = setting(
+        0, "seed of everything random", "a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32
+    )
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        if self.warmup >= self.epochs and self.warmup > 0:
+            raise self.wrong("warmup", f"fewer than the {self.epochs} epochs")
+
+    def wrong(self, name: str, allowed: str) -> ConfigError:
+        return ConfigError(f"{name}: expected {allowed}, got {getattr(self, name)!r}")
+
+    def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
+        """The untrained network for images [C, H, W] = ``image``, on the CPU, drawn from torch's global generator."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how its network is made")
+
+    def lr_at(self, epoch: int) -> float:
+        """Learning rate of an epoch: linear warm-up, then a cosine to 0, set once per epoch as hidden-networks does."""
+        if epoch < self.warmup:
+            return self.lr * (epoch + 1) / self.warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / (self.epochs - self.warmup)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, the method's name among them: what JSON and checkpoints hold."""
+        settings = dataclasses.asdict(self)
+        return {"method": self.method} | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+    def override(self, **settings: Any) -> "Recipe":
+        """A copy with other values; ConfigError for a setting this method does not have."""
+        known = {field.name for field in dataclasses.fields(self)}
+        for name, value in settings.items():
+            if name not in known:
+                raise ConfigError(f"{name}: the method {self.method} has no such setting, got {value!r}")
+        return dataclasses.replace(self, **settings)
+
+
+class Entry(NamedTuple):
+    """A recipe as `edgepop recipes` lists it: its settings, the accuracy it aims at, and who published that."""
+
+    recipe: Recipe
+    goal: str
+    source: str
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+    """The value with the field's type. Its text form (command line) and its JSON form (checkpoint) are welcome."""
+    kind = type(field.default)
+    try:
+        if kind is tuple:
+            value = tuple(int(part) for part in value.split(",")) if isinstance(value, str) else tuple(value)
+        elif (kind in (int, float) and isinstance(value, str)) or (kind is float and type(value) is int):
+            value = kind(value)
+        right = type(value) is kind and (kind is not tuple or all(type(part) is int for part in value))
+        right = right and field.metadata["check"](value)
+    except (ValueError, TypeError):
+        right = False
+    if not right:
+        raise ConfigError(f"{field.name}: expected {field.metadata['allowed']}, got {value!r}")
+    return value

@@ -1,0 +1,47 @@
+"""The dense baseline: the same networks with plain torch layers, every weight trained."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from . import models
+from .config import Entry, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(Recipe):
+    """No mask; weights start as torch's layers start."""
+
+    method: ClassVar[str] = "dense"
+
+    def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
+        return plain_network(self, image, classes)
+
+
+def plain_network(recipe: Recipe, image: tuple[int, int, int], classes: int) -> nn.Module:
+    """The recipe's architecture in torch's own layers: what a trained mask is exported to."""
+    layers = models.Layers(
+        conv=lambda inputs, outputs: nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        linear=lambda inputs, outputs: nn.Linear(inputs, outputs, bias=False),
+    )
+    return models.build(
+        recipe.model, image, classes, layers, widths=recipe.widths, width_multiplier=recipe.width_multiplier
+    )
+
+
+_CIFAR10 = dict(dataset="cifar10", lr=0.01, epochs=100, batch_size=128)
+
+RECIPES = {
+    "dense-digits": Entry(Dense(lr=0.05), "93.4 % ± 0.6", "plain PyTorch, 5 seeds, the same settings"),
+    "dense-mnist": Entry(
+        Dense(dataset="mnist", epochs=100, batch_size=128),
+        "no published table",
+        "Ramanujan et al. 2020 (arXiv 1911.13299), baseline FC",
+    ),
+} | {
+    f"dense-{model}": Entry(
+        Dense(model=model, **_CIFAR10), "published as curves only", "Ramanujan et al. 2020 (arXiv 1911.13299), baseline"
+    )
+    for model in ("conv2", "conv4", "conv6", "conv8")
+}

@@ -1,0 +1,83 @@
+"""Edge-popup: random weights stay as they are, scores decide which of them the network uses.
+
+Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", CVPR 2020, arXiv 1911.13299. Hyper-parameters
+of the MNIST and CIFAR-10 recipes are those of the authors' configurations.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from torch import nn
+
+import edgepop_kernels as ek
+
+from . import models
+from .config import Entry, Recipe, choice, setting
+
+# Name -> (initialisation, whether it takes ``keep`` and ``scale``). "default" leaves what torch's layers start with.
+INITS = {
+    "signed_constant": (ek.init.signed_constant_, True),
+    "unsigned_constant": (ek.init.unsigned_constant_, True),
+    "kaiming_normal": (ek.init.kaiming_normal_, True),
+    "kaiming_uniform": (ek.init.kaiming_uniform_, True),
+    "xavier_normal": (ek.init.xavier_normal_, False),
+    "xavier_uniform": (ek.init.xavier_uniform_, False),
+    "xavier_constant": (ek.init.xavier_constant_, False),
+    "default": (lambda weight: weight, False),
+}
+SCALES = ("none", "paper", "hidden-networks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgePopup(Recipe):
+    """Every layer keeps its best-scored fraction ``keep``; only scores train."""
+
+    method: ClassVar[str] = "edge-popup"
+
+    keep: float = setting(0.5, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
+    init: str = choice("signed_constant", tuple(INITS), "how the fixed weights are drawn")
+    scale: str = choice("none", SCALES, "how their deviation follows keep; paper: times 1/sqrt(keep)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.scale != "none" and not INITS[self.init][1]:
+            raise self.wrong("scale", f"none, the only one init {self.init} has")
+        if self.scale == "hidden-networks" and math.isclose(self.keep, 1):
+            raise self.wrong("scale", "none or paper with keep 1, hidden-networks divides by 1 - keep")
+
+    def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
+        layers = models.Layers(
+            conv=partial(ek.FusedSubnetConv, kernel_size=3, padding=1, bias=False, keep=self.keep),
+            linear=partial(ek.FusedSubnetLinear, bias=False, keep=self.keep),
+        )
+        model = models.build(
+            self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
+        )
+        draw, scalable = INITS[self.init]
+        for layer in model:
+            if isinstance(layer, (ek.FusedSubnetConv, ek.FusedSubnetLinear)):
+                if scalable:
+                    draw(layer.weight, self.keep, scale=self.scale)
+                else:
+                    draw(layer.weight)
+        return ek.share_selection(model)
+
+
+_PAPER = "Ramanujan et al. 2020 (arXiv 1911.13299)"
+_CIFAR10 = dict(dataset="cifar10", epochs=100, batch_size=128)
+
+RECIPES = {
+    "edge-popup-digits": Entry(EdgePopup(), "91.1 % ± 0.5", "plain PyTorch, 5 seeds, the same settings"),
+    "edge-popup-digits-conv": Entry(EdgePopup(model="small-conv"), "no published number", "this project"),
+    "edge-popup-mnist": Entry(
+        EdgePopup(dataset="mnist", epochs=100, batch_size=128), "no published table", f"{_PAPER}, configuration FC"
+    ),
+    "edge-popup-fashion-mnist": Entry(
+        EdgePopup(dataset="fashion-mnist", epochs=100, batch_size=128), "no published number", "this project"
+    ),
+} | {
+    f"edge-popup-{model}": Entry(EdgePopup(model=model, **_CIFAR10), "published as curves only", _PAPER)
+    for model in ("conv2", "conv4", "conv6", "conv8")
+}

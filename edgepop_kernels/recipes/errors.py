@@ -1,0 +1,22 @@
+"""Problems a user can put right. Their text is the whole message: the command line prints it and exits with code 2."""
+
+
+class UserError(Exception):
+    """A missing folder, a corrupt file, an unwritable output, a loss that is no number... one sentence saying what."""
+
+
+class ConfigError(UserError, ValueError):
+    """A setting with a value that is not allowed: the text names the setting, the value and what is allowed."""
+
+
+class NotFinite(UserError):
+    """The loss of a step was NaN or infinite."""
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal after its state had been saved; the text says where. Exit code 130."""
+
+
+def reason(error: OSError) -> str:
+    """The operating system's words without the file name, which the caller's sentence gives already."""
+    return error.strerror or str(error) or type(error).__name__

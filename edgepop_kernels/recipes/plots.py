@@ -1,0 +1,83 @@
+"""Pictures of a run: accuracy per epoch and share kept per layer, as PNG; scalars for TensorBoard where asked."""
+
+import contextlib
+import importlib.util
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import UserError
+from .files import read_bytes, read_csv, write_atomic
+from .runs import EPOCH_COLUMNS
+
+
+def check(pictures: bool, tensorboard: bool) -> None:
+    """UserError before training, not after it, where what is wanted cannot be written."""
+    if pictures and importlib.util.find_spec("matplotlib") is None:
+        raise UserError("plots need matplotlib, which is not installed: pip install matplotlib, or add --no-plots")
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
+
+
+def draw(run: Path) -> list[Path]:
+    """accuracy.png and, for a masked network, kept.png, from the run's log.csv and summary.json."""
+    history = read_csv(run / "log.csv", EPOCH_COLUMNS)
+    layers = json.loads(read_bytes(run / "summary.json"))["layers"]
+    pictures = [_save(_accuracy(history), run / "accuracy.png")]
+    if layers:
+        pictures.append(_save(_kept(layers), run / "kept.png"))
+    return pictures
+
+
+def _axes(title: str, x: str, y: str):
+    # Figure without pyplot: no display, no global state, nothing to close.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _accuracy(history: list[dict]):
+    figure, axes = _axes("accuracy", "epoch", "%")
+    epochs = [int(row["epoch"]) for row in history]
+    for column, label in (("train_accuracy", "training"), ("test_accuracy", "test")):
+        axes.plot(epochs, [100 * float(row[column]) for row in history], label=label)
+    axes.legend()
+    return figure
+
+
+def _kept(layers: list[dict]):
+    figure, axes = _axes("weights kept per layer", "layer (weights)", "%")
+    names = [f"{layer['name']}\n({layer['weights']:,})" for layer in layers]
+    axes.bar(names, [100 * layer["kept"] / layer["weights"] for layer in layers])
+    axes.set_ylim(0, 100)
+    return figure
+
+
+def _save(figure, path: Path) -> Path:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    write_atomic(path, content.getvalue())
+    return path
+
+
+@contextlib.contextmanager
+def scalars(run: Path, wanted: bool) -> Iterator[Callable[[dict], None]]:
+    """Yields what to call with each epoch's row: it goes to TensorBoard files in the run folder, or nowhere."""
+    if not wanted:
+        yield lambda row: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(run) as writer:
+
+        def write(row: dict) -> None:
+            for name, value in row.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, row["epoch"])
+
+        yield write

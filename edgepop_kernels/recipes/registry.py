@@ -1,0 +1,46 @@
+"""Every recipe by name. A new method adds its file here and nowhere else."""
+
+import difflib
+from typing import Any
+
+from . import dense, edge_popup
+from .config import Entry, Recipe
+from .errors import ConfigError, UserError
+
+METHODS: dict[str, type[Recipe]] = {recipe.method: recipe for recipe in (edge_popup.EdgePopup, dense.Dense)}
+RECIPES: dict[str, Entry] = edge_popup.RECIPES | dense.RECIPES
+
+# What `edgepop train --data FOLDER` runs when no recipe is named.
+DEFAULTS = {
+    "digits": "edge-popup-digits",
+    "mnist": "edge-popup-mnist",
+    "fashion-mnist": "edge-popup-fashion-mnist",
+    "cifar10": "edge-popup-conv4",
+    "cifar100": "edge-popup-conv4",
+}
+
+
+def find(name: str) -> Entry:
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UserError(f"there is no recipe {name!r}; {hint}`edgepop recipes` lists them")
+    return RECIPES[name]
+
+
+def goal(name: str, recipe: Recipe) -> str | None:
+    """The accuracy the recipe ``name`` aims at, if these are its settings up to seed and machine."""
+    if name not in RECIPES:
+        return None
+    listed = RECIPES[name].recipe
+    machine = {setting: getattr(listed, setting) for setting in ("seed", "threads", "device", "backend")}
+    return RECIPES[name].goal if recipe.override(**machine) == listed else None
+
+
+def from_dict(config: dict[str, Any]) -> Recipe:
+    """The recipe that ``Recipe.to_dict`` described; ConfigError for anything else."""
+    settings = dict(config)
+    method = settings.pop("method", None)
+    if method not in METHODS:
+        raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[method]().override(**settings)

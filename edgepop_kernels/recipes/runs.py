@@ -1,0 +1,83 @@
+"""Run folders: RUNS/name, name-1, name-2... never an existing one, and the table RUNS/results.csv beside them."""
+
+import json
+from pathlib import Path
+
+from .errors import UserError, reason
+from .files import append_csv, csv_bytes, make_folder, read_bytes, read_csv, write_atomic
+
+EPOCH_COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+RESULT_COLUMNS = [
+    "run",
+    "started",
+    "recipe",
+    "method",
+    "dataset",
+    "model",
+    "keep",
+    "epochs",
+    "seed",
+    "dtype",
+    "backend",
+    "threads",
+    "test_accuracy",
+    "best_accuracy",
+    "best_epoch",
+    "kept",
+    "weights",
+    "weights_unchanged",
+    "step_ms",
+    "reference_step_ms",
+    "reference_over_fused",
+]
+
+
+def create(runs: Path, name: str) -> Path:
+    """A new folder: ``runs/name``, or the first of ``name-1``, ``name-2``... that does not exist."""
+    make_folder(runs)
+    results = runs / "results.csv"
+    if results.exists():
+        read_csv(results, RESULT_COLUMNS)  # refuse a foreign table now, not after hours of training
+    number = 0
+    while True:
+        folder = runs / (f"{name}-{number}" if number else name)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {folder}: {reason(error)}") from error
+        else:
+            return folder
+
+
+def write_record(folder: Path, record: dict) -> None:
+    """config.json: recipe name, start, data folder, every setting under "config", versions under "environment"."""
+    write_atomic(folder / "config.json", (json.dumps(record, indent=2) + "\n").encode())
+
+
+def read_record(folder: Path) -> dict:
+    file = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"the run folder {folder} does not exist")
+    if not file.exists():
+        raise UserError(f"{folder} is not a run folder: it has no config.json")
+    try:
+        record = json.loads(read_bytes(file))
+        missing = {"recipe", "started", "data", "config"} - record.keys()
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if missing:
+        raise UserError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}")
+    if not isinstance(record["config"], dict):
+        raise UserError(f"{file} is damaged: its config is no table of settings")
+    return record
+
+
+def write_log(folder: Path, history: list[dict]) -> None:
+    """log.csv from the whole history: a resumed run rewrites the rows it repeats instead of doubling them."""
+    write_atomic(folder / "log.csv", csv_bytes(EPOCH_COLUMNS, history))
+
+
+def append_result(runs: Path, row: dict) -> None:
+    append_csv(runs / "results.csv", RESULT_COLUMNS, row, key=("run", "started"))
