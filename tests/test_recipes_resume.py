@@ -1,0 +1,214 @@
+"""A run interrupted anywhere and resumed is the run that was not interrupted, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from recipe_runs import NAME, RECIPE, STEPS, SignalAt, resume, rows, start, state
+
+from edgepop_kernels.recipes import checkpoint
+from edgepop_kernels.recipes.errors import ConfigError, Interrupted, UserError
+from edgepop_kernels.recipes.files import locked
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    start(folder)
+    return folder / NAME
+
+
+def assert_same_run(run, other, names=("last", "best", "first")):
+    for name in names:
+        assert_same(state(run, name), state(other, name), name)
+    assert (run / "log.csv").read_bytes() == (other / "log.csv").read_bytes()
+    assert rows(run.parent / "results.csv")[-1] == rows(other.parent / "results.csv")[-1]
+
+
+def assert_same(a, b, where):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+def test_one_seed_gives_one_run_and_another_seed_another(straight, tmp_path):
+    start(tmp_path)
+    assert_same_run(tmp_path / NAME, straight)
+    start(tmp_path, RECIPE.override(seed=1))
+    other = state(tmp_path / f"{NAME}-1")["model"]
+    assert not torch.equal(other["1.scores"], state(straight)["model"]["1.scores"])
+    assert not torch.equal(other["1.weight"], state(straight)["model"]["1.weight"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [1, 2 * STEPS - 1, 2 * STEPS, 2 * STEPS + 7])
+def test_resumed_after_a_signal_it_is_the_same_run(straight, tmp_path, step, number):
+    # After the last step of an epoch it stops before the test part is evaluated.
+    epoch, done = (step - 1) // STEPS, (step - 1) % STEPS + 1
+    with pytest.raises(Interrupted, match=f"stopped by {number.name} after epoch {epoch}, step {done};"):
+        start(tmp_path, report=SignalAt(step, number))
+    stopped = state(tmp_path / NAME)
+    assert (stopped["epoch"], stopped["step"]) == (epoch, done)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resume(tmp_path / NAME)
+    assert_same_run(tmp_path / NAME, straight)
+
+
+def test_resumed_twice_with_adam_augmentation_and_bfloat16(tmp_path):
+    recipe = RECIPE.override(
+        optimizer="adam", lr=0.01, dtype="bfloat16", model="small-conv", width_multiplier=0.2, channels_last=True,
+        epochs=2, warmup=1, label_smoothing=0.1,
+    )  # fmt: skip
+    start(tmp_path / "a", recipe)
+    with pytest.raises(Interrupted):
+        start(tmp_path / "b", recipe, SignalAt(5))
+    with pytest.raises(Interrupted):
+        resume(tmp_path / "b" / NAME, report=SignalAt(20))
+    resume(tmp_path / "b" / NAME)
+    assert_same_run(tmp_path / "b" / NAME, tmp_path / "a" / NAME)
+
+
+def test_resumed_from_an_earlier_checkpoint_it_repeats_the_rows(straight, tmp_path):
+    start(tmp_path)
+    resume(tmp_path / NAME / "first.pt")
+    assert_same_run(tmp_path / NAME, straight)
+    assert len(rows(tmp_path / "results.csv")) == 1
+
+
+def test_resuming_a_finished_run_only_shows_its_summary(straight, tmp_path):
+    before = state(straight)
+    summary = resume(straight)
+    assert summary.accuracy == before["history"][-1]["test_accuracy"]
+    assert_same(state(straight), before, "last")
+    assert len(rows(straight.parent / "results.csv")) == 1
+
+
+def test_after_kill_9_at_any_moment_it_resumes_to_the_same_run(straight, tmp_path):
+    tests = Path(__file__).parent
+    script = f"from pathlib import Path; from recipe_runs import start; start(Path({str(tmp_path)!r}))"
+    paths = os.pathsep.join([str(tests), str(tests.parent)])
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": paths})
+    log = tmp_path / NAME / "log.csv"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and len(rows(log)) >= 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    resume(tmp_path / NAME)
+    assert_same_run(tmp_path / NAME, straight)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"lr": 0.05}, "lr is 0.1 in its checkpoint, 0.05 in the command line"),
+        ({"epochs": 8}, "epochs is 4 in its checkpoint, 8 in the command line"),
+        ({"widths": "16,16"}, r"widths is \[16\] in its checkpoint, \[16, 16\] in the command line"),
+    ],
+)
+def test_another_setting_is_refused_on_resume(straight, asked, words):
+    with pytest.raises(ConfigError, match=f"cannot resume .*{words}"):
+        resume(straight, asked)
+
+
+def test_the_same_setting_is_welcome_on_resume(straight):
+    resume(straight, {"lr": 0.1, "widths": "16"})
+
+
+def test_a_config_file_edited_since_is_refused(tmp_path):
+    with pytest.raises(Interrupted):
+        start(tmp_path, report=SignalAt(3))
+    config = tmp_path / NAME / "config.json"
+    config.write_text(config.read_text().replace('"momentum": 0.9', '"momentum": 0.8'))
+    with pytest.raises(ConfigError, match=r"momentum is 0\.9 in its checkpoint, 0\.8 in config\.json"):
+        resume(tmp_path / NAME)
+
+
+def test_other_data_are_refused(straight, tmp_path, monkeypatch):
+    from edgepop_kernels.recipes.data import digits
+
+    monkeypatch.setattr(digits, "TRAIN", 1438)
+    with pytest.raises(UserError, match=r"the digits data are not those this run was started with"):
+        resume(straight)
+
+
+def test_two_processes_cannot_train_in_one_folder(straight):
+    with locked(straight, wait=False), pytest.raises(UserError, match=r"another process is training in"):
+        resume(straight)
+
+
+def damage(file, kind):
+    content = bytearray(file.read_bytes())
+    if kind == "flipped bit":
+        # In the middle of the largest record: a score, which PyTorch's own reader would take as it is.
+        content[len(content) // 2] ^= 4
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "foreign": b"hello"}.get(kind, content))
+
+
+@pytest.mark.parametrize("kind", ["flipped bit", "cut", "empty", "foreign"])
+def test_a_corrupt_last_checkpoint_is_reported_with_a_good_one(tmp_path, kind):
+    run = tmp_path / NAME
+    with pytest.raises(Interrupted):
+        start(tmp_path, report=SignalAt(STEPS + 3))
+    damage(run / "last.pt", kind)
+    with pytest.raises(UserError) as error:
+        resume(run)
+    sentence = str(error.value)
+    assert f"the checkpoint {run / 'last.pt'} is corrupt" in sentence
+    assert f"{run / 'best.pt'} (epoch 1) is good: give that instead" in sentence
+    assert "\n" not in sentence
+    damage(run / "best.pt", kind)
+    with pytest.raises(UserError, match=r"first\.pt \(epoch 0\) is good"):
+        resume(run)
+    damage(run / "first.pt", kind)
+    with pytest.raises(UserError, match=r"last\.pt is corrupt: [^;]*$"):
+        resume(run)
+
+
+def test_a_checkpoint_that_is_another_files_is_refused(tmp_path):
+    file = tmp_path / "last.pt"
+    torch.save({"model": torch.nn.Linear(2, 2)}, file)
+    with pytest.raises(UserError, match=r"is not a checkpoint of this program"):
+        checkpoint.load(file)
+    torch.save({"format": 99}, file)
+    with pytest.raises(UserError, match=r"is not a checkpoint of this version"):
+        checkpoint.load(file)
+    with pytest.raises(UserError, match=r"cannot read .*No such file"):
+        checkpoint.load(tmp_path / "none.pt")
+
+
+def test_random_states_of_all_generators_come_back():
+    import random
+
+    import numpy
+
+    checkpoint.seed_everything(3)
+    random.gauss(0, 1)
+    saved = checkpoint.random_state()
+    drawn = [torch.rand(3).tolist(), random.gauss(0, 1), numpy.random.normal()]  # noqa: NPY002
+    checkpoint.set_random_state(saved)
+    assert [torch.rand(3).tolist(), random.gauss(0, 1), numpy.random.normal()] == drawn  # noqa: NPY002
