@@ -55,6 +55,14 @@ def test_doctor_needs_no_extra():
     assert fact("edgepop_kernels", done.stdout).startswith(ek.__version__)
 
 
+def test_other_commands_name_the_extra_they_need():
+    done = run_without_extras("train")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "pip install 'edgepop_kernels[train]'" in done.stderr
+
+
 @pytest.mark.gpu
 def test_names_the_gpu():
     assert torch.cuda.get_device_name() in doctor.report()
