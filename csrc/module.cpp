@@ -6,6 +6,7 @@
 #include <array>
 
 #include "cpu/isa.h"
+#include "cpu/select.h"
 
 namespace py = pybind11;
 
@@ -64,6 +65,23 @@ void conv_backward_weight(const ConvArg& geometry, const TensorArg& dy, const Te
                                       tensor(dw), threads);
 }
 
+// address of the scores, sizes, strides, of, number kept, address of the cut, address of the hint or 0
+using RankingArg = std::tuple<uintptr_t, Strides, Strides, int32_t, int64_t, uintptr_t, uintptr_t>;
+
+void select(const std::vector<RankingArg>& layers, int threads) {
+  std::vector<cpu::Ranking> rankings;
+  rankings.reserve(layers.size());
+  for (const auto& [scores, size, stride, of, kept, cut, hint] : layers) {
+    cpu::Ranking r = {reinterpret_cast<const float*>(scores), {}, {}, static_cast<Of>(of), kept,
+                      reinterpret_cast<Cut*>(cut), reinterpret_cast<const Cut*>(hint)};
+    std::copy(size.begin(), size.end(), r.size);
+    std::copy(stride.begin(), stride.end(), r.stride);
+    rankings.push_back(r);
+  }
+  py::gil_scoped_release release;
+  cpu::select(rankings, threads);
+}
+
 }  // namespace
 }  // namespace edgepop
 
@@ -75,6 +93,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = "GCC " __VERSION__;
 #endif
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
+  m.def("select", &edgepop::select);
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);
   m.def("conv_backward_weight", &edgepop::conv_backward_weight);

@@ -11,6 +11,7 @@
 #include "../common/conv.h"
 #include "../common/keys.h"
 #include "../common/tensor.h"
+#include "select_kernels.h"
 
 namespace edgepop::cpu {
 
@@ -27,6 +28,9 @@ struct Kernels {
   // ds (float32, may have null data) = dW_eff * W * map'(S); dw (weight's dtype) per `weight_grad`. Written whole.
   void (*conv_backward_weight)(const Conv&, const Tensor& dy, const Tensor& x, const Tensor& w, const Mask&, ScoreMap,
                                const Tensor& ds, WeightGrad weight_grad, const Tensor& dw, int threads);
+
+  // Inner loops of select (select.h), which runs its own threads.
+  SelectKernels select;
 };
 
 const Kernels* portable_kernels();

@@ -1,0 +1,197 @@
+#include "select.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "isa.h"
+#include "select_codes.h"
+#include "select_search.h"
+
+namespace edgepop::cpu {
+namespace {
+
+constexpr int64_t kChunk = 16384;  // scores: 64 KB, a unit of work and of the search for a tie
+constexpr int64_t kGather = 2048;  // scores: 8 KB on the stack, where the layout makes a copy necessary
+constexpr int64_t kLargestChunk = 65536;
+constexpr int64_t kScoresPerThread = 65536;  // fewer are read sooner than a second thread starts
+
+// A range of a layer's logical positions, and what the latest scan found in it.
+struct Chunk {
+  int64_t layer;
+  int64_t begin, end;
+  Tally tally;
+  int64_t first_inside;  // where its codes lie among the layer's, if they fitted
+};
+
+struct Layer {
+  Search search;
+  int64_t first_chunk = 0, last_chunk = 0;
+  int32_t* inside = nullptr;  // the codes of all chunks, in the order in which these were finished
+  Bracket bracket = {0, 0};
+  bool settled = false;
+  alignas(64) int64_t inside_count = 0;  // all threads add to it; what they read has cache lines of its own
+};
+
+int64_t chunk_size(int64_t slice) { return slice == 0 ? kChunk : std::max<int64_t>(1, kChunk / slice) * slice; }
+
+class Selection {
+ public:
+  explicit Selection(const std::vector<Ranking>& rankings);
+  void run(int threads);
+
+ private:
+  void scan(Chunk* chunk, int32_t* staged);
+  void settle(Layer* layer);
+  int64_t last_kept(const Layer& layer) const;
+  int64_t find(const Layer& layer, const Chunk& chunk, int64_t tie) const;
+  void drop_settled();
+
+  const SelectKernels& kernels_ = kernels().select;
+  std::vector<Layer> layers_;
+  std::vector<Chunk> chunks_;
+  std::vector<Layer*> open_layers_;  // not settled yet
+  std::vector<Chunk*> open_chunks_;
+  std::unique_ptr<int32_t[]> inside_;
+};
+
+Selection::Selection(const std::vector<Ranking>& rankings) {
+  layers_.reserve(rankings.size());
+  int64_t capacity = 0;
+  for (const Ranking& ranking : rankings) {
+    if (ranking.kept == 0) {
+      *ranking.cut = {int64_t{1} << 32, -1};
+      continue;
+    }
+    Layer layer = {Search(ranking, kernels_)};
+    const Scores& scores = layer.search.scores();
+    const int64_t step = chunk_size(scores.slice());
+    layer.first_chunk = static_cast<int64_t>(chunks_.size());
+    for (int64_t begin = 0; begin < scores.count(); begin += step) {
+      const int64_t end = std::min(begin + step, scores.count());
+      chunks_.push_back({static_cast<int64_t>(layers_.size()), begin, end, {0, 0, 0, 0}, 0});
+    }
+    layer.last_chunk = static_cast<int64_t>(chunks_.size());
+    capacity += layer.search.capacity();
+    layers_.push_back(layer);
+  }
+  inside_.reset(new int32_t[static_cast<size_t>(capacity)]);
+  int32_t* next = inside_.get();
+  for (Layer& layer : layers_) {
+    layer.inside = next;
+    next += layer.search.capacity();
+    open_layers_.push_back(&layer);
+  }
+  for (Chunk& chunk : chunks_) open_chunks_.push_back(&chunk);
+}
+
+void Selection::run(int threads) {
+  const int64_t scratch = std::max(kLargestSample, kLargestChunk) + kStoreSlack;
+  const std::unique_ptr<int32_t[]> scratches(new int32_t[static_cast<size_t>(threads * scratch)]);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    int32_t* const own = scratches.get() + omp_get_thread_num() * scratch;
+    while (!open_layers_.empty()) {
+#pragma omp for schedule(dynamic)
+      for (size_t i = 0; i < open_layers_.size(); ++i) {
+        Layer* layer = open_layers_[i];
+        layer->bracket = layer->search.bracket(own);
+        layer->inside_count = 0;
+      }
+      // Static: a thread meets the same scores in every call, in its own cache.
+#pragma omp for schedule(static)
+      for (size_t i = 0; i < open_chunks_.size(); ++i) scan(open_chunks_[i], own);
+#pragma omp for schedule(dynamic)
+      for (size_t i = 0; i < open_layers_.size(); ++i) settle(open_layers_[i]);
+#pragma omp single
+      drop_settled();
+    }
+  }
+}
+
+void Selection::drop_settled() {
+  const auto layer_end = std::remove_if(open_layers_.begin(), open_layers_.end(), [](Layer* l) { return l->settled; });
+  open_layers_.erase(layer_end, open_layers_.end());
+  const auto chunk_end = std::remove_if(open_chunks_.begin(), open_chunks_.end(),
+                                        [this](Chunk* c) { return layers_[static_cast<size_t>(c->layer)].settled; });
+  open_chunks_.erase(chunk_end, open_chunks_.end());
+}
+
+void Selection::scan(Chunk* chunk, int32_t* staged) {
+  Layer& layer = layers_[static_cast<size_t>(chunk->layer)];
+  const Scores& scores = layer.search.scores();
+  float gathered[kGather];
+  const int64_t step = scores.slice() > 0 ? chunk->end - chunk->begin : kGather;
+  Tally sum = {0, 0, 0, 0};
+  for (int64_t begin = chunk->begin; begin < chunk->end; begin += step) {
+    const int64_t n = std::min(step, chunk->end - begin);
+    const Tally tally = kernels_.scan(scores.range(begin, n, gathered), n, layer.search.of(), layer.bracket,
+                                      staged + sum.inside);
+    sum.above += tally.above;
+    sum.at_hi += tally.at_hi;
+    sum.inside += tally.inside;
+    sum.at_lo += tally.at_lo;
+  }
+  chunk->tally = sum;
+  if (sum.inside == 0) return;
+#pragma omp atomic capture
+  {
+    chunk->first_inside = layer.inside_count;
+    layer.inside_count += sum.inside;
+  }
+  if (chunk->first_inside + sum.inside <= layer.search.capacity()) {
+    std::copy_n(staged, sum.inside, layer.inside + chunk->first_inside);
+  }
+}
+
+void Selection::settle(Layer* layer) {
+  Census census = {0, 0, 0, 0};
+  for (int64_t c = layer->first_chunk; c < layer->last_chunk; ++c) {
+    const Tally& tally = chunks_[static_cast<size_t>(c)].tally;
+    census.above += tally.above;
+    census.at_hi += tally.at_hi;
+    census.inside += tally.inside;
+    census.at_lo += tally.at_lo;
+  }
+  Search& search = layer->search;
+  layer->settled = search.learn(layer->bracket, census, layer->inside);
+  if (layer->settled) *search.cut() = {key_of_code(search.of(), search.code()), last_kept(*layer)};
+}
+
+// Logical index of the last tie that is kept. Chunks are in logical order, whatever the order inside them.
+int64_t Selection::last_kept(const Layer& layer) const {
+  const int32_t code = layer.search.code();
+  int64_t tie = layer.search.ties();
+  for (int64_t c = layer.first_chunk;; ++c) {
+    const Chunk& chunk = chunks_[static_cast<size_t>(c)];
+    const int32_t* inside = layer.inside + chunk.first_inside;
+    const int64_t here = code == layer.bracket.hi   ? chunk.tally.at_hi
+                         : code == layer.bracket.lo ? chunk.tally.at_lo
+                                                    : std::count(inside, inside + chunk.tally.inside, code);
+    if (tie <= here) return find(layer, chunk, tie);
+    tie -= here;
+  }
+}
+
+int64_t Selection::find(const Layer& layer, const Chunk& chunk, int64_t tie) const {
+  const Search& search = layer.search;
+  float gathered[kGather];
+  for (int64_t begin = chunk.begin;; begin += kGather) {
+    const int64_t n = std::min(kGather, chunk.end - begin);
+    const float* scores = search.scores().in_order(begin, n, gathered);
+    const int64_t at = kernels_.find(scores, n, search.of(), search.code(), &tie);
+    if (at >= 0) return begin + at;
+  }
+}
+
+}  // namespace
+
+void select(const std::vector<Ranking>& rankings, int threads) {
+  int64_t count = 0;
+  for (const Ranking& r : rankings) count += r.size[0] * r.size[1] * r.size[2] * r.size[3];
+  const int64_t busy = 1 + count / kScoresPerThread;
+  Selection(rankings).run(static_cast<int>(std::min<int64_t>(threads, busy)));
+}
+
+}  // namespace edgepop::cpu

@@ -1,0 +1,43 @@
+// The inner loops of selection that each instruction set compiles. Scores are contiguous here.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/keys.h"
+
+namespace edgepop::cpu {
+
+// Codes lo <= hi (select_codes.h). Ends are counted and only the interior is stored: a value that fills half a layer
+// costs nothing once it is an end.
+struct Bracket {
+  int32_t lo, hi;
+};
+
+struct Tally {
+  int32_t above;   // scores whose code is above hi
+  int32_t at_hi;   // equal to hi
+  int32_t inside;  // strictly between, stored
+  int32_t at_lo;   // equal to lo, 0 where lo == hi
+};
+
+// The rank-th largest code, and how many codes are above it.
+struct Kth {
+  int32_t code;
+  int64_t above;
+};
+
+// A kernel may write this many codes behind those it stores.
+constexpr int64_t kStoreSlack = 16;
+
+struct SelectKernels {
+  // codes[i] of scores[i], i in [0, n).
+  void (*codes)(const float* scores, int64_t n, Of of, int32_t* codes);
+  // Places n < 2^31 scores relative to the bracket; writes the codes inside it.
+  Tally (*scan)(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* inside);
+  // Of n codes that all lie in [bracket.lo, bracket.hi]; rank in [1, n].
+  Kth (*kth)(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket);
+  // Position of the *rank-th score with this code, or -1 with *rank lowered by those seen.
+  int64_t (*find)(const float* scores, int64_t n, Of of, int32_t code, int64_t* rank);
+};
+
+}  // namespace edgepop::cpu

@@ -1,0 +1,146 @@
+// The kernels of select_kernels.h for one instruction set. Included by isa_kernels.inl.
+#include "select_vec.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA {
+namespace {
+
+constexpr int64_t kBlock = 32;
+constexpr int kUnroll = kBlock / kLanes;
+// Reading ahead doubles a streaming pass on machines whose own prefetcher stops at a page; an address past the end
+// is harmless.
+constexpr int64_t kAhead = 4096 / sizeof(float);
+
+inline void prefetch_block(const float* p) {
+  for (int64_t i = 0; i < kBlock; i += 16) __builtin_prefetch(p + kAhead + i);
+}
+
+inline int32_t code_at(Of of, const float* p) { return code_of_bits(of, float_bits(*p)); }
+
+template <Of of>
+void codes(const float* scores, int64_t n, int32_t* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store_codes(out + i, load_scores<of>(scores + i));
+  for (; i < n; ++i) out[i] = code_at(of, scores + i);
+}
+
+// Bracket of one code: two counts and nothing to store.
+template <Of of>
+Tally scan_code(const float* scores, int64_t n, int32_t code) {
+  const Codes at = every(code), below = every(code - 1);
+  Count above_at = no_count(), above_below = no_count();
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    prefetch_block(scores + i);
+    for (int u = 0; u < kUnroll; ++u) {
+      const Codes c = load_loose<of>(scores + i + u * kLanes);
+      add(&above_at, above(c, at));
+      add(&above_below, above(c, below));
+    }
+  }
+  const int64_t higher = total(above_at);
+  Tally tally = {static_cast<int32_t>(higher), static_cast<int32_t>(total(above_below) - higher), 0, 0};
+  for (; i < n; ++i) {
+    const int32_t c = code_at(of, scores + i);
+    tally.above += c > code;
+    tally.at_hi += c == code;
+  }
+  if (code == lowest_code(of)) tally.at_hi = static_cast<int32_t>(n) - tally.above;  // NaNs were loose
+  return tally;
+}
+
+template <Of of>
+Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out) {
+  if (bracket.lo == bracket.hi) return scan_code<of>(scores, n, bracket.lo);
+  const Codes hi = every(bracket.hi), below_lo = every(bracket.lo - 1);
+  Count higher = no_count();
+  Tally tally = {0, 0, 0, 0};
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    prefetch_block(scores + i);
+    Codes code[kUnroll];
+    Lanes touched = {};
+    for (int u = 0; u < kUnroll; ++u) {
+      code[u] = load_loose<of>(scores + i + u * kLanes);
+      const Lanes above_hi = above(code[u], hi);
+      add(&higher, above_hi);
+      touched |= above_hi ^ above(code[u], below_lo);
+    }
+    // A bracket is made narrow enough for most blocks to miss it.
+    if (any(touched)) {
+      for (int u = 0; u < kUnroll; ++u) sort_in(code[u], bracket, &tally, out);
+    }
+  }
+  tally.above = static_cast<int32_t>(total(higher));
+  for (; i < n; ++i) {
+    const int32_t c = code_at(of, scores + i);
+    out[tally.inside] = c;
+    tally.above += c > bracket.hi;
+    tally.at_hi += c == bracket.hi;
+    tally.inside += c > bracket.lo && c < bracket.hi;
+    tally.at_lo += c == bracket.lo;
+  }
+  if (bracket.lo == lowest_code(of)) {
+    tally.at_lo = static_cast<int32_t>(n) - tally.above - tally.at_hi - tally.inside;  // NaNs were loose
+  }
+  return tally;
+}
+
+int64_t count_above(const int32_t* codes, int64_t n, int32_t code) {
+  const Codes at = every(code);
+  Count even = no_count(), odd = no_count();
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    add(&even, above(load_codes(codes + i), at));
+    add(&odd, above(load_codes(codes + i + kLanes), at));
+  }
+  int64_t count = total(even) + total(odd);
+  for (; i < n; ++i) count += codes[i] > code;
+  return count;
+}
+
+// Bisection of the range: at most 32 counts, each at the speed of the cache, no branch that depends on a single code.
+Kth kth(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket) {
+  int64_t low = bracket.lo, high = bracket.hi, above_high = 0;
+  while (low < high) {
+    const int64_t middle = (low + high) >> 1;
+    const int64_t above_middle = count_above(codes, n, static_cast<int32_t>(middle));
+    if (above_middle < rank) {
+      high = middle;
+      above_high = above_middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return {static_cast<int32_t>(high), above_high};
+}
+
+template <Of of>
+int64_t find(const float* scores, int64_t n, int32_t code, int64_t* rank) {
+  const Codes at = every(code);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int64_t lanes = n - i < kLanes ? n - i : kLanes;
+    if (lanes == kLanes && !any(equal(load_scores<of>(scores + i), at))) continue;
+    for (int64_t j = i; j < i + lanes; ++j) {
+      if (code_at(of, scores + j) == code && --*rank == 0) return j;
+    }
+  }
+  return -1;
+}
+
+void codes_of(const float* scores, int64_t n, Of of, int32_t* out) {
+  of == Of::abs ? codes<Of::abs>(scores, n, out) : codes<Of::raw>(scores, n, out);
+}
+
+Tally scan_of(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* out) {
+  return of == Of::abs ? scan<Of::abs>(scores, n, bracket, out) : scan<Of::raw>(scores, n, bracket, out);
+}
+
+int64_t find_of(const float* scores, int64_t n, Of of, int32_t code, int64_t* rank) {
+  return of == Of::abs ? find<Of::abs>(scores, n, code, rank) : find<Of::raw>(scores, n, code, rank);
+}
+
+}  // namespace
+
+constexpr SelectKernels kSelectKernels = {codes_of, scan_of, kth, find_of};
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA

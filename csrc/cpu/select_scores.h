@@ -1,0 +1,41 @@
+// A layer's scores as one logical sequence, whatever their layout.
+#pragma once
+
+#include <cstdint>
+
+namespace edgepop::cpu {
+
+class Scores {
+ public:
+  Scores(const float* data, const int64_t (&size)[4], const int64_t (&stride)[4]);
+
+  int64_t count() const { return count_; }
+
+  // Ranges of positions that begin at a multiple of this and end at one (or at the end) fill the same range of memory
+  // in some order. 1: in logical order. 0: no such ranges.
+  int64_t slice() const { return slice_; }
+
+  // The n scores from `begin` on as a set: in memory where a slice permits, else gathered into `buffer`.
+  const float* range(int64_t begin, int64_t n, float* buffer) const {
+    return slice_ > 0 ? data_ + begin : in_order(begin, n, buffer);
+  }
+
+  // The n scores from `begin` on, in logical order.
+  const float* in_order(int64_t begin, int64_t n, float* buffer) const {
+    if (slice_ == 1) return data_ + begin;
+    gather(begin, n, buffer);
+    return buffer;
+  }
+
+ private:
+  void gather(int64_t begin, int64_t n, float* out) const;
+
+  const float* data_;
+  int64_t count_ = 1;
+  int64_t slice_ = 0;
+  // Dimensions of more than one element, those that continue each other in memory merged; never none.
+  int dims_ = 0;
+  int64_t size_[4], stride_[4];
+};
+
+}  // namespace edgepop::cpu

@@ -1,0 +1,124 @@
+// Vectors of codes: comparisons, counts, and the append of chosen lanes. AVX-512 has masks and compression; the others
+// are written once, in vector extensions of their own width.
+//
+// Included by select_kernels.inl only (see isa.h).
+#pragma once
+
+#include "select_codes.h"
+#include "select_kernels.h"
+#include "vec.h"
+
+namespace edgepop::cpu::EDGEPOP_ISA {
+
+// load_loose leaves NaNs at different codes, all up to the one that load_scores gives them.
+
+#if defined(__AVX512F__)
+
+using Codes = __m512i;
+using Lanes = __mmask16;  // a set of lanes
+using Count = int64_t;
+
+static inline Codes every(int32_t a) { return _mm512_set1_epi32(a); }
+static inline Codes load_codes(const int32_t* p) { return _mm512_loadu_si512(p); }
+static inline void store_codes(int32_t* p, Codes a) { _mm512_storeu_si512(p, a); }
+static inline Lanes above(Codes a, Codes b) { return _mm512_cmpgt_epi32_mask(a, b); }
+static inline Lanes equal(Codes a, Codes b) { return _mm512_cmpeq_epi32_mask(a, b); }
+static inline bool any(Lanes a) { return a != 0; }
+static inline Count no_count() { return 0; }
+static inline void add(Count* count, Lanes a) { *count += __builtin_popcount(a); }
+static inline int64_t total(Count count) { return count; }
+
+template <Of of>
+static inline Codes load_loose(const float* p) {
+  const Codes bits = _mm512_loadu_si512(p);
+  Codes number = _mm512_and_si512(bits, every(0x7fffffff));
+  if (of == Of::raw) {
+    number = _mm512_mask_sub_epi32(number, _mm512_movepi32_mask(bits), _mm512_setzero_si512(), number);
+  }
+  return _mm512_add_epi32(number, every(kZeroCode));
+}
+static inline Codes larger(Codes a, Codes b) { return _mm512_max_epi32(a, b); }
+
+// Adds the scores at or between the ends to the tally, those between to out.
+static inline void sort_in(Codes code, Bracket bracket, Tally* tally, int32_t* out) {
+  const Codes lo = every(bracket.lo), hi = every(bracket.hi);
+  const Lanes inside = _mm512_mask_cmpgt_epi32_mask(above(code, lo), hi, code);
+  tally->at_hi += __builtin_popcount(equal(code, hi));
+  tally->at_lo += __builtin_popcount(equal(code, lo));
+  store_codes(out + tally->inside, _mm512_maskz_compress_epi32(inside, code));
+  tally->inside += __builtin_popcount(inside);
+}
+
+#else
+
+typedef int32_t Codes __attribute__((vector_size(4 * kLanes)));
+using Lanes = Codes;  // -1 where set
+using Count = Codes;
+
+static inline Codes every(int32_t a) { return Codes{} + a; }
+static inline Codes load_codes(const int32_t* p) {
+  Codes a;
+  std::memcpy(&a, p, sizeof a);
+  return a;
+}
+static inline void store_codes(int32_t* p, Codes a) { std::memcpy(p, &a, sizeof a); }
+static inline Lanes above(Codes a, Codes b) { return a > b; }
+static inline Lanes equal(Codes a, Codes b) { return a == b; }
+// Bit i for lane i.
+static inline uint32_t bits(Lanes a) {
+#if defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps((__m256)a));
+#else
+  static_assert(kLanes == 4, "four lanes have a bit each in the two words");
+  uint64_t pairs[2];
+  a &= Codes{1, 2, 4, 8};
+  std::memcpy(pairs, &a, sizeof a);
+  const uint64_t both = pairs[0] | pairs[1];
+  return static_cast<uint32_t>(both | both >> 32);
+#endif
+}
+static inline bool any(Lanes a) { return bits(a) != 0; }
+static inline Count no_count() { return Count{}; }
+static inline void add(Count* count, Lanes a) { *count -= a; }
+static inline int64_t total(Count count) {
+  int64_t sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += count[i];
+  return sum;
+}
+
+template <Of of>
+static inline Codes load_loose(const float* p) {
+  Codes bits;
+  std::memcpy(&bits, p, sizeof bits);
+  typedef uint32_t Wrapping __attribute__((vector_size(4 * kLanes)));
+  Wrapping number = (Wrapping)(bits & 0x7fffffff);
+  if (of == Of::raw) {
+    const Wrapping sign = (Wrapping)(bits >> 31);
+    number = (number ^ sign) - sign;
+  }
+  return (Codes)(number + static_cast<uint32_t>(kZeroCode));
+}
+static inline Codes larger(Codes a, Codes b) { return a > b ? a : b; }
+
+// Adds the scores at or between the ends to the tally, those between to out.
+static inline void sort_in(Codes code, Bracket bracket, Tally* tally, int32_t* out) {
+  int32_t lane[kLanes];
+  store_codes(lane, code);
+  uint32_t here = bits(above(code, every(bracket.lo - 1)) & ~above(code, every(bracket.hi)));
+  for (; here != 0; here &= here - 1) {
+    const int32_t c = lane[__builtin_ctz(here)];
+    out[tally->inside] = c;
+    tally->inside += c > bracket.lo && c < bracket.hi;
+    tally->at_hi += c == bracket.hi;
+    tally->at_lo += c == bracket.lo;
+  }
+}
+
+#endif
+
+template <Of of>
+static inline Codes load_scores(const float* p) {
+  return larger(load_loose<of>(p), every(lowest_code(of)));
+}
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA
