@@ -96,11 +96,11 @@ def _parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad):
     if score_grad:
         ds = dw_eff * weight
         derivative = _map_derivative(scores, of)
-        ds = (ds if derivative is None else ds * derivative).to(scores.dtype)
-    if weight_grad == "all":
-        dw = dw_eff.to(weight.dtype)
-    elif weight_grad == "kept":
-        dw = dw_eff.masked_fill(~_kept(weight, scores, cut, of), 0).to(weight.dtype)
+        ds = torch.empty_like(scores).copy_(ds if derivative is None else ds * derivative)
+    if weight_grad == "kept":
+        dw_eff = dw_eff.masked_fill(~_kept(weight, scores, cut, of), 0)
+    if weight_grad != "none":
+        dw = torch.empty_like(weight).copy_(dw_eff)
     return ds, dw
 
 

@@ -1,0 +1,49 @@
+"""Initialisations: the spread they promise, scaled by what is kept."""
+
+import math
+
+import pytest
+import torch
+
+import edgepop_kernels as ek
+
+FAN_IN, FAN_OUT = 40 * 9, 60 * 9
+
+
+def weight():
+    return torch.empty(60, 40, 3, 3)
+
+
+@pytest.mark.parametrize(("scale", "factor"), [("none", 1.0), ("paper", 1 / 0.3), ("hidden-networks", 1 / 0.7)])
+@pytest.mark.parametrize("name", ["kaiming_normal_", "kaiming_uniform_", "signed_constant_", "unsigned_constant_"])
+def test_kaiming_spread(name, scale, factor):
+    """std = sqrt(2 / fan); "paper" divides the fan by keep's inverse, "hidden-networks" by that of 1 - keep."""
+    torch.manual_seed(0)
+    w = getattr(ek.init, name)(weight(), 0.3, scale=scale)
+    std = math.sqrt(2 / FAN_IN * factor)
+    root_mean_square = w.square().mean().sqrt().item()
+    assert root_mean_square == pytest.approx(std, rel=0.02)
+    if "constant" in name:
+        assert torch.allclose(w.abs(), torch.tensor(std))
+        positive = (w > 0).float().mean().item()
+        assert positive == 1 if name.startswith("unsigned") else abs(positive - 0.5) < 0.02
+    if name == "kaiming_uniform_":
+        assert w.abs().max() <= std * math.sqrt(3)
+
+
+@pytest.mark.parametrize("name", ["xavier_normal_", "xavier_uniform_", "xavier_constant_"])
+def test_xavier_spread(name):
+    torch.manual_seed(0)
+    w = getattr(ek.init, name)(weight(), 1.5)
+    assert w.square().mean().sqrt().item() == pytest.approx(1.5 * math.sqrt(2 / (FAN_IN + FAN_OUT)), rel=0.02)
+
+
+def test_generator_mode_and_parameters():
+    generator = torch.Generator().manual_seed(7)
+    first = ek.init.signed_constant_(weight(), generator=generator)
+    again = ek.init.signed_constant_(weight(), generator=generator.manual_seed(7))
+    assert torch.equal(first, again)
+    out = ek.init.unsigned_constant_(weight(), mode="fan_out", nonlinearity="linear")
+    assert out[0, 0, 0, 0].item() == pytest.approx(1 / math.sqrt(FAN_OUT))
+    layer = ek.FusedSubnetConv(4, 8, 3)
+    assert ek.init.kaiming_normal_(layer.weight, layer.keep) is layer.weight

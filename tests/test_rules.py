@@ -1,0 +1,62 @@
+"""Rules and the count of kept weights."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import edgepop_kernels as ek
+
+
+@pytest.mark.parametrize(
+    ("numel", "keep", "kept"),
+    [(10, 0.5, 5), (10, 0.9, 10), (10, 1.0, 10), (1, 0.01, 1), (1000, 0.3, 300), (7, 0.5, 4), (0, 0.5, 0)],
+)
+def test_kept_count_follows_getsubnet(numel, keep, kept):
+    """numel - int((1 - keep) * numel) in double arithmetic; (1 - 0.9) * 10 truncates to 0."""
+    assert ek.kept_count(numel, keep) == kept
+
+
+@given(st.integers(1, 1 << 40), st.floats(0, 1, exclude_min=True))
+def test_kept_count_is_monotone_in_keep(numel, keep):
+    kept = ek.kept_count(numel, keep)
+    assert 0 <= kept <= numel
+    assert kept <= ek.kept_count(numel, min(1.0, keep * 2))
+
+
+def test_rules_are_values():
+    assert ek.TopK(0.5) == ek.TopK(keep=0.5, of="abs")
+    assert len({ek.TopK(1), ek.TopK(1.0), ek.Threshold(), ek.Threshold(0.5, "sigmoid"), ek.Frozen()}) == 3
+    with pytest.raises(AttributeError):
+        ek.TopK().keep = 0.3
+
+
+def float32_neighbours(value):
+    middle = torch.tensor(value, dtype=torch.float64).to(torch.float32)
+    up, down = torch.tensor(math.inf), torch.tensor(-math.inf)
+    return torch.stack([torch.nextafter(middle, down), middle, torch.nextafter(middle, up)])
+
+
+@pytest.mark.parametrize("cutoff", [0.5, 0.1, 0.73, 1e-30, 0.999999])
+def test_sigmoid_threshold_is_exact_at_its_edge(cutoff):
+    """s > logit(cutoff), compared in float64, on the float32 numbers around the logit."""
+    logit = math.log(cutoff) - math.log1p(-cutoff)
+    scores = float32_neighbours(logit)
+    assert torch.equal(ek.mask(scores, ek.Threshold(cutoff)), scores.double() > logit)
+
+
+@pytest.mark.parametrize("of", ["abs", "raw"])
+@pytest.mark.parametrize("cutoff", [0.0, 0.25, 0.1, -0.1, -1.0, math.inf, -math.inf, 1e-45, 1e39])
+def test_threshold_is_strict(of, cutoff):
+    around = float32_neighbours(max(-3e38, min(cutoff, 3e38)))
+    scores = torch.cat([around, -around, torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan])])
+    value = scores.double().abs() if of == "abs" else scores.double()
+    assert torch.equal(ek.mask(scores, ek.Threshold(cutoff, of)), value > cutoff)
+
+
+def test_threshold_at_the_ends_of_the_sigmoid():
+    scores = torch.tensor([-math.inf, -1.0, 0.0, 1.0, math.inf, math.nan])
+    assert ek.mask(scores, ek.Threshold(0.0)).tolist() == [False, True, True, True, True, False]
+    assert not ek.mask(scores, ek.Threshold(1.0)).any()
