@@ -104,7 +104,7 @@ def test_bad_input_is_named(call, error, name):
 
 
 def test_explicit_backend_says_why_it_refuses():
-    with ek.use_backend("native"), pytest.raises(NotImplementedError, match="native.*float64"):
+    with ek.use_backend("native"), pytest.raises(NotImplementedError, match=r"native.*float64"):
         ek.masked_linear(M.double(), M.double(), M, RULE)
 
 
