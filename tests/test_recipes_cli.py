@@ -67,7 +67,7 @@ def test_train_on_digits(edgepop, tmp_path):
     assert row["weights_unchanged"] == "True"
     assert row["test_accuracy"] == log[1]["test_accuracy"]
     assert float(row["step_ms"]) > 0
-    assert json.loads((run / "summary.json").read_text())["layers"][0] == {"name": "1", "kept": 512, "weights": 1024}
+    assert json.loads((run / "summary.json").read_text())["layers"][0] == {"name": "fc1", "kept": 512, "weights": 1024}
     for picture in ("accuracy.png", "kept.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
 

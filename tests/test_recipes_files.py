@@ -91,8 +91,8 @@ def test_a_foreign_results_table_is_refused_before_training(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "is damaged"), ("[]", "is damaged"), ('{"config": {}}', "lacks data, recipe, started"),
-     ('{"config": 3, "data": null, "recipe": "x", "started": ""}', "its config is no table")],
+    [("{", "is damaged"), ("[]", "is damaged"), ('{"config": {}}', "lacks data, environment, recipe, started"),
+     ('{"config": 3, "data": null, "recipe": "x", "started": "", "environment": {}}', "its config is no table")],
 )  # fmt: skip
 def test_a_damaged_config_file_is_named(tmp_path, content, words):
     (tmp_path / "config.json").write_text(content)

@@ -64,7 +64,7 @@ def test_every_init_and_scale_reaches_the_weights(init, scale):
         with pytest.raises(ValueError, match=f"scale: expected none, .* got '{scale}'"):
             EdgePopup(init=init, scale=scale)
         return
-    layer = EdgePopup(widths=(200,), keep=0.2, init=init, scale=scale).network(MNIST, 10)[1]
+    layer = EdgePopup(widths=(200,), keep=0.2, init=init, scale=scale).network(MNIST, 10).fc1
     fan_in, fan_out = 784, 200
     factor = {"none": 1, "paper": 1 / math.sqrt(0.2), "hidden-networks": 1 / math.sqrt(0.8)}[scale]
     std = math.sqrt(2 / fan_in) * factor

@@ -1,6 +1,9 @@
 """A run interrupted anywhere and resumed is the run that was not interrupted, bit for bit."""
 
+import io
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from recipe_runs import NAME, RECIPE, STEPS, SignalAt, resume, rows, start, state
+from rich.console import Console
 
 from edgepop_kernels.recipes import checkpoint
 from edgepop_kernels.recipes.errors import ConfigError, Interrupted, UserError
 from edgepop_kernels.recipes.files import locked
+from edgepop_kernels.recipes.report import Report
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,8 +63,8 @@ def test_one_seed_gives_one_run_and_another_seed_another(straight, tmp_path):
     assert_same_run(tmp_path / NAME, straight)
     start(tmp_path, RECIPE.override(seed=1))
     other = state(tmp_path / f"{NAME}-1")["model"]
-    assert not torch.equal(other["1.scores"], state(straight)["model"]["1.scores"])
-    assert not torch.equal(other["1.weight"], state(straight)["model"]["1.weight"])
+    assert not torch.equal(other["fc1.scores"], state(straight)["model"]["fc1.scores"])
+    assert not torch.equal(other["fc1.weight"], state(straight)["model"]["fc1.weight"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -146,6 +151,17 @@ def test_a_config_file_edited_since_is_refused(tmp_path):
     config.write_text(config.read_text().replace('"momentum": 0.9', '"momentum": 0.8'))
     with pytest.raises(ConfigError, match=r"momentum is 0\.9 in its checkpoint, 0\.8 in config\.json"):
         resume(tmp_path / NAME)
+
+
+def test_another_torch_version_is_mentioned_on_resume(straight, tmp_path):
+    shutil.copytree(straight, tmp_path / NAME)
+    config = tmp_path / NAME / "config.json"
+    record = json.loads(config.read_text())
+    record["environment"]["torch"] = "1.0"
+    config.write_text(json.dumps(record))
+    report = Report(Console(file=io.StringIO()))
+    resume(tmp_path / NAME, report=report)
+    assert f"note: torch was 1.0 and is {torch.__version__}" in report.console.file.getvalue()
 
 
 def test_other_data_are_refused(straight, tmp_path, monkeypatch):

@@ -47,12 +47,19 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot open the folder {folder}: {reason(error)}") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _lock(descriptor, folder, wait)
         yield
-    except BlockingIOError as error:
-        raise UserError(f"another process is training in {folder}") from error
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError as error:
+        raise UserError(f"another process is training in {folder}") from error
+    except OSError as error:
+        raise UserError(f"cannot lock the folder {folder}: {reason(error)}") from error
 
 
 def make_folder(folder: Path) -> None:

@@ -71,6 +71,10 @@ def resume(place: Path, asked: dict, images: Path | None, outputs: Outputs, repo
         with _backend(recipe):
             trainer = Trainer(recipe, data.load(recipe.dataset, images), device)
             trainer.load_state(state)
+            for name, here in _environment(device).items():
+                if record["environment"].get(name) != here:
+                    was = record["environment"].get(name)
+                    report.line(f"note: {name} was {was} and is {here}: the run goes on, but not bit for bit")
             return _finish(trainer, run, record, outputs, report)
 
 
@@ -178,11 +182,10 @@ def _backend(recipe: Recipe) -> ek.use_backend:
 
 
 def _environment(device: torch.device) -> dict:
+    on_gpu = device.type == "cuda"
     return {
         "edgepop_kernels": ek.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
     }

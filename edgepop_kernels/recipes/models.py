@@ -4,6 +4,7 @@ Conv2/4/6/8 are those of Frankle & Carbin 2019 and Zhou et al. 2019 in the shape
 pairs of 3x3 convolutions, each followed by a 2x2 max pool, then 256, 256 and the classes. No biases, no normalisation.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -59,7 +60,7 @@ def build(
 
 def _mlp(image: tuple[int, int, int], widths: tuple[int, ...], layers: Layers) -> nn.Sequential:
     channels, height, width = image
-    return nn.Sequential(nn.Flatten(), *_head(channels * height * width, widths, layers))
+    return nn.Sequential(_head(channels * height * width, widths, layers))
 
 
 def _conv_net(
@@ -67,19 +68,24 @@ def _conv_net(
 ) -> nn.Sequential:
     """Blocks of convolutions with ReLU, a 2x2 max pool after each block, then fully connected layers."""
     channels, height, width = image
-    modules = []
-    for block in blocks:
+    modules, depth = OrderedDict(), 0
+    for number, block in enumerate(blocks, 1):
         for wider in block:
-            modules += [layers.conv(channels, wider), nn.ReLU()]
+            depth += 1
+            modules[f"conv{depth}"] = layers.conv(channels, wider)
+            modules[f"conv{depth}_relu"] = nn.ReLU()
             channels = wider
         # ceil_mode changes nothing at 32x32; it lets Conv8's four pools shrink 8x8 digits to 1x1 instead of nothing.
-        modules.append(nn.MaxPool2d(2, ceil_mode=True))
+        modules[f"pool{number}"] = nn.MaxPool2d(2, ceil_mode=True)
         height, width = -(-height // 2), -(-width // 2)
-    return nn.Sequential(*modules, nn.Flatten(), *_head(channels * height * width, head, layers))
+    return nn.Sequential(modules | _head(channels * height * width, head, layers))
 
 
-def _head(features: int, widths: tuple[int, ...], layers: Layers) -> list[nn.Module]:
-    modules = []
-    for narrow, wide in pairwise((features, *widths)):
-        modules += [layers.linear(narrow, wide), nn.ReLU()]
-    return modules[:-1]
+def _head(features: int, widths: tuple[int, ...], layers: Layers) -> OrderedDict[str, nn.Module]:
+    """Flatten, then fully connected layers with ReLU in between."""
+    modules = OrderedDict(flatten=nn.Flatten())
+    for number, (narrow, wide) in enumerate(pairwise((features, *widths)), 1):
+        if number > 1:
+            modules[f"fc{number - 1}_relu"] = nn.ReLU()
+        modules[f"fc{number}"] = layers.linear(narrow, wide)
+    return modules

@@ -64,13 +64,14 @@ def read_record(folder: Path) -> dict:
         raise UserError(f"{folder} is not a run folder: it has no config.json")
     try:
         record = json.loads(read_bytes(file))
-        missing = {"recipe", "started", "data", "config"} - record.keys()
+        missing = {"recipe", "started", "data", "config", "environment"} - record.keys()
     except (ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged: {error}") from error
     if missing:
         raise UserError(f"{file} is damaged: it lacks {', '.join(sorted(missing))}")
-    if not isinstance(record["config"], dict):
-        raise UserError(f"{file} is damaged: its config is no table of settings")
+    for name in ("config", "environment"):
+        if not isinstance(record[name], dict):
+            raise UserError(f"{file} is damaged: its {name} is no table")
     return record
 
 

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -34,7 +35,7 @@ def step_times(trainer: Trainer, backends: list[str]) -> dict[str, float]:
         images, labels = next(batches)
         for name in backends:
             with ek.use_backend(name):
-                spent = _timed(trainer.device, lambda: train_step(recipe, model, optimizer, images, labels))  # noqa: B023
+                spent = _timed(trainer.device, partial(train_step, recipe, model, optimizer, images, labels))
             if round_number >= WARMUP_ROUNDS:
                 seconds[name].append(spent)
         if time.perf_counter() - started > SECONDS and round_number + 1 >= WARMUP_ROUNDS + LEAST_ROUNDS:
@@ -49,7 +50,7 @@ def _forever(trainer: Trainer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         epoch += 1
 
 
-def _timed(device: torch.device, step) -> float:
+def _timed(device: torch.device, step: Callable[[], object]) -> float:
     _synchronize(device)
     started = time.perf_counter()
     step()
