@@ -72,6 +72,15 @@ def test_train_on_digits(edgepop, tmp_path):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_both_paths_are_timed_side_by_side(edgepop, tmp_path):
+    result = edgepop("train", *QUICK, "--backend", "auto", "--epochs", 1)
+    assert result.exit_code == 0, result.output
+    (row,) = rows(tmp_path / "runs" / "results.csv", without=())
+    ratio = float(row["reference_step_ms"]) / float(row["step_ms"])
+    assert float(row["reference_over_fused"]) == pytest.approx(ratio, rel=0.01)
+    assert "reference / fused" in result.stdout
+
+
 def test_a_terminal_gets_a_progress_bar(tmp_path):
     screen = io.StringIO()
     start(tmp_path, RECIPE.override(epochs=2), Report(Console(file=screen, force_terminal=True, width=100)))

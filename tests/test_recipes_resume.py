@@ -81,7 +81,17 @@ def test_resumed_after_a_signal_it_is_the_same_run(straight, tmp_path, step, num
     assert_same_run(tmp_path / NAME, straight)
 
 
-def test_resumed_twice_with_adam_augmentation_and_bfloat16(tmp_path):
+def test_the_fused_path_on_two_threads_resumes_to_the_same_run(tmp_path):
+    """Selections start from the last cut, which a resumed run does not have: the cut must not depend on it."""
+    recipe = RECIPE.override(backend="auto", threads=2, epochs=2, widths=(100, 30))
+    start(tmp_path / "a", recipe)
+    with pytest.raises(Interrupted):
+        start(tmp_path / "b", recipe, SignalAt(30))
+    resume(tmp_path / "b" / NAME)
+    assert_same_run(tmp_path / "b" / NAME, tmp_path / "a" / NAME)
+
+
+def test_resumed_twice_with_adam_a_conv_network_and_bfloat16(tmp_path):
     recipe = RECIPE.override(
         optimizer="adam", lr=0.01, dtype="bfloat16", model="small-conv", width_multiplier=0.2, channels_last=True,
         epochs=2, warmup=1, label_smoothing=0.1,
