@@ -4,6 +4,7 @@
 
 #include "conv_plan.inl"
 #include "pack.inl"
+#include "rows.inl"
 #include "scratch.h"
 
 namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
@@ -13,22 +14,21 @@ struct Workspace {
   char* panels;
   float* stage;      // rows on their way to becoming pairs
   char* band;
-  float* gathered;   // [kMaxRows][gathered_pitch]
   float* results;
   float* start;      // kMaxColumns
-  const void** addresses;  // [kMaxTaps][kMaxRows]
+  RowBlock rows[2];
   const char* zeros;       // a row outside the image
 
   static constexpr int64_t kWidth = kMaxVectors * kLanes;
   static constexpr int64_t kStageRows = 2 * kMaxTaps;
-  static constexpr int64_t kGathered = kPanelBytes / (4 * kWidth) + 2 * kLanes;
+  static constexpr int64_t kAddresses = kMaxTaps * kMaxRows + 8;
   static constexpr int64_t kSizes[] = {kPanelBytes + 64,
                                        kDotBf16 ? kStageRows * kWidth * 4 : 0,
                                        kBandBytes,
-                                       kMaxRows * kGathered * 4,
+                                       2 * kMaxRows * kGathered * 4,
                                        kAccumulators * 4,
                                        kMaxColumns * 4,
-                                       kMaxTaps * kMaxRows * 8,
+                                       2 * kAddresses * 8,
                                        kPanelBytes / kWidth};
 
   static constexpr int64_t bytes() {
@@ -46,10 +46,12 @@ struct Workspace {
     panels = part[0];
     stage = reinterpret_cast<float*>(part[1]);
     band = part[2];
-    gathered = reinterpret_cast<float*>(part[3]);
     results = reinterpret_cast<float*>(part[4]);
     start = reinterpret_cast<float*>(part[5]);
-    addresses = reinterpret_cast<const void**>(part[6]);
+    for (int i = 0; i < 2; ++i) {
+      rows[i].a = reinterpret_cast<const void**>(part[6]) + i * kAddresses;
+      rows[i].gathered = reinterpret_cast<float*>(part[3]) + i * kMaxRows * kGathered;
+    }
     zeros = part[7];
     std::memset(part[7], 0, static_cast<size_t>(kSizes[7]));
   }
@@ -69,11 +71,6 @@ struct Columns {
   int64_t begin(int64_t panel) const { return vectors * panel / panels * kLanes; }
   int width(int64_t panel) const { return static_cast<int>((begin(panel + 1) - begin(panel)) / kLanes); }
   int widest() const { return static_cast<int>(ceil_div(vectors, panels)); }
-};
-
-// One block of the reduction.
-struct Reduction {
-  int64_t tap, taps, k, depth;
 };
 
 class Share {
@@ -178,50 +175,47 @@ class Share {
 #endif
   }
 
-  void multiply_tile(const Tile& tile, const Reduction& r, bool first, float* results) {
+  void multiply_tile(const Tile& tile, const Reduction& r, bool first, float* scratch_results) {
     const int64_t channel = p_.depthwise ? columns_.first : group_ * p_.depth + r.k;
     Source source = source_of(p_.in, channel);
     if (plan_.band) source = copy_to_band(tile, source, p_.depthwise ? columns_.count : r.depth);
-    set_offsets(source, r);
 
+    RowWalk walk(p_, r, tile, source, results(tile, scratch_results), plan_.gather, ws_.zeros);
     const int64_t rows = tile.rows(), blocks = ceil_div(rows, rows_per_block(columns_.widest()));
-    int64_t n = tile.n, i = tile.i, j = tile.j;
+    const int64_t larger = rows % blocks;  // blocks with one row more than the others
+    const auto rows_of = [&](int64_t block) { return static_cast<int>(rows / blocks + (block < larger)); };
+    RowBlock pair[2] = {ws_.rows[0], ws_.rows[1]};
+    walk.next(rows_of(0), pair[0]);
     for (int64_t block = 0; block < blocks; ++block) {
-      const Range part = part_of(rows, block, blocks);
-      const int m = static_cast<int>(part.end - part.begin);
-      float* c[kMaxRows];
-      bool inside[kMaxRows];
-      for (int row = 0; row < m; ++row) {
-        c[row] = plan_.in_place ? result(n, i, j) : results + (part.begin + row) * pitch();
-        inside[row] = set_addresses(source, r, n, i, j, m, row);
-        if (++j == tile.j + tile.width) {
-          j = tile.j;
-          if (++i == tile.i + tile.height) i = tile.i, ++n;
-        }
-      }
-      Block b = {ws_.addresses, r.taps, r.depth, ws_.panels, c, 0, nullptr, kLanes};
-      if (plan_.gather) {
-        gather(source, r, m, inside);
-        b.taps = 1;
-        b.depth = r.taps * r.depth;
-      }
-      for (int64_t panel = 0; panel < columns_.panels; ++panel) {
-        const int width = columns_.width(panel);
-        b.column = columns_.begin(panel);
-        b.start = first ? ws_.start + b.column : nullptr;
-        // Scratch results and bands have whole vectors of room, the output and the activations do not.
-        const bool whole = !plan_.in_place && !p_.depthwise;
-        b.tail = whole ? kLanes : min(kLanes, columns_.count - b.column - (width - 1) * kLanes);
-        kernel(width, m)(b);
-        b.panel = static_cast<const char*>(b.panel) + panel_bytes(r, panel);
-      }
+      const RowBlock& now = pair[block % 2];
+      RowBlock& next = pair[(block + 1) % 2];
+      const bool last = block + 1 == blocks;
+      if (!last) walk.next(rows_of(block + 1), next);
+      multiply_rows(r, first, now, last ? now : next);
     }
   }
 
-  float* result(int64_t n, int64_t i, int64_t j) const {
+  void multiply_rows(const Reduction& r, bool first, const RowBlock& now, const RowBlock& next) {
+    const int64_t taps = plan_.gather ? min(r.taps, 1) : r.taps, depth = plan_.gather ? r.taps * r.depth : r.depth;
+    Block b = {now.a, next.a + max(0, taps - 1) * next.rows, taps, depth, ws_.panels, now.c, 0, nullptr, kLanes};
+    for (int64_t panel = 0; panel < columns_.panels; ++panel) {
+      const int width = columns_.width(panel);
+      b.column = columns_.begin(panel);
+      b.start = first ? ws_.start + b.column : nullptr;
+      // Scratch results have whole vectors of room; the output and the activations do not.
+      const bool whole = !plan_.in_place && !p_.depthwise;
+      b.tail = whole ? kLanes : min(kLanes, columns_.count - b.column - (width - 1) * kLanes);
+      kernel(width, now.rows)(b);
+      b.panel = static_cast<const char*>(b.panel) + panel_bytes(r, panel);
+    }
+  }
+
+  Results results(const Tile& tile, float* scratch_results) const {
     const int64_t* stride = p_.out.stride;
-    return static_cast<float*>(p_.out.data) + n * stride[0] + i * stride[2] + j * stride[3] +
-           (group_ * p_.columns + columns_.first) * stride[1];
+    if (!plan_.in_place) return {scratch_results, tile.height * tile.width * pitch(), tile.width * pitch(), pitch()};
+    float* out = static_cast<float*>(p_.out.data) + tile.n * stride[0] + tile.i * stride[2] + tile.j * stride[3] +
+                 (group_ * p_.columns + columns_.first) * stride[1];
+    return {out, stride[0], stride[2], stride[3]};
   }
 
   MicroKernel kernel(int vectors, int m) const {
@@ -247,62 +241,6 @@ class Share {
     return band;
   }
 
-  // Bytes from a row's first tap to its others, inside the image.
-  void set_offsets(const Source& source, const Reduction& r) {
-    const int64_t size = bytes_of(source.dtype);
-    for (int64_t t = 0; t < r.taps; ++t) {
-      const int64_t u = (r.tap + t) / p_.w.taps, v = (r.tap + t) % p_.w.taps;
-      offsets_[t] = (u * p_.h.spread * source.stride_h + v * p_.w.spread * source.stride_w) * size;
-    }
-  }
-
-  // Where row `row` of m finds its taps. True if all of them lie inside the image.
-  bool set_addresses(const Source& source, const Reduction& r, int64_t n, int64_t i, int64_t j, int m, int row) {
-    const Axis &h = p_.h, &w = p_.w;
-    const int64_t y = i * h.step + h.shift, x = j * w.step + w.shift;
-    const int64_t y_last = y + (h.taps - 1) * h.spread, x_last = x + (w.taps - 1) * w.spread;
-    const char* pixel = source.pixel(n, y, x);
-    const void** a = ws_.addresses + row;
-    if (min(y, y_last) >= 0 && max(y, y_last) < h.in && min(x, x_last) >= 0 && max(x, x_last) < w.in) {
-      for (int64_t t = 0; t < r.taps; ++t) a[t * m] = pixel + offsets_[t];
-      return true;
-    }
-    for (int64_t t = 0, u = w.taps ? r.tap / w.taps : 0, v = w.taps ? r.tap % w.taps : 0; t < r.taps; ++t) {
-      const uint64_t at_y = static_cast<uint64_t>(y + u * h.spread), at_x = static_cast<uint64_t>(x + v * w.spread);
-      const bool inside = at_y < static_cast<uint64_t>(h.in) && at_x < static_cast<uint64_t>(w.in);
-      a[t * m] = inside ? pixel + offsets_[t] : ws_.zeros;
-      if (++v == w.taps) v = 0, ++u;
-    }
-    return false;
-  }
-
-  // Replaces the addresses by one per row: its taps, side by side in float32.
-  void gather(const Source& source, const Reduction& r, int m, const bool* inside) {
-    // Where the taps of a kernel row are neighbours in memory, they are one run.
-    const bool adjacent = source.stride_c == 1 && source.stride_w == r.depth && p_.w.spread == 1;
-    const int64_t joined = adjacent && r.taps == p_.taps() ? p_.w.taps : 1;
-    with_type(source.dtype, [&](auto type) {
-      using T = decltype(type);
-      for (int row = 0; row < m; ++row) {
-        float* to = ws_.gathered + row * Workspace::kGathered;
-        const int64_t taps = inside[row] ? joined : 1;
-        for (int64_t t = 0; t < r.taps; t += taps, to += taps * r.depth) {
-          const T* from = static_cast<const T*>(ws_.addresses[t * m + row]);
-          if (source.stride_c == 1 || r.depth == 1) {
-            // Whole vectors: what lies behind the run is overwritten by the next one.
-            for (int64_t k = 0; k < taps * r.depth; k += kLanes) {
-              store(to + k, load(from + k, min(kLanes, taps * r.depth - k)));
-            }
-          } else {
-            const int64_t stride = static_cast<const void*>(from) == ws_.zeros ? 0 : source.stride_c;
-            for (int64_t k = 0; k < r.depth; ++k) to[k] = to_float(from[k * stride]);
-          }
-        }
-      }
-    });
-    for (int row = 0; row < m; ++row) ws_.addresses[row] = ws_.gathered + row * Workspace::kGathered;
-  }
-
   void write(int64_t begin, int64_t end) {
     const float* from = ws_.results;
     with_type(p_.out.dtype, [&](auto type) {
@@ -319,7 +257,6 @@ class Share {
   const Workspace& ws_;
   int64_t group_ = 0;
   Columns columns_ = {};
-  int64_t offsets_[kMaxTaps] = {};
 };
 
 // Shares are dealt in turn, should the runtime give fewer threads than asked for.

@@ -38,8 +38,7 @@ struct Plan {
 };
 
 static inline int64_t reach(const Axis& axis, int64_t extent) {
-  const int64_t spread = axis.spread < 0 ? -axis.spread : axis.spread;
-  return min(axis.in, (extent - 1) * axis.step + (axis.taps - 1) * spread + 1);
+  return min(axis.in, (extent - 1) * axis.step + (axis.taps - 1) * axis.spread + 1);
 }
 
 // Splits work over threads so that the slowest finishes first. Unit: one vector of columns times one row and channel.

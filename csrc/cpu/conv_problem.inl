@@ -5,7 +5,8 @@
 //
 // with q the output's channels, B the masked weight. Forward: step is the stride, shift -pad, spread the dilation.
 // Input gradient: rows ih = i*stride + phase of dx meet the rows oh of dy with oh*stride + u*dilation - pad = ih, so
-// each phase sees every (stride / gcd(stride, dilation))-th tap, at step 1 and with a negative spread.
+// each phase sees every (stride / gcd(stride, dilation))-th tap at step 1. Taps are counted so that the image is read
+// in ascending order: backwards through the weight.
 #pragma once
 
 #include "../common/conv.h"
@@ -46,11 +47,14 @@ static inline Axis backward_axis(int64_t out, int64_t in, int64_t kernel, int64_
     a = b;
     b = rest;
   }
-  axis.every = stride / a;
-  axis.spread = -(axis.every * dilation) / stride;
-  while (axis.first < min(axis.every, kernel) && (phase + pad - axis.first * dilation) % stride != 0) ++axis.first;
-  if (axis.first >= min(axis.every, kernel)) return axis;
-  axis.taps = (kernel - 1 - axis.first) / axis.every + 1;
+  const int64_t every = stride / a;
+  int64_t nearest = min(every, kernel) - 1;
+  while (nearest >= 0 && (phase + pad - nearest * dilation) % stride != 0) --nearest;
+  if (nearest < 0) return axis;
+  axis.taps = (kernel - 1 - nearest) / every + 1;
+  axis.first = nearest + (axis.taps - 1) * every;
+  axis.every = -every;
+  axis.spread = dilation / a;
   axis.shift = (phase + pad - axis.first * dilation) / stride;
   return axis;
 }

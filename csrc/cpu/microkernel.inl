@@ -11,7 +11,8 @@
 namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 
 struct Block {
-  const void* const* a;  // [taps][M] addresses of `depth` consecutive elements
+  const void* const* a;      // [taps][M] addresses of `depth` consecutive elements
+  const void* const* ahead;  // [M] what the next block will read last, fetched meanwhile
   int64_t taps, depth;
   const void* panel;   // [taps][depth][N*kLanes] float32; pairs: [taps][ceil(depth/2)][N*kLanes][2] bfloat16
   float* const* c;     // [M] rows of the result
@@ -63,6 +64,14 @@ static inline void store_accumulators(const Block& b, const Vec (&acc)[M][N]) {
 
 // One step of the reduction, M x N fused multiply-adds.
 struct F32 {
+  static constexpr int64_t kLine = 16;  // elements of a 64-byte cache line
+
+  template <int M>
+  static inline void fetch(const Block& b, int64_t k) {
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) __builtin_prefetch(static_cast<const float*>(b.ahead[m]) + k);
+  }
+
   template <int N, int M>
   static void run(const Block& b) {
     Vec acc[M][N];
@@ -74,6 +83,7 @@ struct F32 {
 #pragma GCC unroll 12
       for (int m = 0; m < M; ++m) a[m] = static_cast<const float*>(rows[m]);
       for (int64_t k = 0; k < b.depth; ++k, panel += N * kLanes) {
+        if (k % kLine == 0 && t + 1 == b.taps) fetch<M>(b, k);
         Vec column[N];
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) column[n] = load(panel + n * kLanes);
@@ -92,6 +102,14 @@ struct F32 {
 #if defined(__AVX512BF16__)
 // Two channels per step; the last of an odd depth is paired with zero.
 struct Pairs {
+  static constexpr int64_t kLine = 32;
+
+  template <int M>
+  static inline void fetch(const Block& b, int64_t k) {
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) __builtin_prefetch(static_cast<const bf16*>(b.ahead[m]) + k);
+  }
+
   template <int N, int M>
   static inline void step(const IntVec (&x)[M], const bf16* panel, Vec (&acc)[M][N]) {
     IntVec column[N];
@@ -116,6 +134,7 @@ struct Pairs {
 #pragma GCC unroll 12
       for (int m = 0; m < M; ++m) a[m] = static_cast<const bf16*>(rows[m]);
       for (int64_t k = 0; k + 1 < b.depth; k += 2, panel += 2 * N * kLanes) {
+        if (k % kLine == 0 && t + 1 == b.taps) fetch<M>(b, k);
 #pragma GCC unroll 12
         for (int m = 0; m < M; ++m) x[m] = broadcast_pair(a[m] + k);
         step<N, M>(x, panel, acc);

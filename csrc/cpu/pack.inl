@@ -63,6 +63,13 @@ struct Reader {
     return kept ? to_float(weight[p.weight]) : 0.0f;
   }
 
+  // Fetches what lies at p into the second-level cache. Runs of a weight are too short, and too many are read side by
+  // side, for the hardware to see them coming.
+  void prefetch(Place p) const {
+    __builtin_prefetch(weight + p.weight, 0, 2);
+    if (of != Of::bits) __builtin_prefetch(scores + p.score, 0, 2);
+  }
+
   // n elements, each `step` behind the one before.
   Vec gather(Place p, Place step, int64_t n) const {
     float out[kLanes] = {};
@@ -91,6 +98,9 @@ struct Reader {
   }
 };
 
+// How far ahead of use the weight is fetched: in elements of a run, in rows of a panel, in channels of whole kernels.
+constexpr int64_t kAhead = 128, kRowsAhead = 16, kChannelsAhead = 2;
+
 // How B lies in memory, for the slab in hand.
 enum class Layout { columns, taps_of_all_channels, channels, taps, scattered };
 
@@ -109,7 +119,7 @@ static inline Layout layout_of(const Problem& p, const Slab& slab) {
   }
   if (along(&Steps::k, 1)) return Layout::channels;
   // Transposing runs of all taps to use few of them reads more than it saves.
-  if (taps && 4 * slab.taps >= kernel) return Layout::taps;
+  if (taps && 16 * slab.taps >= kernel) return Layout::taps;
   return Layout::scattered;
 }
 
@@ -128,13 +138,15 @@ struct Packer {
   }
 
   // kLanes columns by `length` elements, contiguous from `first` in steps of `step`; element j goes to panel row
-  // row_of(j), or nowhere if that is negative.
+  // row_of(j), or nowhere if that is negative. What lies `ahead` of them is fetched.
   template <class RowOf>
-  void transpose_runs(Place first, Place step, int64_t length, int64_t columns, float* out, RowOf row_of) const {
+  void transpose_runs(Place first, Place step, int64_t length, int64_t columns, Place ahead, float* out,
+                      RowOf row_of) const {
     for (int64_t j = 0; j < length; j += kLanes) {
       const int64_t n = min(kLanes, length - j);
       Vec tile[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
+        read.prefetch(first + j * step + i * read.column + ahead);
         tile[i] = i < columns ? read.run(first + j * step + i * read.column, step, n) : zero();
       }
       transpose(tile);
@@ -146,23 +158,28 @@ struct Packer {
   }
 
   // One vector of columns, from column `column` of the slab on.
-  void vector(Layout layout, int64_t column, float* out) const {
+  void transposed(Layout layout, int64_t column, float* out) const {
     const int64_t columns = min(kLanes, slab.columns - column), depth = slab.depth;
     const int64_t kernel_w = problem.w.kernel, kernel = problem.h.kernel * kernel_w;
     switch (layout) {
       case Layout::columns:
-        return each_row(column, out, [&](Place at) { return read.run(at, read.column, columns); });
+        return;  // whole rows at once, by straight()
       case Layout::scattered:
-        return each_row(column, out, [&](Place at) { return read.gather(at, read.column, columns); });
+        for (int64_t t = 0; t < slab.taps; ++t) {
+          for (int64_t k = 0; k < depth; ++k, out += width) {
+            store(out, read.gather(place(column, k, t), read.column, columns));
+          }
+        }
+        return;
       case Layout::channels:
         for (int64_t t = 0; t < slab.taps; ++t) {
-          transpose_runs(place(column, 0, t), read.k, depth, columns, out + t * depth * width,
+          transpose_runs(place(column, 0, t), read.k, depth, columns, kAhead * read.k, out + t * depth * width,
                          [](int64_t j) { return j; });
         }
         return;
       case Layout::taps_of_all_channels: {
         int64_t k = 0, tap = 0;  // of the next element: runs are visited in order
-        return transpose_runs(place(column, 0, 0), tap_step(), kernel * depth, columns, out, [&](int64_t) {
+        return transpose_runs(place(column, 0, 0), tap_step(), kernel * depth, columns, kAhead * tap_step(), out, [&](int64_t) {
           const int64_t row = tap * depth + k;
           if (++tap == kernel) tap = 0, ++k;
           return row;
@@ -171,7 +188,7 @@ struct Packer {
       case Layout::taps:
         for (int64_t k = 0; k < depth; ++k) {
           const Place first = (slab.column + column) * read.column + (slab.k + k) * read.k;
-          transpose_runs(first, tap_step(), kernel, columns, out, [&](int64_t j) {
+          transpose_runs(first, tap_step(), kernel, columns, kChannelsAhead * read.k, out, [&](int64_t j) {
             const int64_t tap = tap_of(j / kernel_w, j % kernel_w);
             return tap < 0 ? tap : tap * depth + k;
           });
@@ -186,22 +203,32 @@ struct Packer {
   // The slab's tap at position (u, v) of the weight, or -1.
   int64_t tap_of(int64_t u, int64_t v) const {
     const Axis &h = problem.h, &w = problem.w;
-    if (u < h.first || v < w.first || (u - h.first) % h.every != 0 || (v - w.first) % w.every != 0) return -1;
-    const int64_t tap = (u - h.first) / h.every * w.taps + (v - w.first) / w.every - slab.tap;
+    if ((u - h.first) % h.every != 0 || (v - w.first) % w.every != 0) return -1;
+    const int64_t row = (u - h.first) / h.every, column = (v - w.first) / w.every;
+    if (row < 0 || row >= h.taps || column < 0 || column >= w.taps) return -1;
+    const int64_t tap = row * w.taps + column - slab.tap;
     return tap < slab.taps ? tap : -1;
   }
 
-  template <class Load>
-  void each_row(int64_t column, float* out, Load load_row) const {
+  // Columns are contiguous: rows of the panel are runs of the weight.
+  void straight(float* out) const {
+    const int64_t whole = slab.columns / kLanes * kLanes;
     for (int64_t t = 0; t < slab.taps; ++t) {
-      Place at = place(column, 0, t);
-      for (int64_t k = 0; k < slab.depth; ++k, out += width, at = at + read.k) store(out, load_row(at));
+      Place at = place(0, 0, t);
+      for (int64_t k = 0; k < slab.depth; ++k, out += width, at = at + read.k) {
+        for (int64_t column = 0; column < slab.columns; column += kLanes) {
+          const Place p = at + column * read.column;
+          read.prefetch(p + kRowsAhead * read.k);
+          store(out + column, read.run(p, read.column, column < whole ? kLanes : slab.columns - whole));
+        }
+      }
     }
   }
 
   void pack(float* out) const {
     const Layout layout = layout_of(problem, slab);
-    for (int64_t column = 0; column < width; column += kLanes) vector(layout, column, out + column);
+    if (layout == Layout::columns) return straight(out);
+    for (int64_t column = 0; column < width; column += kLanes) transposed(layout, column, out + column);
   }
 };
 

@@ -51,9 +51,8 @@ struct Span {
   int64_t size() const { return end - begin; }
 };
 static inline Span span_of(const Axis& axis, int64_t at, int64_t extent) {
-  const int64_t reach = (axis.taps - 1) * axis.spread;
-  const int64_t first = at * axis.step + axis.shift + min(0, reach);
-  const int64_t last = (at + extent - 1) * axis.step + axis.shift + max(0, reach);
+  const int64_t first = at * axis.step + axis.shift;
+  const int64_t last = first + (extent - 1) * axis.step + (axis.taps - 1) * axis.spread;
   const int64_t begin = min(max(0, first), axis.in), end = min(axis.in, last + 1);
   return {begin, max(begin, end)};
 }

@@ -1,0 +1,146 @@
+// The rows of a tile, block by block: where each of them finds its taps and leaves its results.
+#pragma once
+
+#include "conv_plan.inl"
+
+namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
+
+// One block of the reduction.
+struct Reduction {
+  int64_t tap, taps, k, depth;
+};
+
+// Room for one gathered row, the longest reduction and the vector that may be stored behind it.
+constexpr int64_t kGathered = kPanelBytes / (4 * kMaxVectors * kLanes) + 2 * kLanes;
+
+struct RowBlock {
+  int rows;
+  const void** a;   // [taps][rows], and one more; gathered: [rows]
+  float* gathered;  // [kMaxRows][kGathered]
+  float* c[kMaxRows];
+};
+
+// Float32 results of a tile; strides in elements.
+struct Results {
+  float* data;
+  int64_t stride_n, stride_h, stride_w;
+};
+
+class RowWalk {
+ public:
+  RowWalk(const Problem& p, const Reduction& r, const Tile& tile, const Source& source, const Results& results,
+          bool gather, const char* zeros)
+      : h_(p.h), w_(p.w), r_(r), tile_(tile), source_(source), results_(results), gather_(gather), zeros_(zeros) {
+    const int64_t size = bytes_of(source.dtype);
+    for (int64_t t = 0; t < r.taps; ++t) {
+      const int64_t u = (r.tap + t) / w_.taps, v = (r.tap + t) % w_.taps;
+      offsets_[t] = (u * h_.spread * source.stride_h + v * w_.spread * source.stride_w) * size;
+    }
+    // Where the taps of a kernel row are neighbours in memory, they are one run.
+    const bool adjacent = source.stride_c == 1 && source.stride_w == r.depth && w_.spread == 1;
+    joined_ = adjacent && r.taps == p.taps() ? w_.taps : 1;
+    start_row();
+  }
+
+  // The next `rows` rows, of which so many must be left.
+  void next(int rows, RowBlock& block) {
+    block.rows = rows;
+    for (int row = 0; row < rows; ++row) {
+      const bool inside = inside_h_ && x_ >= 0 && x_ + (w_.taps - 1) * w_.spread < w_.in;
+      block.c[row] = c_;
+      if (gather_) {
+        block.a[row] = gather(inside, block.gathered + row * kGathered);
+      } else if (inside) {
+        for (int64_t t = 0; t < r_.taps; ++t) block.a[t * rows + row] = pixel_ + offsets_[t];
+      } else {
+        each_tap([&](int64_t t, bool valid) { block.a[t * rows + row] = valid ? pixel_ + offsets_[t] : zeros_; });
+      }
+      step();
+    }
+    const int64_t filled = rows * (gather_ ? 1 : r_.taps);
+    if (filled > 0) block.a[filled] = block.a[filled - 1];
+  }
+
+ private:
+  void start_row() {
+    y_ = i_ * h_.step + h_.shift + tile_.i * h_.step;
+    x_ = tile_.j * w_.step + w_.shift;
+    inside_h_ = y_ >= 0 && y_ + (h_.taps - 1) * h_.spread < h_.in;
+    pixel_ = source_.pixel(tile_.n + n_, y_, x_);
+    c_ = results_.data + n_ * results_.stride_n + i_ * results_.stride_h;
+  }
+
+  void step() {
+    if (++j_ < tile_.width) {
+      x_ += w_.step;
+      pixel_ += w_.step * source_.stride_w * bytes_of(source_.dtype);
+      c_ += results_.stride_w;
+      return;
+    }
+    j_ = 0;
+    if (++i_ == tile_.height) i_ = 0, ++n_;
+    start_row();
+  }
+
+  // Runs use(t, whether tap t lies inside the image).
+  template <class Use>
+  void each_tap(const Use& use) const {
+    if (r_.taps == 0) return;
+    for (int64_t t = 0, u = r_.tap / w_.taps, v = r_.tap % w_.taps; t < r_.taps; ++t) {
+      const uint64_t y = static_cast<uint64_t>(y_ + u * h_.spread), x = static_cast<uint64_t>(x_ + v * w_.spread);
+      use(t, y < static_cast<uint64_t>(h_.in) && x < static_cast<uint64_t>(w_.in));
+      if (++v == w_.taps) v = 0, ++u;
+    }
+  }
+
+  // The row's taps side by side in float32.
+  const float* gather(bool inside, float* row) const {
+    with_type(source_.dtype, [&](auto type) {
+      using T = decltype(type);
+      float* to = row;
+      if (inside) {
+        const int64_t run = joined_ * r_.depth;
+        for (int64_t t = 0; t < r_.taps; t += joined_, to += run) {
+          copy(reinterpret_cast<const T*>(pixel_ + offsets_[t]), run, to);
+        }
+        return;
+      }
+      each_tap([&](int64_t t, bool valid) {
+        if (valid) {
+          copy(reinterpret_cast<const T*>(pixel_ + offsets_[t]), r_.depth, to);
+        } else {
+          for (int64_t k = 0; k < r_.depth; k += kLanes) store(to + k, zero());
+        }
+        to += r_.depth;
+      });
+    });
+    return row;
+  }
+
+  // Whole vectors: what is stored behind a run is overwritten by the next one.
+  template <class T>
+  void copy(const T* from, int64_t count, float* to) const {
+    if (source_.stride_c == 1) {
+      for (int64_t k = 0; k < count; k += kLanes) store(to + k, load(from + k, min(kLanes, count - k)));
+    } else {
+      for (int64_t k = 0; k < count; ++k) to[k] = to_float(from[k * source_.stride_c]);
+    }
+  }
+
+  const Axis &h_, &w_;
+  const Reduction r_;
+  const Tile tile_;
+  const Source source_;
+  const Results results_;
+  const bool gather_;
+  const char* const zeros_;
+  int64_t joined_;
+  int64_t offsets_[kMaxTaps];  // bytes from a row's first tap to its others
+  int64_t n_ = 0, i_ = 0, j_ = 0;  // within the tile
+  int64_t y_, x_;                  // the image position of the first tap
+  bool inside_h_;
+  const char* pixel_;
+  float* c_;
+};
+
+}  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm
