@@ -246,3 +246,19 @@ def test_a_unit_shares_no_code_with_units_of_other_instruction_sets(tmp_path):
     nm = subprocess.run(["nm", "-C", tmp_path / "cpu/isa_avx512.o"], check=True, capture_output=True, text=True)
     mergeable = re.findall(r"^[0-9a-f]+ W (.*)$", nm.stdout, re.MULTILINE)
     assert not [name for name in mergeable if "edgepop::cpu::avx512::" not in name]
+
+
+def test_imports_from_any_folder_into_torchs_own_openmp_pool(tmp_path):
+    code = """
+import torch
+import edgepop_kernels as ek
+from edgepop_kernels import doctor
+layer = ek.FusedSubnetLinear(40, 30)
+with ek.use_backend("native"):
+    layer(torch.randn(8, 40)).sum().backward()
+print(*doctor.openmp_runtimes(), sep="\\n")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if sys.platform == "linux":
+        assert len(done.stdout.splitlines()) == 1, done.stdout
