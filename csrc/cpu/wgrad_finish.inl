@@ -60,30 +60,43 @@ static inline Vec times_slope(Vec a, Vec s) {
   return a;
 }
 
-// Calls run(i, n) for the vectors of a line; n < kLanes for the last one only.
+// Calls run(i, n) for the vectors of a line. A whole vector's n is a constant, so that its loads and stores are plain:
+// masked ones made this pass 1.3 times as long (4096 x 4096, Zen 5).
 template <class Run>
 static inline void for_each_vector(int64_t count, const Run& run) {
-  for (int64_t i = 0; i < count; i += kLanes) run(i, smaller(kLanes, count - i));
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) run(i, kLanes);
+  if (i < count) run(i, count - i);
+}
+
+template <class T>
+static inline Vec load_some(const T* p, int64_t n) {
+  return n == kLanes ? load(p) : load(p, n);
+}
+template <class T>
+static inline void store_some(T* p, Vec a, int64_t n) {
+  n == kLanes ? store(p, a) : store(p, a, n);
 }
 
 template <ScoreMap map, class T>
 static void write_ds(int64_t count, const float* g, const T* weight, const float* scores, float* ds) {
   for_each_vector(count, [&](int64_t i, int64_t n) {
-    const Vec s = map == ScoreMap::identity ? zero() : load(scores + i, n);
-    store(ds + i, times_slope<map>(load(g + i, n) * load(weight + i, n), s), n);
+    const Vec s = map == ScoreMap::identity ? zero() : load_some(scores + i, n);
+    store_some(ds + i, times_slope<map>(load_some(g + i, n) * load_some(weight + i, n), s), n);
   });
 }
 
 template <class T>
 static void write_dw(int64_t count, const float* g, T* dw) {
-  for_each_vector(count, [&](int64_t i, int64_t n) { store(dw + i, load(g + i, n), n); });
+  for_each_vector(count, [&](int64_t i, int64_t n) { store_some(dw + i, load_some(g + i, n), n); });
 }
 
 template <Of of, class T>
 static void write_kept_dw(int64_t count, const float* g, const float* scores, Interval interval, T* dw) {
   const IntervalVec kept = broadcast(interval);
-  for_each_vector(count,
-                  [&](int64_t i, int64_t n) { store(dw + i, keep<of>(load(g + i, n), load(scores + i, n), kept), n); });
+  for_each_vector(count, [&](int64_t i, int64_t n) {
+    store_some(dw + i, keep<of>(load_some(g + i, n), load_some(scores + i, n), kept), n);
+  });
 }
 
 // `count` edges whose tensors all lie side by side; their flat indices start at `index` and lie `step` apart.

@@ -17,13 +17,24 @@ struct Operand {
   Axis rows, columns;
 };
 
+// The panels of one operand and block: `width` channels each, the last one what is left, padded to `tail`.
+template <class Unit>
+struct Panels {
+  Unit* first;
+  int64_t step;  // units from one panel to the next
+  int64_t channels, width;
+  int64_t tail;  // units per position of the last panel where it is not whole
+
+  int64_t padded(int64_t left) const { return left < width ? tail : width; }
+};
+
 // Loads channels or columns of one unit; `partner` points at the second image of a pair, null where there is none.
 template <class T>
 struct FloatUnits {
   using Element = T;
   using Unit = float;
   static constexpr int64_t kImages = 1;
-  static Vec load_some(const T* p, const T*, int64_t n) { return load(p, n); }
+  static Vec load_some(const T* p, const T*, int64_t n) { return n >= kLanes ? load(p) : load(p, n); }
   static Unit load_one(const T* p, const T*) { return to_float(*p); }
 };
 #if defined(__AVX512BF16__)
@@ -31,11 +42,14 @@ struct PairUnits {
   using Element = bf16;
   using Unit = uint32_t;
   static constexpr int64_t kImages = 2;
+  static __m512i load_words(const bf16* p, int64_t n) {
+    return _mm512_cvtepu16_epi32(n >= kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                             : _mm256_maskz_loadu_epi16(first(n), p));
+  }
   static Vec load_some(const bf16* p, const bf16* partner, int64_t n) {
-    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p));
+    const __m512i low = load_words(p, n);
     if (partner == nullptr) return _mm512_castsi512_ps(low);
-    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), partner));
-    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(load_words(partner, n), 16)));
   }
   static Unit load_one(const bf16* p, const bf16* partner) {
     return p->bits | static_cast<uint32_t>(partner == nullptr ? 0 : partner->bits) << 16;
@@ -43,64 +57,118 @@ struct PairUnits {
 };
 #endif
 
-// `count` positions whose elements lie `step` apart, of one unit, into rows `width` apart by `stride` units.
+// Positions of one line of a block: `columns` of them `step` elements apart, of `units` units each.
 template <class Units>
-static void pack_positions(const Operand& x, const typename Units::Element* p, const typename Units::Element* partner,
-                           int64_t step, int64_t count, int64_t channels, typename Units::Unit* to, int64_t width,
-                           int64_t stride) {
-  const auto paired = [&](int64_t offset) { return partner == nullptr ? nullptr : partner + offset; };
-  const auto put = [](typename Units::Unit* at, Vec units, int64_t n) {
-    store(reinterpret_cast<float*>(at), units, n);
-  };
-  if (x.c == 1) {
-    for (int64_t k = 0; k < count; ++k) {
-      for (int64_t c = 0; c < width; c += kLanes) {
-        const int64_t at = k * step + c;
-        put(to + k * stride + c, Units::load_some(p + at, paired(at), smaller(kLanes, channels - c)),
-            smaller(kLanes, width - c));
-      }
-    }
-  } else if (step == 1) {
-    for (int64_t k = 0; k < count; k += kLanes) {
-      const int64_t positions = smaller(kLanes, count - k);
-      for (int64_t c = 0; c < width; c += kLanes) {
-        Vec square[kLanes];
-        for (int64_t i = 0; i < kLanes; ++i) {
-          const int64_t at = (c + i) * x.c + k;
-          square[i] = c + i < channels ? Units::load_some(p + at, paired(at), positions) : zero();
+struct Line {
+  const typename Units::Element* first;
+  int64_t columns, step;
+  int64_t units, unit_step;
+  int64_t pairs, partner;  // units that have a second image, and how far it is
+  int64_t slot;            // of the first position
+
+  const typename Units::Element* at(int64_t column, int64_t unit) const {
+    return first + column * step + unit * unit_step;
+  }
+  const typename Units::Element* partner_of(const typename Units::Element* p, int64_t unit) const {
+    return unit < pairs ? p + partner : nullptr;
+  }
+};
+
+template <class Unit>
+static inline void put(Unit* to, Vec units) {
+  static_assert(sizeof(Unit) == sizeof(float), "lanes hold one unit each");
+  store(reinterpret_cast<float*>(to), units);
+}
+
+// Channels side by side in memory. Position by position through all panels: rows of x that lie a power of two apart
+// would push each other out of the cache if every panel went over all of them. A panel narrower than a vector is
+// written in rising order, in whole vectors that overwrite what the one before spilled: masked stores are slower.
+template <class Units>
+static void pack_channels(const Line<Units>& line, const Panels<typename Units::Unit>& panels) {
+  for (int64_t k = 0; k < line.columns; ++k) {
+    for (int64_t unit = 0; unit < line.units; ++unit) {
+      const int64_t slot = line.slot + k * line.units + unit;
+      const auto* p = line.at(k, unit);
+      const auto* partner = line.partner_of(p, unit);
+      typename Units::Unit* panel = panels.first;
+      for (int64_t left = panels.channels; left > 0; left -= panels.width, panel += panels.step) {
+        const int64_t width = panels.padded(left);
+        for (int64_t c = 0; c < width; c += kLanes) {
+          const auto* const second = partner == nullptr ? nullptr : partner + c;
+          put(panel + slot * width + c, Units::load_some(p + c, second, smaller(left, width) - c));
         }
-        transpose(square);
-        for (int64_t i = 0; i < positions; ++i) put(to + (k + i) * stride + c, square[i], smaller(kLanes, width - c));
-      }
-    }
-  } else {
-    for (int64_t k = 0; k < count; ++k) {
-      for (int64_t c = 0; c < width; ++c) {
-        const int64_t at = k * step + c * x.c;
-        to[k * stride + c] = c < channels ? Units::load_one(p + at, paired(at)) : typename Units::Unit{};
+        p += panels.width;
+        if (partner != nullptr) partner += panels.width;
       }
     }
   }
 }
 
-// The `channels` channels of a block whose first lies `offset` elements into the data, every slot that some tap can
-// read, into rows of `width` units.
+// Columns side by side in memory: transposes squares of kLanes x kLanes.
 template <class Units>
-static void pack_panel(const Operand& x, const Block& block, int64_t offset, int64_t channels, int64_t width,
-                       typename Units::Unit* panel) {
+static void pack_columns(const Line<Units>& line, int64_t channel_step, const Panels<typename Units::Unit>& panels) {
+  for (int64_t channel = 0; channel < panels.channels; channel += panels.width) {
+    const int64_t left = panels.channels - channel, width = panels.padded(left);
+    typename Units::Unit* const panel = panels.first + channel / panels.width * panels.step + line.slot * width;
+    for (int64_t unit = 0; unit < line.units; ++unit) {
+      for (int64_t k = 0; k < line.columns; k += kLanes) {
+        const int64_t positions = smaller(kLanes, line.columns - k);
+        for (int64_t c = 0; c < width; c += kLanes) {
+          Vec square[kLanes];
+          for (int64_t i = 0; i < kLanes; ++i) {
+            const auto* const p = line.at(k, unit) + (channel + c + i) * channel_step;
+            const bool real = c + i < smaller(left, width);
+            square[i] = real ? Units::load_some(p, line.partner_of(p, unit), positions) : zero();
+          }
+          transpose(square);
+          for (int64_t i = 0; i < positions; ++i) {
+            float* const to = reinterpret_cast<float*>(panel + ((k + i) * line.units + unit) * width + c);
+            c + kLanes <= width ? store(to, square[i]) : store(to, square[i], width - c);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Neither.
+template <class Units>
+static void pack_elements(const Line<Units>& line, int64_t channel_step, const Panels<typename Units::Unit>& panels) {
+  for (int64_t channel = 0; channel < panels.channels; channel += panels.width) {
+    const int64_t left = panels.channels - channel, width = panels.padded(left);
+    typename Units::Unit* to = panels.first + channel / panels.width * panels.step + line.slot * width;
+    for (int64_t k = 0; k < line.columns; ++k) {
+      for (int64_t unit = 0; unit < line.units; ++unit, to += width) {
+        for (int64_t c = 0; c < width; ++c) {
+          const auto* const p = line.at(k, unit) + (channel + c) * channel_step;
+          to[c] = c < left ? Units::load_one(p, line.partner_of(p, unit)) : typename Units::Unit{};
+        }
+      }
+    }
+  }
+}
+
+// Panels of a block, from the channel that lies `offset` elements into the data on; every slot that some tap can read.
+template <class Units>
+static void pack_panels(const Operand& x, const Block& block, int64_t offset,
+                        const Panels<typename Units::Unit>& panels) {
   using Element = typename Units::Element;
-  const Element* const data = static_cast<const Element*>(x.data) + offset;
+  const int64_t image = block.unit * Units::kImages;
+  const int64_t pairs = Units::kImages == 2 ? smaller(block.units, (x.images - image) / 2) : 0;
+  const Element* const data = static_cast<const Element*>(x.data) + offset + image * x.n;
+  const int64_t step = x.columns.stride * x.w;
   x.rows.for_each_segment(block.row, block.rows, [&](int64_t row_slot, int64_t row, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i) {
       x.columns.for_each_segment(block.column, block.columns, [&](int64_t slot, int64_t column, int64_t columns) {
-        const Element* const line = data + (row + i * x.rows.stride) * x.h + column * x.w;
-        typename Units::Unit* const to = panel + ((row_slot + i) * x.columns.slots + slot) * block.units * width;
-        for (int64_t k = 0; k < block.units; ++k) {
-          const int64_t image = (block.unit + k) * Units::kImages;
-          const Element* const p = line + image * x.n;
-          const Element* const partner = Units::kImages == 2 && image + 1 < x.images ? p + x.n : nullptr;
-          pack_positions<Units>(x, p, partner, x.columns.stride * x.w, columns, channels, to + k * width, width,
-                                block.units * width);
+        const Element* const first = data + (row + i * x.rows.stride) * x.h + column * x.w;
+        const int64_t first_slot = ((row_slot + i) * x.columns.slots + slot) * block.units;
+        const Line<Units> line = {first, columns, step, block.units, Units::kImages * x.n, pairs, x.n, first_slot};
+        if (x.c == 1) {
+          pack_channels(line, panels);
+        } else if (step == 1) {
+          pack_columns(line, x.c, panels);
+        } else {
+          pack_elements(line, x.c, panels);
         }
       });
     }
