@@ -78,6 +78,12 @@ def test_every_init_and_scale_reaches_the_weights(init, scale):
         assert layer.weight.abs().max().item() == pytest.approx(std, rel=1e-5)
 
 
+def test_the_dense_baseline_starts_kaiming_normal():
+    weight = dense.Dense(widths=(200,)).network(MNIST, 10).fc1.weight
+    assert weight.requires_grad
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / 784), rel=0.02)
+
+
 def test_recipes_have_their_settings_and_a_goal():
     assert {"edge-popup-digits", "edge-popup-mnist", "edge-popup-conv4", "dense-digits"} <= registry.RECIPES.keys()
     assert set(registry.DEFAULTS.values()) <= registry.RECIPES.keys()
