@@ -81,15 +81,20 @@ def lay_out(t: torch.Tensor, layout: str) -> torch.Tensor:
     return LAYOUTS[layout](t)
 
 
+HALF = TopK(0.5)
+
+
 @dataclass(frozen=True)
 class Draw:
     """What linear and convolution cases have in common."""
 
-    rule: Rule = TopK(0.5)
+    rule: Rule = HALF
     self_scored: bool = False  # scores=None: the weight is its own score
     scores: str = "normal"
     bias: bool = True
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32  # of x and dy
+    weight_dtype: torch.dtype = torch.float32
+    trains_weight: bool = False
     x_layout: str = "contiguous"
     weight_layout: str = "contiguous"
     dy_layout: str = "contiguous"
@@ -104,7 +109,7 @@ class Draw:
         shape = self.weight_shape
         fan_in = max(1, torch.Size(shape[1:]).numel())
         x = self._tensor(self.x_shape, self.x_layout, 1, dtype=self.dtype)
-        weight = self._tensor(shape, self.weight_layout, 2, fan_in**-0.5)
+        weight = self._tensor(shape, self.weight_layout, 2, fan_in**-0.5, self.weight_dtype)
         bias = self._tensor(shape[:1], "contiguous", 3) if self.bias else None
         dy = self._tensor(self.y_shape, self.dy_layout, 4, dtype=self.dtype)
         s = lay_out(scores(self.scores, shape, self.seed), self.weight_layout)
@@ -116,7 +121,9 @@ class Draw:
         rule = type(self.rule).__name__ + "".join(f"-{v}" for v in vars(self.rule).values())
         scored = "self" if self.self_scored else self.scores
         layout = "-".join((self.x_layout, self.weight_layout, self.dy_layout))
-        return f"{self.shape_id}-{str(self.dtype)[6:]}-{rule}-{scored}-{layout}{'-bias' * self.bias}"
+        dtypes = "-".join(str(t)[6:] for t in (self.dtype, self.weight_dtype))
+        flags = "-bias" * self.bias + "-dW" * self.trains_weight
+        return f"{self.seed}-{self.shape_id}-{dtypes}-{rule}-{scored}-{layout}{flags}"
 
 
 @dataclass(frozen=True)
@@ -202,13 +209,16 @@ def _draw(r: random.Random, dim: int, seed: int) -> dict:
     rules += [Threshold(r.choice([0.3, 0.5, 0.8])), Threshold(0.5, "abs"), Threshold(0.1, "raw"), Frozen()]
     rule = r.choices(rules, weights=[8, 2, 1, 1, 1, 1])[0]
     self_scored = isinstance(rule, TopK) and r.random() < 0.2
+    dtype = r.choices(DTYPES, weights=[3, 1, 1])[0]
     return dict(
         rule=rule,
         self_scored=self_scored,
         # Scores without a sign or a number have no gradient to compare; they are tested for their mask.
         scores=r.choices(FINITE_SCORES, weights=[6 if kind == "normal" else 1 for kind in FINITE_SCORES])[0],
         bias=r.random() < 0.5,
-        dtype=r.choices(DTYPES, weights=[3, 1, 1])[0],
+        dtype=dtype,
+        weight_dtype=dtype if not self_scored and r.random() < 0.2 else torch.float32,
+        trains_weight=self_scored or r.random() < 0.3,
         x_layout=r.choice(layouts(dim)),
         weight_layout=r.choice(layouts(dim, expanded=False)),
         dy_layout=r.choice(layouts(dim)),
@@ -236,9 +246,7 @@ def linear_cases(count: int, seed: int = 0) -> list[LinearCase]:
     cases = []
     for i in range(count):
         rows = r.choice([(1,), (r.randint(2, 9),), (r.randint(10, 70),), (2, 3), (3, 1, 5), (67,), (129,)])
-        case = LinearCase(
-            **_draw(r, len(rows) + 1, i), rows=rows, in_features=r.choice(FEATURES), out_features=r.choice(FEATURES)
-        )
+        case = LinearCase(**_draw(r, 2, i), rows=rows, in_features=r.choice(FEATURES), out_features=r.choice(FEATURES))
         cases.append(_with_enough_outputs(case, "rows"))
     return cases
 
