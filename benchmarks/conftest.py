@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from columns import fused_backend
 from measure import interleave, replay, replayed_seconds
 from report import Result, print_table, write_results
 from rows import LAYER_COLUMNS, Setup
@@ -46,9 +47,10 @@ def pytest_terminal_summary(terminalreporter, config):
     results = config.stash[_ARENA].results
     if not results:
         return
-    print_table(terminalreporter, results)
+    setup = config.stash[_ARENA].setup
+    print_table(terminalreporter, setup, results)
     if config.getoption("--results"):
-        write_results(config.getoption("--results"), config.stash[_ARENA].setup, results)
+        write_results(config.getoption("--results"), setup, results)
 
 
 @pytest.fixture
@@ -72,7 +74,7 @@ class Arena:
 
     def __init__(self, config):
         device = torch.device(config.getoption("--device"))
-        self.setup = Setup(device, config.getoption("--backend"))
+        self.setup = Setup(device, config.getoption("--backend") or fused_backend(device))
         self.results = []
         self._with_compile = config.getoption("--compile")
         self._row = self._samples = None

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -40,8 +41,8 @@ class Result:
         )
 
 
-def print_table(terminal, results):
-    terminal.section("medians of fused, and each column's multiple of it")
+def print_table(terminal, setup, results):
+    terminal.section(f"medians of fused (backend {setup.backend}), and each column's multiple of it")
     columns = list(dict.fromkeys(name for r in results for name in r.ratio if name != "read"))
     head = ["", "fused ms", *columns, "GFLOP/s", "GB/s", "reads"]
     lines = [head]
@@ -67,9 +68,10 @@ def environment(setup):
     """What a reader needs to judge the numbers: processor, threads, instruction set, versions, commit."""
     cuda = setup.device.type == "cuda"
     return {
-        "command": " ".join(["pytest", *sys.argv[1:]]),
+        "command": shlex.join(["pytest", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(setup.device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
+        "fused_backend": setup.backend,
         "backends": ek.backends(),
         "versions": {
             "edgepop_kernels": ek.__version__,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from columns import fused_backend, in_memory_order, kth_score, model_of, on_backend
+from columns import in_memory_order, kth_score, model_of, on_backend
 from measure import Contest
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,12 +24,12 @@ class Setup(NamedTuple):
     """What a run was asked for."""
 
     device: torch.device
-    backend: str | None  # of the fused column; None: the device's own
+    backend: str  # of the fused column
 
     def on_its_backend(self, column, call):
         """The baselines and the dense layer are torch alone."""
         if column == "fused":
-            return on_backend(self.backend or fused_backend(self.device), call)
+            return on_backend(self.backend, call)
         return on_backend("staged", call) if column == "staged" else call
 
 
