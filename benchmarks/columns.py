@@ -21,10 +21,6 @@ def in_memory_order(t: torch.Tensor) -> torch.Tensor:
     return t.permute(0, 2, 3, 1).view(-1)
 
 
-def sorted_order(scores: torch.Tensor) -> torch.Tensor:
-    return in_memory_order(scores).sort().indices
-
-
 def kth_score(scores: torch.Tensor, keep: float) -> torch.Tensor:
     """The score at the quantile 1 - keep, GetSubnetFaster's threshold."""
     flat = in_memory_order(scores)
@@ -36,7 +32,7 @@ class GetSubnet(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, magnitudes, keep):
-        order = sorted_order(magnitudes)
+        order = in_memory_order(magnitudes).sort().indices
         dropped = int((1 - keep) * order.numel())
         mask = torch.empty_like(magnitudes)
         flat = in_memory_order(mask)

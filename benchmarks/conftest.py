@@ -12,13 +12,9 @@ import edgepop_kernels as ek
 
 def pytest_addoption(parser):
     group = parser.getgroup("edgepop_kernels benchmarks")
-    group.addoption(
-        "--full", action="store_true", help="every shape; without it a set of under five minutes on 2 cores"
-    )
+    group.addoption("--full", action="store_true", help="every shape, not only those of a five-minute run on 2 cores")
     group.addoption("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    group.addoption(
-        "--backend", help="backend of the fused column (default: native; on CUDA the first of cuda, triton)"
-    )
+    group.addoption("--backend", help="of the fused column; default: native, and on CUDA the first that is available")
     group.addoption("--compile", action="store_true", help="add the column torch.compile(GetSubnetFaster)")
     group.addoption("--results", metavar="FILE", help="write the table, the machine and the versions as JSON")
 
@@ -35,7 +31,7 @@ def pytest_generate_tests(metafunc):
     for row in metafunc.module.ROWS:
         if row.full and not option("--full"):
             continue
-        marks = pytest.mark.benchmark(group=f"{_group(metafunc.module)}: {row}", timer=replayed_seconds)
+        marks = pytest.mark.benchmark(group=f"{row.group}: {row}", timer=replayed_seconds)
         cases += [
             pytest.param(row, column, id=f"{row}-{column}".replace(" ", "-"), marks=marks)
             for column in _columns(row, option("--compile"))
@@ -56,10 +52,6 @@ def pytest_terminal_summary(terminalreporter, config):
 @pytest.fixture
 def arena(request):
     return request.config.stash[_ARENA]
-
-
-def _group(module):
-    return module.__name__.rpartition("_")[2]
 
 
 def _columns(row, with_compile):
@@ -83,17 +75,17 @@ class Arena:
         """Replay the samples of ``column`` into ``benchmark``; every column of a row that failed its check fails."""
         if row is not self._row:
             self._row, self._samples = row, None
-            self._samples = self._run(row, benchmark.group.partition(":")[0])
+            self._samples = self._run(row)
         if self._samples is None:
             pytest.fail(f"no time for {row}: it failed before it could be measured, see its first column")
         benchmark.extra_info.update(row=str(row), column=column)
         replay(benchmark, self._samples[column])
 
-    def _run(self, row, group):
+    def _run(self, row):
         contest = row.contest(_columns(row, self._with_compile), self.setup)
         contest.check()
         samples = interleave(contest.columns, self.setup.device, row.budget_s)
-        self.results.append(Result.of(group, row, contest, samples))
+        self.results.append(Result.of(row, contest, samples))
         return samples
 
 

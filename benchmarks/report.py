@@ -27,11 +27,11 @@ class Result:
     gbytes: float | None
 
     @classmethod
-    def of(cls, group, row, contest, samples):
+    def of(cls, row, contest, samples):
         median = {name: statistics.median(s) for name, s in samples.items()}
         fused = median["fused"]
         return cls(
-            group,
+            row.group,
             str(row),
             median,
             {name: len(s) for name, s in samples.items()},

@@ -51,6 +51,7 @@ class SelectRow:
     warm: bool
     kind: str = "normal"
     full: bool = False
+    group = "select"
     columns = ("fused", "GetSubnet", "GetSubnetFaster", "read")
     budget_s = 0.5
 
@@ -131,6 +132,7 @@ class LayerRow:
 @dataclass(frozen=True)
 class LinearRow(LayerRow):
     shape: tuple[int, int, int]  # rows, in_features, out_features
+    group = "linear"
 
     def __str__(self):
         return f"{'x'.join(map(str, self.shape))} {_pass_name(self.dtype, self.backward)}"
@@ -148,6 +150,7 @@ class LinearRow(LayerRow):
 @dataclass(frozen=True)
 class ConvRow(LayerRow):
     shape: tuple[int, int, int, int, int, int]  # batch, in_channels, size, out_channels, kernel, stride
+    group = "conv"
 
     def __str__(self):
         batch, channels, size, out, kernel, stride = self.shape
@@ -205,6 +208,7 @@ class TrainRow:
     x_shape: tuple[int, ...]
     dtype: torch.dtype
     full: bool = False
+    group = "train"
     columns = LAYER_COLUMNS
     budget_s = 1.5
 
