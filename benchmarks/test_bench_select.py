@@ -19,12 +19,12 @@ RESNET50 = (  # the 54 masked layers of ResNet-50 (bottlenecks 3, 4, 6, 3): 25.5
 ROWS = [
     SelectRow(label, tuple(sizes), warm, kind, full)
     for label, sizes, kind, full in (
-        ("36,864", [36_864], "normal", False),
-        ("589,824", [589_824], "normal", False),
-        ("2,359,296", [2_359_296], "normal", False),
-        ("2,359,296", [2_359_296], "few", True),
-        ("2,359,296", [2_359_296], "equal", True),
-        ("16,777,216", [16_777_216], "normal", True),
+        ("36864", [36_864], "normal", False),
+        ("589824", [589_824], "normal", False),
+        ("2359296", [2_359_296], "normal", False),
+        ("2359296", [2_359_296], "few", True),
+        ("2359296", [2_359_296], "equal", True),
+        ("16777216", [16_777_216], "normal", True),
         ("ResNet-50", RESNET50, "normal", True),
     )
     for warm in (False, True)
