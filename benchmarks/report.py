@@ -16,11 +16,12 @@ import edgepop_kernels as ek
 
 @dataclass(frozen=True)
 class Result:
-    """One row: medians in seconds and rounds of every column, and what the fused column achieves."""
+    """One row: median, least and number of samples of every column, and what the fused column achieves."""
 
     group: str
     row: str
     median_s: dict[str, float]
+    least_s: dict[str, float]
     rounds: dict[str, int]
     ratio: dict[str, float]  # column / fused: above 1 where fused is faster
     gflops: float | None
@@ -34,6 +35,7 @@ class Result:
             row.group,
             str(row),
             median,
+            {name: min(s) for name, s in samples.items()},
             {name: len(s) for name, s in samples.items()},
             {name: m / fused for name, m in median.items() if name != "fused"},
             contest.flops / fused / 1e9 if contest.flops else None,
