@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import edgepop_kernels as ek
 from edgepop_kernels.testing import inputs, oracle
+from edgepop_kernels.testing.guard import Guarded
 from edgepop_kernels.testing.inputs import ConvCase, LinearCase
 from edgepop_kernels.testing.tolerances import assert_close, assert_same_bits
 
@@ -39,7 +40,8 @@ def threads(count):
 
 
 def leaves(case, device):
-    x, weight, scores, bias, dy = (None if t is None else t.to(device) for t in case.tensors())
+    """The case's tensors in canary buffers, those that take a gradient requiring it."""
+    x, weight, scores, bias, dy = (None if t is None else Guarded(t.to(device)).tensor for t in case.tensors())
     learned = [x, bias, weight if case.trains_weight else None]
     if scores is not None and scores.dtype == torch.float32:
         learned.append(scores)
@@ -52,8 +54,8 @@ def leaves(case, device):
 def check(case, layer, run, device):
     """Output and every gradient of ``run(x, weight, scores, bias)`` against the oracle's ``layer``.
 
-    Odd cases run on two threads, even ones on one, and so does the oracle: on busy cores each small parallel region
-    may wait a scheduler's slice for its second thread.
+    Operands lie in canary buffers: what a kernel reads beside them is NaN. Odd cases run on two threads, even ones on
+    one, as does the oracle: on busy cores a small parallel region may wait a scheduler's slice for its second thread.
     """
     x, weight, scores, bias, dy = leaves(case, device)
     with threads(1 + case.seed % 2):
