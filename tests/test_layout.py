@@ -12,7 +12,20 @@ PACKAGE = Path(edgepop_kernels.__file__).parent
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 # A module imports only what stands before it.
-ORDER = ["reference", "rules", "cut", "checks", "backends", "ops", "autograd", "functional", "init", "nn", "convert"]
+ORDER = [
+    "reference",
+    "rules",
+    "cut",
+    "checks",
+    "tuning",
+    "backends",
+    "ops",
+    "autograd",
+    "functional",
+    "init",
+    "nn",
+    "convert",
+]
 # Users of the public API, who import the package itself; `also` is what else of it they may name.
 USERS = {"recipes": set(), "testing": {"rules"}, "doctor": {"backends"}, "__main__": {"doctor", "recipes"}}
 INTERFACE_LIBRARIES = {"typer", "rich", "click"}

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from .. import reference
-from . import native
+from . import native, triton
 
 logger = logging.getLogger("edgepop_kernels")
 
@@ -29,6 +29,7 @@ class Backend:
 
 _BACKENDS = {
     "native": Backend("native", native, native.unavailable, native.refuses),
+    "triton": Backend("triton", triton, triton.unavailable, triton.refuses),
     "reference": Backend("reference", reference, lambda: None, lambda tensor: None),
 }
 # "auto" takes the first of these, in this order, that accepts the call.

@@ -1,0 +1,93 @@
+"""Masked convolutions. The gradient to the input is one masked product per stride phase, each a convolution of
+stride 1 with the taps that reach its pixels: no atomics, no tap multiplied by zero."""
+
+import torch
+
+from .product import Axis, Filters, masked_product, weight_grad
+
+
+def _switch():
+    return torch.backends.cudnn.conv.fp32_precision
+
+
+def _format(channels_last):
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _forward_axes(weight, stride, padding, dilation):
+    geometry = zip(weight.shape[2:], stride, padding, dilation, strict=True)
+    return [Axis(kernel, s, -p, d) for kernel, s, p, d in geometry]
+
+
+def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
+    spatial = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    )
+    size = (x.shape[0], weight.shape[0], *spatial)
+    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_format(channels_last))
+    o, c, kh, kw = weight.shape
+    m = o // groups
+
+    def first_group(t):
+        return t[:m]
+
+    index = (c * kh * kw, kh * kw, kw, 1, m * c * kh * kw, 0)
+    filters = _grouped(weight, scores, cut, of, first_group, m, index)
+    masked_product(x, filters, bias, y, *_forward_axes(weight, stride, padding, dilation), groups, _switch())
+    return y
+
+
+def _grouped(weight, scores, cut, of, view, rows_per_group, index):
+    packed = of == "bits"
+    return Filters(
+        view(weight),
+        rows_per_group * weight.stride(0),
+        scores if packed else view(scores),
+        0 if packed else rows_per_group * scores.stride(0),
+        index,
+        cut,
+        of,
+        scores is weight,
+    )
+
+
+def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
+    dx = torch.empty(x_size, dtype=dy.dtype, device=dy.device, memory_format=_format(channels_last))
+    o, c, kh, kw = weight.shape
+    m = o // groups
+    for row in range(min(stride[0], x_size[2])):
+        taps_h, axis_h = _phase(row, kh, stride[0], padding[0], dilation[0])
+        for column in range(min(stride[1], x_size[3])):
+            taps_w, axis_w = _phase(column, kw, stride[1], padding[1], dilation[1])
+            pixels = dx[:, :, row :: stride[0], column :: stride[1]]
+            if not axis_h.taps or not axis_w.taps:
+                pixels.zero_()
+                continue
+
+            def phase(t, taps=(taps_h, taps_w)):
+                return t[:m, :, taps[0], taps[1]].transpose(0, 1)
+
+            first = taps_h.start * kw + taps_w.start
+            index = (kh * kw, c * kh * kw, taps_h.step * kw, taps_w.step, m * c * kh * kw, first)
+            filters = _grouped(weight, scores, cut, of, phase, m, index)
+            masked_product(dy, filters, None, pixels, axis_h, axis_w, groups, _switch())
+    return dx
+
+
+def _phase(residue, kernel, stride, padding, dilation):
+    """The taps that reach the pixels residue, residue + stride, ..., and where their gradients come from.
+
+    Pixel i of the phase and tap k meet output pixel (residue + i * stride + padding - k * dilation) / stride.
+    """
+    taps = [k for k in range(kernel) if (residue + padding - k * dilation) % stride == 0]
+    if not taps:
+        return slice(0, 0, 1), Axis(0, 1, 0, 0)
+    step = taps[1] - taps[0] if len(taps) > 1 else 1
+    axis = Axis(len(taps), 1, (residue + padding - taps[0] * dilation) // stride, -step * dilation // stride)
+    return slice(taps[0], taps[-1] + 1, step), axis
+
+
+def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of, stride, padding, dilation, groups):
+    axes = _forward_axes(weight, stride, padding, dilation)
+    return weight_grad(dy, x, (weight, scores, cut, of), score_grad, weight_grad_of, *axes, groups, _switch())

@@ -1,0 +1,45 @@
+"""Launching a kernel: the device, the precision of its products, its tile."""
+
+import contextlib
+import functools
+
+import torch
+import triton.language as tl
+from triton import knobs
+
+from ...tuning import H200, Device, Problem, Tile, tile_for
+
+INTERPRETED = knobs.runtime.interpret
+OPTIONS = {"enable_fp_fusion": True}  # triton's default until 3.9, its opposite afterwards
+_DOT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def launch(kernel, grid: tuple[int, ...], tensor: torch.Tensor, args: tuple, **meta) -> None:
+    """Runs ``kernel`` on the device of ``tensor``. An empty grid is an empty result: nothing runs."""
+    if 0 in grid:
+        return
+    device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    with device:
+        kernel[grid](*args, **OPTIONS, **meta)
+
+
+def precision(dtype: torch.dtype, switch: str) -> dict:
+    """DOT: the dtype of a product's operands. PRECISION: of a float32 product, as torch's ``switch`` has it.
+
+    The interpreter's product of bfloat16 operands is wrong by orders of magnitude (triton 3.6 to 3.9), of float32 ones
+    exact; there every product is one of float32.
+    """
+    return {"DOT": tl.float32 if INTERPRETED else _DOT[dtype], "PRECISION": "tf32" if switch == "tf32" else "ieee"}
+
+
+def tile(kernel: str, dtype: torch.dtype, switch: str, m: int, n: int, k: int, groups: int, device) -> Tile:
+    kind = "half" if dtype != torch.float32 else "tf32" if switch == "tf32" else "float32"
+    return tile_for(Problem(kernel, kind, m, n, k, groups), _device(device))
+
+
+@functools.cache
+def _device(device):
+    if device.type != "cuda":
+        return H200  # the interpreter walks the tiles of a real device
+    properties = torch.cuda.get_device_properties(device)
+    return Device(properties.name, properties.multi_processor_count, properties.shared_memory_per_block_optin)

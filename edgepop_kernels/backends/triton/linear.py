@@ -1,0 +1,48 @@
+"""Masked linear layers: the 1x1 convolution whose image is one row of pixels, as views."""
+
+import torch
+
+from .product import POINT, Filters, masked_product, weight_grad
+
+
+def _switch():
+    return torch.backends.cuda.matmul.fp32_precision
+
+
+def _image(t):
+    """(..., C) -> (1, C, 1, rows)."""
+    return t.reshape(-1, t.shape[-1]).t()[None, :, None, :]
+
+
+def _filters(weight, scores, cut, of, transposed):
+    index = (weight.shape[1], 1)
+    if transposed:
+        index = index[::-1]
+
+    def view(t):
+        return (t.t() if transposed else t)[:, :, None, None]
+
+    same = scores is weight
+    return Filters(view(weight), 0, scores if of == "bits" else view(scores), 0, (*index, 0, 0, 0, 0), cut, of, same)
+
+
+def masked_linear(x, weight, scores, cut, of, bias):
+    y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    filters = _filters(weight, scores, cut, of, transposed=False)
+    masked_product(_image(x), filters, bias, _image(y), POINT, POINT, 1, _switch())
+    return y
+
+
+def masked_linear_dx(dy, weight, scores, cut, of):
+    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1])
+    filters = _filters(weight, scores, cut, of, transposed=True)
+    masked_product(_image(dy), filters, None, _image(dx), POINT, POINT, 1, _switch())
+    return dx
+
+
+def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of):
+    filters = weight[:, :, None, None]
+    as_filters = scores if of == "bits" else scores[:, :, None, None]
+    mask = (filters, as_filters, cut, of)
+    ds, dw = weight_grad(_image(dy), _image(x), mask, score_grad, weight_grad_of, POINT, POINT, 1, _switch())
+    return ds.view(scores.shape) if score_grad else ds, dw.view(weight.shape) if weight_grad_of != "none" else dw

@@ -1,0 +1,111 @@
+"""Launches the selection of all layers: tables of where the scores lie, then two or three kernels per attempt."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+from .kernels.select import BINS, select_compact_kernel, select_finish_kernel, select_histogram_kernel
+from .launch import launch
+
+_CHUNK = 32768  # scores a block reads
+_TILE = 4096
+_LEAST_CAPACITY = 4096  # candidates of a layer: an eighth of it, at least this many
+
+
+class _Layer(NamedTuple):
+    """Scores that fill their memory without gaps, as four dimensions from the outermost in memory inwards."""
+
+    address: int
+    numel: int
+    kept: int
+    raw: int
+    sizes: tuple[int, ...]
+    index_strides: tuple[int, ...]  # of the logical index
+
+
+class _Plan(NamedTuple):
+    layers: torch.Tensor  # int64 [layers, FIELDS]
+    chunks: torch.Tensor  # int32 [chunks, 2]: layer, which chunk of it
+    candidates: int
+
+
+def select(scores, kept, of, hint):
+    device = scores[0].device
+    filling = [_filling(s) for s in scores]
+    plan = _plan(
+        tuple(
+            _Layer(s.data_ptr(), s.numel(), m, int(kind != "abs"), *dimensions)
+            for (s, dimensions), m, kind in zip(filling, kept, of, strict=True)
+        ),
+        device,
+    )
+    count = len(scores)
+    cuts = torch.empty(count, 2, dtype=torch.int64, device=device)
+    zeros = torch.zeros(count * (5 + BINS.value), dtype=torch.int32, device=device)
+    done, *counters, histograms = zeros.split([count] * 5 + [count * BINS.value])
+    candidates = torch.empty(2, plan.candidates, dtype=torch.int32, device=device)
+    if hint is not None:
+        _attempt(plan, done, histograms, hint.contiguous(), counters[:2], candidates, cuts, last=False)
+    _attempt(plan, done, histograms, None, counters[2:], candidates, cuts, last=True)
+    return cuts
+
+
+def _attempt(plan, done, histograms, hints, counters, candidates, cuts, last):
+    """Settles the layers that are not done and whose bracket, around the hint or else from a histogram, holds."""
+    warm = hints is not None
+    grid, shape = (len(plan.chunks),), {"CHUNK": _CHUNK, "TILE": _TILE, "num_warps": 8}
+    if not warm:
+        launch(select_histogram_kernel, grid, cuts, (plan.layers, plan.chunks, done, histograms), **shape)
+    state = (done, histograms, hints, *counters, *candidates)
+    launch(select_compact_kernel, grid, cuts, (plan.layers, plan.chunks, *state), WARM=warm, **shape)
+    finish = {"WARM": warm, "LAST": last, "TILE": _TILE, "num_warps": 16}
+    launch(select_finish_kernel, (len(plan.layers),), cuts, (plan.layers, *state, cuts), **finish)
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(layers, device):
+    """The tables on the device; made when a network's scores are first seen, so nothing is copied while a CUDA graph
+    is captured that has been warmed up."""
+    rows, chunks, first = [], [], 0
+    for i, layer in enumerate(layers):
+        capacity = max(min(layer.numel, _LEAST_CAPACITY), layer.numel // 8)
+        rows.append([*layer[:4], first, capacity, *layer.sizes[1:], *layer.index_strides])
+        chunks += [[i, j] for j in range(-(-layer.numel // _CHUNK))]
+        first += capacity
+    table = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+    return _Plan(table, torch.tensor(chunks, dtype=torch.int32).reshape(-1, 2).to(device, non_blocking=True), first)
+
+
+def _filling(scores):
+    """(scores, (sizes, index strides)): the scores themselves where they fill their memory in any order of at most
+    four dimensions from an aligned address, as contiguous and channels_last parameters do; else a contiguous copy."""
+    if scores.data_ptr() % 16 == 0:
+        dimensions = _in_memory_order(tuple(scores.shape), scores.stride())
+        if dimensions is not None:
+            return scores, dimensions
+    scores = scores.clone(memory_format=torch.contiguous_format)
+    return scores, _in_memory_order(tuple(scores.shape), scores.stride())
+
+
+@functools.cache
+def _in_memory_order(shape, strides):
+    logical, dimensions = 1, []
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1:
+            dimensions.append((stride, size, logical))
+        logical *= size
+    merged, filled = [], 1
+    for stride, size, index_stride in sorted(dimensions):
+        if stride != filled:
+            return None
+        filled *= size
+        if merged and merged[-1][0] * merged[-1][1] == index_stride:
+            merged[-1] = (merged[-1][0] * size, merged[-1][1])
+        else:
+            merged.append((size, index_stride))
+    if len(merged) > 4:
+        return None
+    merged += [(1, 0)] * (4 - len(merged))
+    sizes, index_strides = zip(*reversed(merged), strict=True)
+    return sizes, index_strides
