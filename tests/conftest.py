@@ -1,11 +1,17 @@
 """What every test gets: seeded generators, NaN in uninitialised memory, and CUDA only where there is a device."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
 
 hypothesis.settings.register_profile("edgepop", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("edgepop")
+
+# Without a device the Triton kernels are proven by Triton's interpreter, which it reads before their import.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # torch.empty hands out NaN (the largest value for integers), so an output that a kernel did not write whole shows.
 torch.use_deterministic_algorithms(True, warn_only=True)

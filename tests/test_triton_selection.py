@@ -1,0 +1,99 @@
+"""Triton's selection against the reference's stable sort: the same cuts, bit for bit, from every start."""
+
+import pytest
+import torch
+
+import edgepop_kernels as ek
+from edgepop_kernels import reference
+from edgepop_kernels.testing import inputs
+from edgepop_kernels.testing.guard import Guarded
+
+pytest.importorskip("triton", reason="triton is for Linux only")
+
+from edgepop_kernels.backends.triton import selection
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+
+SHAPES = [(1,), (3, 5), (300,), (21, 21), (9, 5, 3, 3)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several chunks, tiles, and candidates that overflow, on small layers."""
+    monkeypatch.setattr(selection, "_CHUNK", 512)
+    monkeypatch.setattr(selection, "_TILE", 256)
+    monkeypatch.setattr(selection, "_LEAST_CAPACITY", 32)
+
+
+def assert_exact(scores, kept, of, hint=None):
+    guards = [Guarded(s.to(DEVICE)) for s in scores]
+    cuts = selection.select([g.tensor for g in guards], kept, of, None if hint is None else hint.to(DEVICE))
+    for guard in guards:
+        guard.check("scores")
+    expected = reference.select(scores, kept, of, None)
+    assert cuts.tolist() == expected.tolist()
+    return expected
+
+
+def network(values, seed):
+    layouts = ("contiguous", "channels_last", "transposed", "strided")
+    for i, shape in enumerate(SHAPES):
+        s = inputs.scores(values, shape, 10 * seed + i)
+        layout = layouts[(seed + i) % 4]
+        yield inputs.lay_out(s, layout) if layout != "channels_last" or s.dim() == 4 else s
+
+
+@pytest.mark.parametrize("values", inputs.SCORES)
+def test_all_layers_cold_and_warm(values):
+    scores = list(network(values, seed=len(values)))
+    kept = [max(1, int(share * s.numel())) for share, s in zip((1, 0.5, 0.1, 0.9, 0.3), scores, strict=True)]
+    of = ["abs", "raw", "abs", "sigmoid", "raw"]
+    cuts = assert_exact(scores, kept, of)
+    assert_exact(scores, kept, of, hint=cuts)
+
+
+@pytest.mark.parametrize("drift", [1e-4, 1e-2, 10.0])
+def test_a_hint_that_hits_or_misses(drift):
+    before = [torch.randn(64, 100), torch.randn(900)]
+    kept, of = [3000, 90], ["abs", "raw"]
+    hint = reference.select(before, kept, of, None)
+    assert_exact([s * (1 + drift * torch.randn(s.shape)) for s in before], kept, of, hint)
+
+
+@pytest.mark.parametrize("hint", [reference.NOTHING, (0, 0), (0x80000000, 5), (0xFFFFFFFF, -1)])
+def test_a_hint_that_says_nothing(hint):
+    assert_exact([torch.randn(999)], [100], ["raw"], torch.tensor([hint]))
+
+
+def test_a_hint_taken_after_the_cut_moved_far():
+    before, after = torch.randn(2000), torch.randn(2000) * 1e-3
+    hint = reference.select([before], [1000], ["abs"], None)
+    assert_exact([after], [1000], ["abs"], hint)
+
+
+def test_more_candidates_than_there_is_room_for():
+    scores = torch.cat([torch.full((900,), 0.5), torch.rand(300)])[torch.randperm(1200)]
+    assert_exact([scores], [600], ["abs"])
+    assert_exact([scores.view(30, 40).t()], [600], ["abs"], reference.select([scores], [600], ["abs"], None))
+
+
+def test_scores_off_their_alignment():
+    scores = torch.randn(1001)[1:]
+    assert_exact([scores], [300], ["raw"])
+
+
+def test_an_empty_layer_keeps_nothing():
+    assert_exact([torch.randn(0, 4), torch.randn(9)], [0, 4], ["abs", "abs"])
+
+
+def test_select_all_of_a_network():
+    scores = [torch.randn(shape, device=DEVICE) for shape in SHAPES]
+    rules = [ek.TopK(0.5), ek.TopK(0.1, "raw"), ek.Threshold(0.3), ek.TopK(1.0), ek.TopK(0.7)]
+    with ek.use_backend("triton"):
+        cuts = ek.select_all(scores, rules)
+        again = ek.select_all(scores, rules, cuts)
+    with ek.use_backend("reference"):
+        expected = ek.select_all(scores, rules)
+    for a, b, c in zip(cuts, again, expected, strict=True):
+        assert a.data.tolist() == b.data.tolist() == c.data.tolist()
