@@ -18,7 +18,11 @@ def masking(shape, of):
     return scores, ek.select(scores, rule).data
 
 
-@pytest.mark.parametrize("backend", [name for name, reason in ek.backends().items() if reason is None])
+# Triton's interpreter takes a minute for all of these: its own tests check one of each op.
+BACKENDS = [name for name, reason in ek.backends().items() if reason is None and name != "triton"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("of", ["abs", "raw", "sigmoid", "bits"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(backend, of, dtype):
@@ -38,7 +42,7 @@ def test_opcheck(backend, of, dtype):
         torch.library.opcheck(ops.masked_conv2d_dw, (dy, x, *mask, of != "bits", "all", *GEOMETRY))
 
 
-@pytest.mark.parametrize("backend", [name for name, reason in ek.backends().items() if reason is None])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_select(backend):
     torch.manual_seed(0)
     scores = [torch.randn(7, 3), torch.randn(4, 2, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(1)]
@@ -113,5 +117,5 @@ def test_auto_falls_back_to_the_reference_and_says_so_once(caplog):
     for _ in range(2):
         assert ek.masked_linear(x, matrix, matrix, ek.TopK(0.5)).dtype == torch.float64
     messages = [r.getMessage() for r in caplog.records if "masked_linear" in r.getMessage()]
-    assert len(messages) == (1 if ek.backends()["native"] is None else 2)
-    assert "float64" in messages[0] or "compiled" in messages[0]
+    assert len(messages) == 1
+    assert all(f"{name}: " in messages[0] for name in ek.backends() if name != "reference")

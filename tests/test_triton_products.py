@@ -192,3 +192,16 @@ def test_an_explicit_choice_is_refused_what_it_cannot_compute():
     with ek.use_backend("triton"), pytest.raises(NotImplementedError, match="float64"):
         ek.masked_linear(torch.ones(2, 3).double(), torch.ones(4, 3), torch.ones(4, 3), ek.TopK(0.5))
     assert ek.backends()["triton"] is None
+
+
+def test_opcheck():
+    x, dy, weight, scores = (torch.randn(n, 4, device=DEVICE) for n in (3, 6, 4, 4))
+    cut = reference.select([scores], [7], ["abs"], None)[0]
+    mask = (weight, scores, cut, "abs")
+    with ek.use_backend("triton"):
+        torch.library.opcheck(torch.ops.edgepop.masked_linear.default, (x, *mask, None))
+        torch.library.opcheck(torch.ops.edgepop.masked_linear_dx.default, (dy, *mask))
+        torch.library.opcheck(
+            torch.ops.edgepop.masked_linear_dw.default, (dy, torch.randn_like(dy), *mask, True, "all")
+        )
+        torch.library.opcheck(torch.ops.edgepop.select.default, ([scores], [7], ["abs"], cut[None]))

@@ -2,7 +2,7 @@
 
 A backend is a module with one function per op of ``ops.py``, and two answers: why it cannot run on this machine at
 all, and why it refuses one call (None: it does not). An explicit choice raises that answer; "auto" goes on to the
-next backend and logs the reason once. The reference accepts every call on every device.
+next backend, and where only the reference is left logs why, once. The reference accepts every call on every device.
 """
 
 import functools
@@ -75,14 +75,17 @@ def implementation(op: str, tensor: torch.Tensor) -> Callable:
         if reason is not None:
             raise NotImplementedError(f"{op}: backend {_chosen!r} was asked for, but {reason}")
         return getattr(backend.ops, op)
+    reasons = []
     for backend in _AUTO:
         reason = backend.unavailable() or backend.refuses(tensor)
         if reason is None:
+            if backend.ops is reference:
+                _log_once(op, "; ".join(reasons))
             return getattr(backend.ops, op)
-        _log_once(op, backend.name, reason)
+        reasons.append(f"{backend.name}: {reason}")
     raise AssertionError("the reference refuses nothing")
 
 
 @functools.cache
-def _log_once(op, name, reason):
-    logger.warning("%s: not on backend %r: %s", op, name, reason)
+def _log_once(op, reasons):
+    logger.warning("%s runs on the reference. %s", op, reasons)
