@@ -2,19 +2,38 @@
 
 from . import init
 from .backends import backends, use_backend
-from .convert import convert, materialize, share_selection, unshare_selection
-from .cut import Cut
+from .convert import convert, materialize
+from .cut import Cut, Draw
 from .functional import mask, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
-from .nn import FusedSubnetConv, FusedSubnetLinear
-from .rules import Frozen, Threshold, TopK, kept_count
+from .nn import (
+    FusedSparseConv,
+    FusedSparseLinear,
+    FusedSubnetConv,
+    FusedSubnetLinear,
+    FusedSupermaskConv,
+    FusedSupermaskLinear,
+    NonAffineBatchNorm,
+)
+from .phases import train_masks, train_weights
+from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Threshold, TopK, kept_count
+from .sharing import share_selection, unshare_selection
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bernoulli",
     "Cut",
+    "Draw",
     "Frozen",
+    "FusedSparseConv",
+    "FusedSparseLinear",
     "FusedSubnetConv",
     "FusedSubnetLinear",
+    "FusedSupermaskConv",
+    "FusedSupermaskLinear",
+    "GlobalTopK",
+    "NonAffineBatchNorm",
+    "Percentile",
     "Threshold",
     "TopK",
     "backends",
@@ -29,6 +48,8 @@ __all__ = [
     "select",
     "select_all",
     "share_selection",
+    "train_masks",
+    "train_weights",
     "unpack_mask",
     "unshare_selection",
     "use_backend",

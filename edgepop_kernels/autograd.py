@@ -9,27 +9,40 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from . import ops
+from .reference import map_derivative
 
 
-def _wants(ctx, scores_is_weight, of):
-    """(dx wanted, dS wanted, which dW) from the inputs (x, weight, scores, ...) that require a gradient."""
+def _save(ctx, x, weight, scores, cut, bits, of):
+    """scores None: the weight scores itself (Discovering Neural Wirings), or ``bits`` are a fixed mask.
+
+    ctx.wants: (dx wanted, dS wanted, which dW) from the inputs (x, weight, scores, ...) that require a gradient.
+    """
     dx, dw, ds = ctx.needs_input_grad[:3]
-    if scores_is_weight:
-        return dx, False, "all" if dw else "none"
-    return dx, ds and of != "bits", "kept" if dw else "none"
-
-
-def _save(ctx, x, weight, scores, cut, of):
-    """scores None: the weight scores itself (Discovering Neural Wirings)."""
+    scores_itself = scores is None and bits is None
+    ctx.wants = dx, ds, ("all" if scores_itself else "kept") if dw else "none"
     ctx.of = of
-    ctx.wants = _wants(ctx, scores is None, of)
-    _, ds, dw = ctx.wants
-    ctx.save_for_backward(x if ds or dw != "none" else None, weight, scores, cut)
+    ctx.save_for_backward(x if ds or dw else None, weight, scores, cut, bits)
 
 
-def _saved(ctx):
-    x, weight, scores, cut = ctx.saved_tensors
-    return x, (weight, weight if scores is None else scores, cut, ctx.of)
+def _mask(weight, scores, cut, bits, of):
+    """The mask as the ops take it: (weight, scores or packed bits, cut, of)."""
+    if bits is not None:
+        return weight, bits, None, "bits"
+    return weight, weight if scores is None else scores, cut, of
+
+
+def _parameter_grads(op, wants, dy, x, weight, scores, cut, bits, of, *geometry):
+    """(dW, dS), None for what is not asked for."""
+    _, wants_ds, weight_grad = wants
+    ds = dw = None
+    if wants_ds and bits is not None:  # the mask is in bits, map'(S) in the scores: one call for each
+        ds, _ = op(dy, x, weight, scores, None, of, True, "none", *geometry)
+        wants_ds = False
+    if wants_ds or weight_grad != "none":
+        both = op(dy, x, *_mask(weight, scores, cut, bits, of), wants_ds, weight_grad, *geometry)
+        ds = both[0] if wants_ds else ds
+        dw = both[1] if weight_grad != "none" else None
+    return dw, ds
 
 
 def _bias_grad(dy, channel_dim, bias_dtype):
@@ -42,48 +55,59 @@ class MaskedLinear(torch.autograd.Function):
     """y = x (W*M)^T + b for x of shape (..., in)."""
 
     @staticmethod
-    def forward(ctx, x, weight, scores, cut, bias, of):
-        _save(ctx, x, weight, scores, cut, of)
+    def forward(ctx, x, weight, scores, cut, bits, of, bias):
+        _save(ctx, x, weight, scores, cut, bits, of)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return ops.masked_linear(x, weight, weight if scores is None else scores, cut, of, bias)
+        return ops.masked_linear(x, *_mask(weight, scores, cut, bits, of), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, mask = _saved(ctx)
-        wants_dx, wants_ds, weight_grad = ctx.wants
-        dx = ds = dw = db = None
-        if wants_dx:
-            dx = ops.masked_linear_dx(dy, *mask)
-        if wants_ds or weight_grad != "none":
-            ds, dw = ops.masked_linear_dw(dy, x, *mask, wants_ds, weight_grad)
-        if ctx.needs_input_grad[4]:
+        x, *mask = ctx.saved_tensors
+        dx = db = None
+        if ctx.wants[0]:
+            dx = ops.masked_linear_dx(dy, *_mask(*mask, ctx.of))
+        if ctx.needs_input_grad[6]:
             db = _bias_grad(dy, -1, ctx.bias_dtype)
-        return dx, dw if weight_grad != "none" else None, ds if wants_ds else None, None, db, None
+        dw, ds = _parameter_grads(ops.masked_linear_dw, ctx.wants, dy, x, *mask, ctx.of)
+        return dx, dw, ds, None, None, None, db
 
 
 class MaskedConv2d(torch.autograd.Function):
     """y = conv2d(x, W*M) + b for x of shape (N, C, H, W)."""
 
     @staticmethod
-    def forward(ctx, x, weight, scores, cut, bias, of, geometry, x_channels_last, y_channels_last):
-        _save(ctx, x, weight, scores, cut, of)
+    def forward(ctx, x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, y_channels_last):
+        _save(ctx, x, weight, scores, cut, bits, of)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.geometry, ctx.x_size, ctx.x_channels_last = geometry, x.shape, x_channels_last
-        scores = weight if scores is None else scores
-        return ops.masked_conv2d(x, weight, scores, cut, of, bias, *geometry, y_channels_last)
+        return ops.masked_conv2d(x, *_mask(weight, scores, cut, bits, of), bias, *geometry, y_channels_last)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, mask = _saved(ctx)
-        wants_dx, wants_ds, weight_grad = ctx.wants
-        dx = ds = dw = db = None
-        if wants_dx:
-            dx = ops.masked_conv2d_dx(dy, *mask, ctx.x_size, *ctx.geometry, ctx.x_channels_last)
-        if wants_ds or weight_grad != "none":
-            ds, dw = ops.masked_conv2d_dw(dy, x, *mask, wants_ds, weight_grad, *ctx.geometry)
-        if ctx.needs_input_grad[4]:
+        x, *mask = ctx.saved_tensors
+        dx = db = None
+        if ctx.wants[0]:
+            dx = ops.masked_conv2d_dx(dy, *_mask(*mask, ctx.of), ctx.x_size, *ctx.geometry, ctx.x_channels_last)
+        if ctx.needs_input_grad[6]:
             db = _bias_grad(dy, 1, ctx.bias_dtype)
-        gradients = dx, dw if weight_grad != "none" else None, ds if wants_ds else None, None, db
-        return *gradients, None, None, None, None
+        dw, ds = _parameter_grads(ops.masked_conv2d_dw, ctx.wants, dy, x, *mask, ctx.of, *ctx.geometry)
+        return dx, dw, ds, None, None, None, db, None, None, None
+
+
+class KeptTotal(torch.autograd.Function):
+    """The number of kept weights, float32 scalar, as the sum of the straight-through mask: dS = g * map'(S)."""
+
+    @staticmethod
+    def forward(ctx, scores, count, of):
+        ctx.of = of
+        ctx.save_for_backward(scores)
+        return count.to(torch.float32)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        (scores,) = ctx.saved_tensors
+        derivative = map_derivative(scores, ctx.of)
+        return (g.expand_as(scores) if derivative is None else g * derivative), None, None

@@ -2,9 +2,10 @@
 
 import torch
 
-from .cut import Cut
-from .rules import Frozen, Rule, TopK
+from .cut import Cut, Draw
+from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, TopK
 
+_RULES = ", ".join(kind.__name__ for kind in Rule.__args__)
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -15,7 +16,7 @@ def tensor(name, value):
 
 def rule(value):
     if not isinstance(value, Rule):
-        raise TypeError(f"rule: expected TopK(...), Threshold(...) or Frozen(), got {_shown(value)}")
+        raise TypeError(f"rule: expected one of {_RULES}, got {_shown(value)}")
 
 
 def mask_tensor(name, value):
@@ -51,21 +52,23 @@ def selection(scores, rules, hints):
         score_tensor("scores", s)
         rule(r)
         if isinstance(r, Frozen):
-            raise ValueError("rule: Frozen() is a fixed mask, there is nothing to select; expected TopK or Threshold")
+            raise ValueError("rule: Frozen() is a fixed mask, there is nothing to select; expected another")
         if s.device != scores[0].device:
             raise ValueError(f"scores: expected all layers on one device, got {scores[0].device} and {s.device}")
     for h, s, r in zip(hints or (), scores, rules, strict=False):
         if h is not None:
-            _cut("hint", h, s.device, r)
+            _selection("hint", h, s.device, r)
 
 
-def _cut(name, value, device, rule):
-    if not isinstance(value, Cut):
-        raise TypeError(f"{name}: expected a Cut, as select returns it, got {type(value).__name__}")
+def _selection(name, value, device, rule):
+    expected = Draw if isinstance(rule, Bernoulli) else Cut
+    if not isinstance(value, expected):
+        raise TypeError(f"{name}: expected a {expected.__name__}, as select returns it, got {type(value).__name__}")
     if value.of != rule.of:
         raise ValueError(f"{name}: it was selected with of={value.of!r}, the rule ranks of={rule.of!r}")
-    if value.data.device != device:
-        raise ValueError(f"{name}: expected it on the scores' device {device}, got {value.data.device}")
+    data = value.bits if expected is Draw else value.data
+    if data.device != device:
+        raise ValueError(f"{name}: expected it on the scores' device {device}, got {data.device}")
 
 
 def linear(x, weight, scores, rule_, bias, cut):
@@ -132,7 +135,9 @@ def _operands(x, weight, scores, rule_, bias, cut):
     if cut is not None:
         if isinstance(rule_, Frozen):
             raise ValueError("cut: a frozen mask has none; expected None")
-        _cut("cut", cut, x.device, rule_)
+        _selection("cut", cut, x.device, rule_)
+        if isinstance(cut, Draw):
+            packed_bits(cut.bits, weight.shape)
 
 
 def _scores(weight, scores, rule_):
@@ -145,8 +150,8 @@ def _scores(weight, scores, rule_):
             return
         mask_tensor("scores", scores)
     elif scores is None:
-        if not isinstance(rule_, TopK):
-            raise ValueError(f"scores: None (the weight scores itself) needs a TopK rule, got {_shown(rule_)}")
+        if not isinstance(rule_, TopK | GlobalTopK | Percentile):
+            raise ValueError(f"scores: None (the weight scores itself) needs a rule that ranks, got {_shown(rule_)}")
         if weight.dtype != torch.float32:
             raise TypeError(f"weight: scoring itself it must be float32, got {weight.dtype}")
         return

@@ -1,4 +1,4 @@
-"""Whole networks: into masked layers and back, and one selection for all of them."""
+"""Whole networks: into masked layers and back."""
 
 import fnmatch
 from collections.abc import Iterable
@@ -6,40 +6,67 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from . import checks, functional
-from .nn import FusedSubnetConv, FusedSubnetLinear, MaskedLayer
-from .rules import Frozen, Rule, TopK
+from . import checks
+from .nn import (
+    FusedSparseConv,
+    FusedSparseLinear,
+    FusedSubnetConv,
+    FusedSubnetLinear,
+    FusedSupermaskConv,
+    FusedSupermaskLinear,
+    MaskedLayer,
+)
+from .rules import Frozen, Rule, Threshold, TopK
+from .sharing import layer_masks, unshare_selection
 
-_FUSED = {nn.Conv2d: FusedSubnetConv, nn.Linear: FusedSubnetLinear}
-_PLAIN = {fused: plain for plain, fused in _FUSED.items()}
-_SHARED = "_edgepop_shared_selection"
+_PLAIN = (nn.Conv2d, nn.Linear)
+# The layers of each method, for nn.Conv2d and nn.Linear, and its rule where none is given.
+_METHODS = {
+    "subnet": (FusedSubnetConv, FusedSubnetLinear, TopK()),
+    "supermask": (FusedSupermaskConv, FusedSupermaskLinear, Threshold()),
+    "sparse": (FusedSparseConv, FusedSparseLinear, TopK()),
+}
 
 
 def convert(
     model: nn.Module,
     rule: Rule | None = None,
     *,
+    method: str = "subnet",
     include: str | Iterable[str] = "*",
     exclude: str | Iterable[str] = (),
+    **options,
 ) -> nn.Module:
     """Turns nn.Conv2d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
 
-    rule              for every converted layer; default ``TopK(0.5)``
+    rule              for every converted layer; default ``TopK(0.5)``, for supermasks ``Threshold(0.5)``
+    method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup), "supermask" (FusedSupermask*:
+                      frozen weights), "sparse" (FusedSparse*: trained weights that score themselves)
     include, exclude  fnmatch patterns on the layers' qualified names, e.g. ``"layer4.*"``, ``["fc", "conv1"]``
+    options           scores_init, mask_bias, rescale of supermasks; layers without bias have none to mask
 
-    Weights (frozen), biases, hooks and identity stay; scores are new. hidden-networks' SubnetConv layers are taken
+    Weights, biases, hooks and identity stay; scores are new. hidden-networks' SubnetConv layers are taken
     too, with their scores and, where ``rule`` is None, their prune_rate (there the fraction kept). Raises ValueError
     where a pattern in ``include`` or ``exclude`` matches no layer.
     """
+    if method not in _METHODS:
+        raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set()
+    for option in options.keys() - allowed:
+        raise TypeError(f"{option}: method {method!r} takes {', '.join(sorted(allowed)) or 'no options'}")
     if rule is not None:
         checks.rule(rule)
         if isinstance(rule, Frozen):
-            raise ValueError("rule: expected TopK or Threshold; freeze the masks of a converted model with freeze()")
-    candidates = {name: m for name, m in model.named_modules() if type(m) in _FUSED or _is_hidden_networks_layer(m)}
+            raise ValueError("rule: a fixed mask comes from freeze() on the converted layers; expected another rule")
+    candidates = {
+        name: m
+        for name, m in model.named_modules()
+        if type(m) in (nn.Conv2d, nn.Linear) or _is_hidden_networks_layer(m)
+    }
     include, exclude = _patterns("include", include, candidates), _patterns("exclude", exclude, candidates)
     for name, module in candidates.items():
         if _matches(name, include) and not _matches(name, exclude):
-            _convert_layer(module, rule)
+            _convert_layer(module, rule, method, options)
     return model
 
 
@@ -48,23 +75,29 @@ def materialize(model: nn.Module) -> nn.Module:
 
     Nothing of this package is left: no scores, no buffers, no hooks. The weights not kept are gone.
     """
+    layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
+    masks = layer_masks(layers)  # all before any weight changes: one threshold may hang on all of them
     unshare_selection(model)
-    for module in model.modules():
-        if isinstance(module, MaskedLayer):
-            _materialize_layer(module)
+    for layer, mask in zip(layers, masks, strict=True):
+        _materialize_layer(layer, mask)
     return model
 
 
-def _convert_layer(module, rule):
+def _convert_layer(module, rule, method, options):
     # The class is exchanged rather than the module: hooks, references from elsewhere and the root itself stay valid.
     scores = getattr(module, "scores", None)
     kept = getattr(module, "prune_rate", None)
+    conv, linear, default = _METHODS[method]
     if rule is None:
-        rule = TopK() if kept is None else TopK(kept)
-    module.__class__ = FusedSubnetConv if isinstance(module, nn.Conv2d) else FusedSubnetLinear
-    module.__dict__.pop("prune_rate", None)
-    module.mask_with(rule)
+        rule = default if kept is None or method == "supermask" else TopK(kept)
     if scores is not None:
+        module.__dict__.pop("prune_rate", None)
+        del module.scores
+    module.__class__ = conv if isinstance(module, nn.Conv2d) else linear
+    if options.get("mask_bias") and module.bias is None:
+        options = options | {"mask_bias": False}
+    module.mask_with(rule, **options)
+    if scores is not None and module.scores is not None:
         module.scores = nn.Parameter(scores.detach().to(torch.float32), requires_grad=scores.requires_grad)
 
 
@@ -79,13 +112,16 @@ def _is_hidden_networks_layer(module):
     )
 
 
-def _materialize_layer(module):
-    module.weight = nn.Parameter(module.effective_weight())
-    for name in ("scores", "mask_bits"):
-        delattr(module, name)
-    for name in ("rule", "shared_cut", "_last_cut"):
-        module.__dict__.pop(name, None)
-    module.__class__ = next(plain for fused, plain in _PLAIN.items() if isinstance(module, fused))
+def _materialize_layer(layer, mask):
+    weight, bias = layer.effective_weight(mask), layer.effective_bias()
+    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    own = set(vars(layer)) | set(layer._parameters) | set(layer._buffers)
+    for name in own - set(vars(plain(1, 1, 1, device="meta"))) - {"weight", "bias"}:
+        delattr(layer, name)
+    layer.__class__ = plain
+    layer.weight = nn.Parameter(weight)
+    if bias is not None and bias is not layer.bias:
+        layer.bias = nn.Parameter(bias.detach())
 
 
 def _patterns(argument, patterns, candidates):
@@ -98,50 +134,3 @@ def _patterns(argument, patterns, candidates):
 
 def _matches(name, patterns):
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-class _SharedSelection:
-    """Hooks on a network's root: one select_all before its forward, nothing kept after it."""
-
-    def __init__(self, model):
-        self.layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
-        self.handles = [
-            model.register_forward_pre_hook(self.select),
-            # always_call: a forward that raises must not leave its cuts to a later one.
-            model.register_forward_hook(self.forget, always_call=True),
-        ]
-
-    def select(self, model, args):
-        layers = [m for m in self.layers if isinstance(m, MaskedLayer) and not isinstance(m.rule, Frozen)]
-        if not layers:
-            return
-        hints = [m.hint() for m in layers]
-        cuts = functional.select_all([m.scores for m in layers], [m.rule for m in layers], hints)
-        for layer, cut in zip(layers, cuts, strict=True):
-            layer.shared_cut = layer._last_cut = cut
-
-    def forget(self, model, args, output):
-        for layer in self.layers:
-            layer.shared_cut = None
-
-
-def share_selection(model: nn.Module) -> nn.Module:
-    """Makes every forward of ``model`` select all its masked layers' cuts in one call, instead of one call a layer.
-
-    Layers added later are not seen: call it again. Sub-modules called on their own select for themselves. Returns the
-    model; ``unshare_selection`` undoes it.
-    """
-    unshare_selection(model)
-    if not any(isinstance(m, MaskedLayer) for m in model.modules()):
-        raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
-    setattr(model, _SHARED, _SharedSelection(model))
-    return model
-
-
-def unshare_selection(model: nn.Module) -> nn.Module:
-    """Undoes ``share_selection``; does nothing where it was not shared."""
-    shared = model.__dict__.pop(_SHARED, None)
-    if shared is not None:
-        for handle in shared.handles:
-            handle.remove()
-    return model

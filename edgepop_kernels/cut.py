@@ -1,8 +1,9 @@
-"""Cut: what selection returns for a layer."""
+"""Cut and Draw: what decides a layer's mask for one forward."""
 
 import math
 import struct
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -36,6 +37,21 @@ class Cut:
         """int64 scalar on the scores' device."""
         return self.data[1]
 
+    def with_ties(self, index: torch.Tensor | int) -> "Cut":
+        """The cut of the same threshold that keeps the scores equal to it up to ``index``."""
+        return Cut(torch.stack([self.data[0], torch.zeros_like(self.data[1]) + index]), self.of)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A mask drawn by a Bernoulli rule. bits: the kept weights, packed as ``pack_mask`` packs them."""
+
+    bits: torch.Tensor
+    of: ClassVar[str] = "sigmoid"
+
+
+Selection = Cut | Draw
+
 
 def constant_cut(rule: Threshold, device: torch.device) -> Cut:
     """The cut of a threshold rule, which needs no selection: the largest score not kept, and no tie of it kept."""
@@ -45,12 +61,17 @@ def constant_cut(rule: Threshold, device: torch.device) -> Cut:
     return Cut(data, rule.of)
 
 
+def largest_dropped(rule: Threshold) -> float:
+    """The largest float32 that is not above the cutoff, on the scale of |s| (of="abs") or of s."""
+    return _float32_at_most(_bound(rule))
+
+
+def _bound(rule):
+    return _logit(rule.cutoff) if rule.of == "sigmoid" else rule.cutoff
+
+
 def _largest_dropped_key(rule):
-    if rule.of == "sigmoid":
-        bound = _logit(rule.cutoff)
-    else:
-        bound = rule.cutoff
-    value = _float32_at_most(bound)
+    bound, value = _bound(rule), largest_dropped(rule)
     (bits,) = struct.unpack("<I", struct.pack("<f", value))
     magnitude = bits & 0x7FFFFFFF
     if rule.of == "abs":

@@ -3,59 +3,91 @@
 Every wrong argument is answered by a TypeError or ValueError that names it, before anything runs.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
 from . import checks, ops, reference
 from .autograd import MaskedConv2d, MaskedLinear
-from .cut import Cut, constant_cut
-from .rules import Frozen, Rule, Threshold, kept_count
+from .cut import Cut, Draw, Selection, constant_cut
+from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK
 
 
-def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Cut:
-    """The cut of one layer, found without a copy of the scores and without a host synchronisation.
+def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selection:
+    """What decides one layer's mask: its cut, found without a copy of the scores and without a host synchronisation;
+    for Bernoulli a fresh draw.
 
-    scores: float32, any shape, any strides. rule: TopK or Threshold. hint: an earlier cut of these scores, a warm
-    start; the result is exact whatever the hint. Raises TypeError, ValueError.
+    scores: float32, any shape, any strides. rule: any but Frozen. hint: an earlier cut of these scores, a warm start;
+    the result is exact whatever the hint. Raises TypeError, ValueError.
     """
     return select_all([scores], [rule], None if hint is None else [hint])[0]
 
 
-def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None) -> list[Cut]:
-    """The cuts of all layers of a network in one call; same semantics as ``select`` layer by layer.
+def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None) -> list[Selection]:
+    """The selections of all layers of a network in one call; same semantics as ``select`` layer by layer, except that
+    the layers of equal GlobalTopK rules are ranked together (at the price of one copy of their scores).
 
-    scores: float32 tensors on one device. rules: one TopK or Threshold for each. hints: one earlier Cut, or None,
-    for each. Raises TypeError, ValueError.
+    scores: float32 tensors on one device. rules: one for each, any but Frozen. hints: one earlier Cut, or None, for
+    each. Raises TypeError, ValueError.
     """
     checks.selection(scores, rules, hints)
-    cuts: list[Cut | None] = [
-        constant_cut(rule, s.device) if isinstance(rule, Threshold) else None
-        for s, rule in zip(scores, rules, strict=True)
-    ]
-    ranked = [i for i, cut in enumerate(cuts) if cut is None]
+    chosen: list[Selection | None] = [_selected_alone(s, rule) for s, rule in zip(scores, rules, strict=True)]
+    ranked = [i for i, rule in enumerate(rules) if isinstance(rule, TopK | Percentile)]
     if ranked:
-        chosen = [scores[i].detach() for i in ranked]
-        kept = [kept_count(s.numel(), rules[i].keep) for i, s in zip(ranked, chosen, strict=True)]
+        layers = [scores[i].detach() for i in ranked]
+        kept = [rules[i].kept(s.numel()) for i, s in zip(ranked, layers, strict=True)]
         warm = None
         if hints is not None and all(hints[i] is not None for i in ranked):
             warm = torch.stack([hints[i].data for i in ranked]) if len(ranked) > 1 else hints[ranked[0]].data[None]
-        data = ops.select(chosen, kept, [rules[i].of for i in ranked], warm)
+        data = ops.select(layers, kept, [rules[i].of for i in ranked], warm)
         for row, i in enumerate(ranked):
-            cuts[i] = Cut(data[row], rules[i].of)
-    return cuts
+            cut = Cut(data[row], rules[i].of)
+            chosen[i] = cut.with_ties(scores[i].numel() - 1) if isinstance(rules[i], Percentile) else cut
+    for rule in dict.fromkeys(rule for rule in rules if isinstance(rule, GlobalTopK)):
+        together = [i for i, other in enumerate(rules) if other == rule]
+        for i, cut in zip(together, _select_together([scores[i].detach() for i in together], rule), strict=True):
+            chosen[i] = cut
+    return chosen
+
+
+def _selected_alone(scores, rule):
+    """The selection of a rule that ranks nothing."""
+    if isinstance(rule, Threshold):
+        return constant_cut(rule, scores.device)
+    if isinstance(rule, Bernoulli):
+        seed = torch.randint((1 << 63) - 1, (), dtype=torch.int64, device=scores.device)
+        return Draw(ops.draw(scores.detach(), seed))
+    return None
+
+
+def _select_together(scores, rule):
+    """One cut for each layer, all of one threshold: an index of -1 drops a layer's ties, its last keeps them all."""
+    joined = torch.cat([s.reshape(-1) for s in scores])
+    cut = Cut(ops.select([joined], [rule.kept(joined.numel())], [rule.of], None)[0], rule.of)
+    starts = itertools.accumulate((s.numel() for s in scores[:-1]), initial=0)
+    return [
+        cut.with_ties((cut.index - start).clamp(-1, s.numel() - 1)) for s, start in zip(scores, starts, strict=True)
+    ]
 
 
 def mask(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
     """The mask as a bool tensor of the scores' shape, for tests, exports and plots; training never builds it.
 
-    scores: float32 (TopK, Threshold) or, for Frozen, the bool mask itself.
+    scores: float32 or, for Frozen, the bool mask itself. For Bernoulli a fresh draw.
     """
     checks.rule(rule)
     if isinstance(rule, Frozen):
         checks.mask_tensor("scores", scores)
         return scores.clone()
-    cut = select(scores, rule)
-    return reference.mask(scores.detach(), cut.data, cut.of)
+    return selected_mask(scores, select(scores, rule))
+
+
+def selected_mask(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """The bool mask of the scores' shape that a selection of these scores stands for."""
+    if isinstance(selection, Draw):
+        return reference.unpack_mask(selection.bits, scores.shape)
+    return reference.mask(scores.detach(), selection.data, selection.of)
 
 
 def pack_mask(mask: torch.Tensor) -> torch.Tensor:
@@ -80,7 +112,7 @@ def masked_linear(
     rule: Rule,
     bias: torch.Tensor | None = None,
     *,
-    cut: Cut | None = None,
+    cut: Selection | None = None,
 ) -> torch.Tensor:
     """``F.linear(x, weight * mask, bias)`` with the mask of ``scores`` under ``rule`` applied inside the product.
 
@@ -89,15 +121,14 @@ def masked_linear(
     scores   float32 of the weight's shape; None: the weight scores itself and dW reaches every edge (Discovering
              Neural Wirings); for Frozen the bool mask, or its packed bits
     bias     (out_features,) or None
-    cut      an earlier ``select`` of these very scores under this rule, to save the selection
+    cut      the ``select`` of these very scores under this rule, to save the selection or to repeat a draw
     returns  (..., out_features) in x's dtype; under autocast, in autocast's dtype
 
     Gradients are straight-through (Ramanujan et al. 2020): see ``autograd``. Raises TypeError, ValueError.
     """
     x = _autocast(x)
     checks.linear(x, weight, scores, rule, bias, cut)
-    scores, cut, of = _masking(weight, scores, rule, cut)
-    return MaskedLinear.apply(x, weight, scores, cut, bias, of)
+    return MaskedLinear.apply(x, weight, *_masking(weight, scores, rule, cut), bias)
 
 
 def masked_conv2d(
@@ -111,7 +142,7 @@ def masked_conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
-    cut: Cut | None = None,
+    cut: Selection | None = None,
 ) -> torch.Tensor:
     """``F.conv2d(x, weight * mask, bias, ...)`` with the mask of ``scores`` under ``rule`` applied inside the kernel.
 
@@ -129,10 +160,10 @@ def masked_conv2d(
         x = x[None]
     if padding == "same":
         x, padding = _pad_same(x, weight, dilation)
-    scores, cut, of = _masking(weight, scores, rule, cut)
+    masking = _masking(weight, scores, rule, cut)
     x_channels_last, y_channels_last = _is_channels_last(x), _is_channels_last(x) or _is_channels_last(weight)
     geometry = (stride, padding, dilation, groups)
-    y = MaskedConv2d.apply(x, weight, scores, cut, bias, of, geometry, x_channels_last, y_channels_last)
+    y = MaskedConv2d.apply(x, weight, *masking, bias, geometry, x_channels_last, y_channels_last)
     return y[0] if unbatched else y
 
 
@@ -144,12 +175,14 @@ def _autocast(x):
 
 
 def _masking(weight, scores, rule, cut):
-    """(scores, cut data, of) as the Functions take them; selects where no cut was handed in."""
+    """(scores, cut data, packed bits, of) as the Functions take them; selects where no selection was handed in."""
     if isinstance(rule, Frozen):
-        return (pack_mask(scores) if scores.dtype == torch.bool else scores), None, "bits"
+        return None, None, pack_mask(scores) if scores.dtype == torch.bool else scores, "bits"
     if cut is None:
         cut = select(weight if scores is None else scores, rule)
-    return scores, cut.data, rule.of
+    if isinstance(cut, Draw):
+        return scores, None, cut.bits, cut.of
+    return scores, cut.data, None, cut.of
 
 
 def _pad_same(x, weight, dilation):

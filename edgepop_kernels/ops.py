@@ -3,12 +3,14 @@
 Common arguments
   weight, scores   (out, in) or (out, in/groups, kh, kw); weight float32 or of the activations' dtype; scores float32,
                    or, where of == "bits", the packed mask (``reference.pack_mask``)
-  cut              int64 [2] of ``select``; None where of == "bits"
+  cut              int64 [2] of ``select``; None where of == "bits", and in ``_dw`` where the mask is not needed:
+                   a drawn mask is in bits, its score gradient needs the scores alone
   of               "abs", "raw", "sigmoid": which function of the scores is ranked and differentiated; "bits"
   score_grad       whether dS = dW_eff * W * map'(S) is asked for
   weight_grad      "none", "kept" (dW = dW_eff * M) or "all" (dW = dW_eff)
   channels_last    the memory format of the result
 
+``draw`` packs a Bernoulli mask of the scores; seed is an int64 scalar tensor on their device.
 ``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
 """
 
@@ -24,6 +26,7 @@ _GRADS = "bool score_grad, str weight_grad"
 
 SCHEMAS = {
     "select": "(Tensor[] scores, int[] kept, str[] of, Tensor? hint) -> Tensor",
+    "draw": "(Tensor scores, Tensor seed) -> Tensor",
     "masked_linear": f"(Tensor x, {_MASK}, Tensor? bias) -> Tensor",
     "masked_linear_dx": f"(Tensor dy, {_MASK}) -> Tensor",
     "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}) -> (Tensor, Tensor)",
@@ -49,6 +52,10 @@ def _routed(op):
 
 def _fake_select(scores, kept, of, hint):
     return scores[0].new_empty(len(scores), 2, dtype=torch.int64)
+
+
+def _fake_draw(scores, seed):
+    return scores.new_empty((scores.numel() + 63) // 64 * 8 + 8, dtype=torch.uint8)
 
 
 def _fake_linear(x, weight, scores, cut, of, bias):
@@ -84,6 +91,7 @@ def _fake_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilati
 
 _FAKES = {
     "select": _fake_select,
+    "draw": _fake_draw,
     "masked_linear": _fake_linear,
     "masked_linear_dx": _fake_linear_dx,
     "masked_linear_dw": _fake_dw,
@@ -98,6 +106,7 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"edgepop::{_name}", _FAKES[_name], lib=_library)
 
 select = torch.ops.edgepop.select.default
+draw = torch.ops.edgepop.draw.default
 masked_linear = torch.ops.edgepop.masked_linear.default
 masked_linear_dx = torch.ops.edgepop.masked_linear_dx.default
 masked_linear_dw = torch.ops.edgepop.masked_linear_dw.default

@@ -66,6 +66,69 @@ def unpack_mask(bits: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return ((bits[:, None] >> shifts) & 1).bool().flatten()[: shape.numel()].view(shape)
 
 
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+# 2**-f for f in [0, 1), as 1 - f * (c1 - f * (c2 - ...)): off by less than 2**-29. In units of 2**-31.
+EXP2_COEFFICIENTS = (1488522040, 515878639, 119168801, 20577648, 2743352, 236086)
+LOG2_E = 3098164009  # in units of 2**-31
+WORD = 0xFFFFFFFF
+
+
+def philox(counter: list[torch.Tensor], key: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011): 4 counter words and 2 key words to 4 random words, int64 in [0, 2**32)."""
+    for _ in range(10):
+        # int64 products wrap; their bits are the unsigned product's.
+        first, second = (c * m for c, m in zip((counter[0], counter[2]), PHILOX_MULTIPLIERS, strict=True))
+        counter = [
+            (second >> 32 & WORD) ^ counter[1] ^ key[0],
+            second & WORD,
+            (first >> 32 & WORD) ^ counter[3] ^ key[1],
+            first & WORD,
+        ]
+        key = [k + w & WORD for k, w in zip(key, PHILOX_WEYL, strict=True)]
+    return counter
+
+
+def uniform24(numel: int, seed: torch.Tensor) -> torch.Tensor:
+    """The random integers of a draw, in [0, 2**24): int64 [numel] by flat logical index.
+
+    Blocks of Philox are dealt out 16 at a time, a vector's worth: flat index i is word i // 16 % 4 of block
+    i // 64 * 16 + i % 16. seed: int64 scalar tensor, the key.
+    """
+    block = torch.arange(-(-numel // 64) * 16, device=seed.device)
+    zero = torch.zeros_like(block)
+    words = philox([block & WORD, block >> 32, zero, zero], [seed & WORD, seed >> 32 & WORD])
+    return torch.stack([w.view(-1, 16) for w in words], 1).flatten()[:numel] >> 8
+
+
+def exp_minus(magnitude: torch.Tensor) -> torch.Tensor:
+    """exp(-|s|) in units of 2**-31, int64, computed in integers: off by less than 2**-25.
+
+    magnitude: |s|, float32; 22 and above give 0.
+    """
+    fixed = (magnitude.clamp(max=22) * 2**26).long()
+    exponent = fixed * LOG2_E >> 32  # |s| / ln 2 in units of 2**-25; fixed * LOG2_E < 2**63
+    fraction = (exponent & 0x1FFFFFF) << 7
+    power = torch.full_like(fixed, EXP2_COEFFICIENTS[-1])
+    for c in (*EXP2_COEFFICIENTS[-2::-1], 1 << 31):
+        power = c - (power * fraction >> 32)
+    return power >> (exponent >> 25)
+
+
+def draw(scores: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
+    """A mask drawn from Bernoulli(sigmoid(s)), packed as ``pack_mask`` packs: kept iff u < sigmoid(s).
+
+    u = (r + 1/2) / 2**24 with r of ``uniform24``; so a score keeps with a probability within 2**-24 of its sigmoid,
+    and NaN never. Integers only after one exact product: every backend draws the same mask. seed: int64 scalar tensor.
+    """
+    s = scores.detach().flatten()
+    u = 2 * uniform24(s.numel(), seed) + 1
+    odds = exp_minus(s.abs().nan_to_num(0))  # of the less likely side, to one
+    # u / (2**25 - u) < exp(s), with the exponential of the negative magnitude on its side.
+    kept = torch.where(s >= 0, u * odds < (2**25 - u) << 31, u << 31 < (2**25 - u) * odds)
+    return pack_mask((kept & ~s.isnan()).view(scores.shape))
+
+
 def _kept(weight, scores, cut, of):
     return unpack_mask(scores, weight.shape) if of == "bits" else mask(scores, cut, of)
 
@@ -80,7 +143,7 @@ def _effective_weight(weight, scores, cut, of, dtype):
     return weight.masked_fill(~kept, 0).to(dtype).to(_compute_dtype(dtype))
 
 
-def _map_derivative(scores, of):
+def map_derivative(scores, of):
     """map'(S) of the straight-through gradient, or None where it is 1 everywhere."""
     if of == "abs":
         return scores.sign()
@@ -95,7 +158,7 @@ def _parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad):
     ds = dw = weight.new_empty(0)
     if score_grad:
         ds = dw_eff * weight
-        derivative = _map_derivative(scores, of)
+        derivative = map_derivative(scores, of)
         ds = torch.empty_like(scores).copy_(ds if derivative is None else ds * derivative)
     if weight_grad == "kept":
         dw_eff = dw_eff.masked_fill(~_kept(weight, scores, cut, of), 0)

@@ -6,6 +6,7 @@ A rule is a frozen value. It says which weights are kept; the straight-through g
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 def kept_count(numel: int, keep: float) -> int:
@@ -36,19 +37,48 @@ def _checked_of(of: str, allowed: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class TopK:
-    """Keep the best-scored fraction ``keep`` of each layer, exactly ``kept_count(numel, keep)`` weights.
-
-    of: "abs" ranks by |s| (edge-popup, Ramanujan et al. 2020); "raw" by s itself. Ties go to the lower flat index,
-    NaN ranks below every number.
-    """
-
+class _Ranked:
     keep: float = 0.5
     of: str = "abs"
 
     def __post_init__(self):
         object.__setattr__(self, "keep", checked_keep(self.keep))
         _checked_of(self.of, ("abs", "raw"))
+
+    def kept(self, numel: int) -> int:
+        """How many of ``numel`` scores are kept, before ties at the cut."""
+        return kept_count(numel, self.keep)
+
+
+@dataclass(frozen=True)
+class TopK(_Ranked):
+    """Keep the best-scored fraction ``keep`` of each layer, exactly ``kept_count(numel, keep)`` weights.
+
+    of: "abs" ranks by |s| (edge-popup, Ramanujan et al. 2020); "raw" by s itself. Ties go to the lower flat index,
+    NaN ranks below every number.
+    """
+
+
+@dataclass(frozen=True)
+class GlobalTopK(_Ranked):
+    """Keep the best-scored fraction ``keep`` of all layers together: one threshold, any share of a single layer.
+
+    The layers of one ``select_all`` call (of one model under ``share_selection``) whose rules are equal are ranked
+    together, exactly ``kept_count`` of their total; ties go to the earlier layer, then to the lower flat index.
+    """
+
+
+@dataclass(frozen=True)
+class Percentile(_Ranked):
+    """Keep the scores at or above a percentile of their layer, all ties included: hidden-networks' GetSubnetFaster.
+
+    The threshold is the j-th smallest score, j = 1 + round(.01 * q * (numel - 1)), q = (1 - keep) * 100, in Python
+    floats with Python's rounding to even. So the count differs from TopK's by one at times, and tied scores are kept
+    or dropped together: of equal scores all are kept. There, q comes from the fraction REMOVED.
+    """
+
+    def kept(self, numel: int) -> int:
+        return numel - round(0.01 * ((1 - self.keep) * 100) * (numel - 1)) if numel else 0
 
 
 @dataclass(frozen=True)
@@ -72,9 +102,27 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Bernoulli:
+    """Keep each weight with probability sigmoid(score), drawn anew in every forward; NaN is never kept.
+
+    Zhou et al. 2019, "Deconstructing lottery tickets", section 5. The seed of a draw comes from torch's generator of
+    the scores' device, so ``torch.manual_seed`` reproduces it; backward uses the mask of its forward. at_eval: what
+    layers do in eval mode, and for good when frozen or materialised: "sample" draws there too, as the paper does;
+    "round" keeps sigmoid(score) > 0.5.
+    """
+
+    at_eval: str = "sample"
+    of: ClassVar[str] = "sigmoid"
+
+    def __post_init__(self):
+        if self.at_eval not in ("sample", "round"):
+            raise ValueError(f"at_eval: expected 'sample' or 'round', got {self.at_eval!r}")
+
+
+@dataclass(frozen=True)
 class Frozen:
     """Keep a fixed set of weights. In the scores' place stands the mask: a bool tensor of the weight's shape, or the
     packed bits of ``edgepop_kernels.pack_mask``. No gradient goes to it; a trained weight gets it only where kept."""
 
 
-Rule = TopK | Threshold | Frozen
+Rule = TopK | GlobalTopK | Percentile | Threshold | Bernoulli | Frozen

@@ -1,0 +1,251 @@
+"""What all masked layers share: scores, rule, selection, freezing; and the products over torch's two layers."""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import checks, functional, init
+from ..cut import Cut, Selection
+from ..rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK
+
+
+class MaskedLayer(nn.Module):
+    """What masked layers share, over nn.Conv2d or nn.Linear. Not constructed by itself.
+
+    weight   frozen (requires_grad False); train it with ``layer.weight.requires_grad_()``, it gets dW = dW_eff * M
+    scores   float32 parameter of the weight's shape, whatever the layer's dtype; None when frozen for good
+    bias     torch's own, trained, not masked
+    rule     assign another to change it
+    """
+
+    rules: tuple[type, ...] = (TopK, GlobalTopK, Percentile, Threshold, Bernoulli)  # what a layer of this kind takes
+    rule: Rule
+    loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
+    shared_cut: Selection | None = None  # this forward's selection, set by share_selection
+    group = None  # what share_selection put this layer in
+    _last_cut: Cut | None = None
+
+    def mask_with(self, rule: Rule) -> None:
+        """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
+        self._take_rule(rule)
+        self.weight.requires_grad_(False)
+        self.scores = nn.Parameter(torch.empty_like(self.weight, dtype=torch.float32))
+        self.reset_scores()
+
+    def _take_rule(self, rule):
+        checks.rule(rule)
+        if not isinstance(rule, self.rules):
+            allowed = ", ".join(kind.__name__ for kind in self.rules)
+            raise ValueError(f"rule: {type(self).__name__} takes one of {allowed}, got {rule}")
+        self.rule = rule
+        self.register_buffer("mask_bits", None)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if getattr(self, "scores", None) is not None:  # torch's constructor calls this before there are scores
+            self.reset_scores()
+
+    def reset_scores(self) -> None:
+        """Scores as edge-popup starts them (``init.scores_``)."""
+        init.scores_(self.scores)
+
+    @property
+    def ranked(self) -> torch.Tensor:
+        """What the rule looks at: the scores; the weight where it scores itself."""
+        return self.weight if self.scores is None else self.scores
+
+    @property
+    def keep(self) -> float:
+        """Fraction of weights kept, under Bernoulli the expected one; settable for rules that rank."""
+        if isinstance(self.rule, TopK | GlobalTopK | Percentile):
+            return self.rule.keep
+        if isinstance(self.rule, Bernoulli):
+            return self.scores.detach().sigmoid().mean().item()
+        return self.mask().float().mean().item()
+
+    @keep.setter
+    def keep(self, keep: float) -> None:
+        if not isinstance(self.rule, TopK | GlobalTopK | Percentile):
+            raise ValueError(f"keep: only a rule that ranks has one to set, this layer's rule is {self.rule}")
+        self.rule = dataclasses.replace(self.rule, keep=keep)
+
+    def set_prune_rate(self, prune_rate: float) -> None:
+        """hidden-networks' name for setting ``keep``: there, too, the fraction KEPT."""
+        self.keep = prune_rate
+
+    def select(self) -> Selection | None:
+        """The cut of the scores as they stand, or a draw; None when frozen. Starts from the last cut, exact either
+        way."""
+        rule = self.forward_rule()
+        if isinstance(rule, Frozen):
+            return None
+        if isinstance(rule, GlobalTopK):
+            if self.group is None:
+                raise ValueError("rule: GlobalTopK ranks the layers of a network together; call share_selection(model)")
+            return self.group.selection_of(self)
+        selection = functional.select(self.ranked, rule, self.hint())
+        self.remember(selection)
+        return selection
+
+    def remember(self, selection: Selection) -> None:
+        """Keeps a cut as the next selection's warm start."""
+        self._last_cut = selection if isinstance(selection, Cut) else None
+
+    def hint(self) -> Cut | None:
+        """The last cut, where it can start the next selection."""
+        return self._last_cut if self._last_cut is not None and self._last_cut.of == self.rule.of else None
+
+    def forward_rule(self) -> Rule:
+        """The rule of a forward in the present mode."""
+        return self.rule if self.training else self.settled_rule()
+
+    def settled_rule(self) -> Rule:
+        """The rule of evaluation, of ``mask()`` and of what is kept for good."""
+        if isinstance(self.rule, Bernoulli) and self.rule.at_eval == "round":
+            return Threshold(0.5)
+        return self.rule
+
+    def mask(self) -> torch.Tensor:
+        """The mask as it stands: bool, of the weight's shape. Under Bernoulli a fresh draw, or its rounding."""
+        if isinstance(self.rule, Frozen):
+            return functional.unpack_mask(self.mask_bits, self.weight.shape)
+        if isinstance(self.rule, GlobalTopK):
+            return functional.selected_mask(self.ranked, self.select())
+        return functional.mask(self.ranked, self.settled_rule())
+
+    def freeze(self, *, keep_scores: bool = False) -> None:
+        """Keeps the present mask, bit-packed in the buffer ``mask_bits``; nothing is selected any more.
+
+        The scores are dropped, or with ``keep_scores`` set aside, untrained, until ``thaw``. A weight that trains
+        gets its gradient only where it is kept.
+        """
+        if not isinstance(self.rule, Frozen):
+            self.mask_bits = functional.pack_mask(self.mask())
+            self.loose_rule, self.rule, self._last_cut = self.rule, Frozen(), None
+        if not keep_scores:
+            self.scores = self.loose_rule = None
+        elif self.scores is not None:
+            self.scores.requires_grad_(False)
+
+    def thaw(self) -> None:
+        """Undoes ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
+        if not isinstance(self.rule, Frozen):
+            return
+        if self.loose_rule is None:
+            raise ValueError("thaw: this layer's scores were dropped by freeze(); freeze it with keep_scores=True")
+        self.rule, self.loose_rule, self.mask_bits = self.loose_rule, None, None
+        if self.scores is not None:
+            self.scores.requires_grad_()
+
+    def train_mask(self) -> None:
+        """Scores train, the weight stands still; see ``train_masks``."""
+        self.thaw()
+        self.scores.requires_grad_()
+        self.weight.requires_grad_(False)
+
+    def train_weight(self) -> None:
+        """Weight and bias train under the present mask, the scores stand still; see ``train_weights``."""
+        self.freeze(keep_scores=True)
+        self.weight.requires_grad_()
+        if self.bias is not None:
+            self.bias.requires_grad_()
+
+    @torch.no_grad()
+    def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """W * M, a copy; of the mask as it stands, where none is given."""
+        return self.weight.masked_fill(~(self.mask() if mask is None else mask), 0)
+
+    def effective_bias(self) -> torch.Tensor | None:
+        """The bias as evaluation uses it."""
+        return self.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.masked(x, self.bias, self.shared_cut or self.select())
+
+    def _masking(self):
+        """(scores or packed bits or None, rule) as the user functions take them."""
+        if isinstance(self.rule, Frozen):
+            return self.mask_bits, self.rule
+        return self.scores, self.forward_rule()
+
+    def _apply(self, fn, recurse=True):
+        # Scores stay float32 under .half() and .bfloat16(): rounded to 8 bits, thousands of them would tie at the cut.
+        held = [t for p in self._float32_parameters() if p is not None for t in (p, p.grad)]
+        self._last_cut = None  # it may be on the device left behind
+
+        def keep_float32(t):
+            moved = fn(t)
+            if any(t is s for s in held) and moved.dtype != torch.float32:
+                return t.to(moved.device)
+            return moved
+
+        return super()._apply(keep_float32, recurse)
+
+    def _float32_parameters(self):
+        return [self.scores]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        bits = state_dict.get(prefix + "mask_bits")
+        if bits is not None and not isinstance(self.rule, Frozen):
+            self.mask_bits = torch.empty_like(bits, device=self.weight.device)
+            self.loose_rule, self.rule, self._last_cut = self.rule, Frozen(), None
+            if prefix + "scores" not in state_dict:
+                self.scores = self.loose_rule = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rule={self.rule}"
+
+
+class MaskedConv2d(MaskedLayer, nn.Conv2d):
+    """A masked nn.Conv2d: input (N, C, H, W) or (C, H, W), as ``masked_conv2d``."""
+
+    def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
+        """The convolution of ``x`` with the masked weight."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        scores, rule = self._masking()
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        return functional.masked_conv2d(x, self.weight, scores, rule, bias, *geometry, cut=cut)
+
+    def materialize(self) -> nn.Conv2d:
+        """A plain nn.Conv2d whose weight is the effective weight; nothing of this package in it."""
+        plain = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias is not None,
+            self.padding_mode,
+            device="meta",
+        )
+        return _filled(plain, self)
+
+
+class MaskedLinear(MaskedLayer, nn.Linear):
+    """A masked nn.Linear: input (..., in_features), as ``masked_linear``."""
+
+    def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
+        """The product of ``x`` and the masked weight."""
+        scores, rule = self._masking()
+        return functional.masked_linear(x, self.weight, scores, rule, bias, cut=cut)
+
+    def materialize(self) -> nn.Linear:
+        """A plain nn.Linear whose weight is the effective weight; nothing of this package in it."""
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        return _filled(plain, self)
+
+
+def _filled(plain, layer):
+    plain.weight = nn.Parameter(layer.effective_weight())
+    if layer.bias is not None:
+        bias = layer.effective_bias().detach().clone()
+        plain.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+    return plain.train(layer.training)

@@ -1,0 +1,193 @@
+"""Supermasks (Zhou et al. 2019): the mask is the sigmoid of the scores, thresholded or drawn."""
+
+import math
+
+import torch
+from torch import nn
+
+from .. import functional
+from ..autograd import KeptTotal
+from ..cut import Draw, largest_dropped
+from ..rules import Bernoulli, Frozen, Rule, Threshold
+from .masked import MaskedConv2d, MaskedLayer, MaskedLinear
+
+
+class Supermask(MaskedLayer):
+    """Scores under Threshold or Bernoulli, with a mask on the bias and dynamic rescaling as options.
+
+    scores       start at the constant ``scores_init``
+    bias_scores  with ``mask_bias``: scores of the bias under the same rule, and the bias is frozen like the weight
+    rescale      the weight is multiplied by numel / sum(M): dynamic weight rescaling, whose gradient reaches the
+                 scores through sum(M) too
+    """
+
+    rules = (Threshold, Bernoulli)
+
+    def mask_with(self, rule: Rule, *, scores_init: float = 1.0, mask_bias: bool = False, rescale: bool = False):
+        """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
+        if isinstance(scores_init, bool) or not isinstance(scores_init, int | float) or not math.isfinite(scores_init):
+            raise ValueError(f"scores_init: expected a finite number, got {scores_init!r}")
+        if mask_bias and self.bias is None:
+            raise ValueError("mask_bias: expected False for a layer without bias, got True")
+        self.scores_init, self.rescale = float(scores_init), bool(rescale)
+        self.register_parameter("bias_scores", None)
+        self.register_buffer("bias_mask", None)
+        if mask_bias:
+            self.bias.requires_grad_(False)
+            self.bias_scores = nn.Parameter(torch.empty_like(self.bias, dtype=torch.float32))
+        super().mask_with(rule)
+
+    def reset_scores(self) -> None:
+        """All scores at ``scores_init``."""
+        for scores in (self.scores, self.bias_scores):
+            if scores is not None:
+                nn.init.constant_(scores, self.scores_init)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        selection = self.shared_cut or self.select()
+        bias = self._masked_bias(self.forward_rule())
+        if not self.rescale:
+            return self.masked(x, bias, selection)
+        y = self.masked(x, None, selection)
+        y = y * self.scale(selection).to(y.dtype)
+        return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (self.weight.dim() - 2))
+
+    def scale(self, selection=None) -> torch.Tensor:
+        """numel / sum(M), a float32 scalar; sum(M) is differentiable straight-through."""
+        if isinstance(self.rule, Frozen):
+            return self.weight.numel() / _popcount(self.mask_bits).to(torch.float32)
+        rule = self.forward_rule()
+        if isinstance(selection, Draw):
+            count = _popcount(selection.bits)
+        else:
+            magnitude_or_score = self.scores.detach().abs() if rule.of == "abs" else self.scores.detach()
+            count = (magnitude_or_score > largest_dropped(rule)).sum()
+        return self.weight.numel() / KeptTotal.apply(self.scores, count, rule.of)
+
+    def effective_bias(self) -> torch.Tensor | None:
+        """The bias, times its mask where that is masked, as evaluation uses it."""
+        return self._masked_bias(self.settled_rule())
+
+    def _masked_bias(self, rule):
+        if self.bias_mask is not None:
+            return self.bias * self.bias_mask
+        if self.bias_scores is None:
+            return self.bias
+        mask = functional.mask(self.bias_scores.detach(), rule)
+        mapped = mapped_scores(self.bias_scores, rule.of)
+        return self.bias * (mask + (mapped - mapped.detach())).to(self.bias.dtype)
+
+    @torch.no_grad()
+    def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """W * M, times numel / sum(M) where rescaled; a copy."""
+        mask = self.mask() if mask is None else mask
+        weight = super().effective_weight(mask)
+        return weight * (mask.numel() / mask.sum()) if self.rescale else weight
+
+    def freeze(self, *, keep_scores: bool = False) -> None:
+        if self.bias_scores is not None and self.bias_mask is None:
+            self.bias_mask = functional.mask(self.bias_scores.detach(), self.settled_rule())
+        super().freeze(keep_scores=keep_scores)
+        if self.bias_scores is not None:
+            self.bias_scores.requires_grad_(False)
+            if not keep_scores:
+                self.bias_scores = None
+
+    def thaw(self) -> None:
+        super().thaw()
+        self.bias_mask = None
+        if self.bias_scores is not None:
+            self.bias_scores.requires_grad_()
+
+    def train_mask(self) -> None:
+        super().train_mask()
+        if self.bias_scores is not None:
+            self.bias.requires_grad_(False)
+
+    def _float32_parameters(self):
+        return [self.scores, self.bias_scores]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        bias_mask = state_dict.get(prefix + "bias_mask")
+        if bias_mask is not None and self.bias_mask is None:
+            self.bias_mask = torch.empty_like(bias_mask, device=self.bias.device)
+            if prefix + "bias_scores" not in state_dict:
+                self.bias_scores = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        masks = ", mask_bias=True" if self.bias_scores is not None or self.bias_mask is not None else ""
+        return super().extra_repr() + masks + (", rescale=True" if self.rescale else "")
+
+
+def mapped_scores(scores: torch.Tensor, of: str) -> torch.Tensor:
+    """The function of the scores that a rule compares: what the straight-through gradient differentiates."""
+    if of == "sigmoid":
+        return scores.sigmoid()
+    return scores.abs() if of == "abs" else scores
+
+
+def _popcount(bits):
+    """Number of ones in packed bits, int64 scalar."""
+    b = bits - ((bits >> 1) & 0x55)
+    b = (b & 0x33) + ((b >> 2) & 0x33)
+    return ((b + (b >> 4)) & 0x0F).sum()
+
+
+class FusedSupermaskConv(Supermask, MaskedConv2d):
+    """nn.Conv2d under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+
+    nn.Conv2d's arguments, then rule: Threshold (the default) or Bernoulli; scores_init: constant the scores start at,
+    1.0 keeps every weight at first; mask_bias: the bias is masked too, by scores of its own, and frozen; rescale:
+    dynamic weight rescaling, numel / sum(M). Input (N, C, H, W) or (C, H, W), as ``masked_conv2d``.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        bias=True,
+        padding_mode="zeros",
+        device=None,
+        dtype=None,
+        *,
+        rule: Rule | None = None,
+        scores_init: float = 1.0,
+        mask_bias: bool = False,
+        rescale: bool = False,
+    ):
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        rule = Threshold() if rule is None else rule
+        self.mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)
+
+
+class FusedSupermaskLinear(Supermask, MaskedLinear):
+    """nn.Linear under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+
+    nn.Linear's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``.
+    Input (..., in_features), as ``masked_linear``.
+    """
+
+    def __init__(
+        self,
+        in_features,
+        out_features,
+        bias=True,
+        device=None,
+        dtype=None,
+        *,
+        rule: Rule | None = None,
+        scores_init: float = 1.0,
+        mask_bias: bool = False,
+        rescale: bool = False,
+    ):
+        super().__init__(in_features, out_features, bias, device, dtype)
+        rule = Threshold() if rule is None else rule
+        self.mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)

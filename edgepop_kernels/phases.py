@@ -1,0 +1,53 @@
+"""Turns between training masks and training weights, as when a supermask serves as an initialisation.
+
+A parameter whose turn is over must not move: torch's optimizers skip those without a gradient, so gradients are
+cleared here. And it must not start its next turn with the momentum of the last one, which belongs to another loss
+surface: given the optimizer, its state of parameters that stop training is dropped.
+"""
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .nn import MaskedLayer
+
+
+def train_masks(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+    """The masked layers of ``model`` train their scores; weights, and biases under a mask, stand still. In place.
+
+    Layers whose weights score themselves go back to choosing their edges. Raises ValueError for a layer frozen without
+    its scores, and for an ``optimizer`` that lacks a parameter which now trains.
+    """
+    return _turn(model, optimizer, masks=True)
+
+
+def train_weights(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+    """The masked layers of ``model`` keep their present masks and train weights and biases; scores stand still.
+
+    Only kept weights get a gradient. In place; ``train_masks`` turns back. Raises ValueError for an ``optimizer`` that
+    lacks a parameter which now trains.
+    """
+    return _turn(model, optimizer, masks=False)
+
+
+def _turn(model, optimizer, masks):
+    layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
+    if not layers:
+        raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
+    before = {p: p.requires_grad for p in model.parameters()}
+    for layer in layers:
+        layer.train_mask() if masks else layer.train_weight()
+    turned = {n: p for n, p in model.named_parameters() if p.requires_grad != before[p]}
+    for p in turned.values():
+        p.grad = None
+    if optimizer is not None:
+        _clean(optimizer, turned)
+    return model
+
+
+def _clean(optimizer, turned):
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    for name, p in turned.items():
+        if p.requires_grad and p not in held:
+            raise ValueError(f"optimizer: it lacks {name}, which trains now; build it over all of model.parameters()")
+        if not p.requires_grad:
+            optimizer.state.pop(p, None)

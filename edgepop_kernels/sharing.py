@@ -1,0 +1,80 @@
+"""One selection for all masked layers of a network."""
+
+import torch
+from torch import nn
+
+from . import functional
+from .cut import Selection
+from .nn import MaskedLayer
+from .rules import Frozen
+
+_SHARED = "_edgepop_shared_selection"
+
+
+def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
+    """The masks of ``layers`` as evaluation uses them, those under equal GlobalTopK rules ranked together."""
+    loose = [layer for layer in layers if not isinstance(layer.rule, Frozen)]
+    selections = functional.select_all([m.ranked for m in loose], [m.settled_rule() for m in loose]) if loose else []
+    found = iter(functional.selected_mask(m.ranked, s) for m, s in zip(loose, selections, strict=True))
+    return [layer.mask() if isinstance(layer.rule, Frozen) else next(found) for layer in layers]
+
+
+class _SharedSelection:
+    """Hooks on a network's root: one select_all before its forward, nothing kept after it."""
+
+    def __init__(self, model):
+        self.layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
+        for layer in self.layers:
+            layer.group = self
+        self.handles = [
+            model.register_forward_pre_hook(self.select),
+            # always_call: a forward that raises must not leave its cuts to a later one.
+            model.register_forward_hook(self.forget, always_call=True),
+        ]
+
+    def select(self, model, args):
+        layers = [m for m in self.layers if isinstance(m, MaskedLayer) and not isinstance(m.rule, Frozen)]
+        if not layers:
+            return
+        hints = [m.hint() for m in layers]
+        selections = functional.select_all([m.ranked for m in layers], [m.forward_rule() for m in layers], hints)
+        for layer, selection in zip(layers, selections, strict=True):
+            layer.shared_cut = selection
+            layer.remember(selection)
+
+    def forget(self, model, args, output):
+        for layer in self.layers:
+            layer.shared_cut = None
+
+    def selection_of(self, layer: MaskedLayer) -> Selection:
+        """The selection of one layer, whose rule ranks it together with others."""
+        together = [m for m in self.layers if m.rule == layer.rule]
+        selections = functional.select_all([m.ranked for m in together], [m.rule for m in together])
+        return next(s for m, s in zip(together, selections, strict=True) if m is layer)
+
+    def dissolve(self):
+        for handle in self.handles:
+            handle.remove()
+        for layer in self.layers:
+            layer.group = None
+
+
+def share_selection(model: nn.Module) -> nn.Module:
+    """Makes every forward of ``model`` select all its masked layers' cuts in one call, instead of one call a layer.
+
+    Layers under a GlobalTopK rule need it. Layers added later are not seen: call it again. Sub-modules called on their
+    own select for themselves. Returns the model; ``unshare_selection`` undoes it.
+    """
+    unshare_selection(model)
+    if not any(isinstance(m, MaskedLayer) for m in model.modules()):
+        raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
+    setattr(model, _SHARED, _SharedSelection(model))
+    return model
+
+
+def unshare_selection(model: nn.Module) -> nn.Module:
+    """Undoes ``share_selection``; does nothing where it was not shared."""
+    shared = model.__dict__.pop(_SHARED, None)
+    if shared is not None:
+        shared.dissolve()
+    return model
