@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "cpu/draw.h"
 #include "cpu/isa.h"
 #include "cpu/select.h"
 
@@ -82,6 +83,16 @@ void select(const std::vector<RankingArg>& layers, int threads) {
   cpu::select(rankings, threads);
 }
 
+// The seed is read from its address: the caller's tensor never becomes a number of Python.
+void draw(uintptr_t scores, const Strides& size, const Strides& stride, uintptr_t seed, uintptr_t bits, int threads) {
+  int64_t sizes[4], strides[4];
+  std::copy(size.begin(), size.end(), sizes);
+  std::copy(stride.begin(), stride.end(), strides);
+  py::gil_scoped_release release;
+  cpu::draw(reinterpret_cast<const float*>(scores), sizes, strides, *reinterpret_cast<const uint64_t*>(seed),
+            reinterpret_cast<uint8_t*>(bits), threads);
+}
+
 }  // namespace
 }  // namespace edgepop
 
@@ -94,6 +105,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
   m.def("select", &edgepop::select);
+  m.def("draw", &edgepop::draw);
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);
   m.def("conv_backward_weight", &edgepop::conv_backward_weight);

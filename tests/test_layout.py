@@ -24,7 +24,9 @@ ORDER = [
     "functional",
     "init",
     "nn",
+    "sharing",
     "convert",
+    "phases",
 ]
 # Users of the public API, who import the package itself; `also` is what else of it they may name.
 USERS = {"recipes": set(), "testing": {"rules"}, "doctor": {"backends"}, "__main__": {"doctor", "recipes"}}

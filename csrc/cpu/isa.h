@@ -31,6 +31,9 @@ struct Kernels {
 
   // Inner loops of select (select.h), which runs its own threads.
   SelectKernels select;
+
+  // Words first .. of a Bernoulli mask from n contiguous scores (draw.h).
+  void (*draw)(const float* scores, int64_t n, int64_t first, uint64_t seed, uint8_t* bits);
 };
 
 const Kernels* portable_kernels();

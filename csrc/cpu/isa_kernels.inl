@@ -1,5 +1,6 @@
 // Included once by each isa_<name>.cpp, which is compiled with that instruction set's flags (setup.py).
 #include "conv.inl"
+#include "draw.inl"
 #include "isa.h"
 #include "select_kernels.inl"
 #include "wgrad.inl"
@@ -14,7 +15,7 @@ namespace edgepop::cpu {
 const Kernels* EDGEPOP_TABLE(EDGEPOP_ISA)() {
   static constexpr Kernels table = {EDGEPOP_STRING(EDGEPOP_ISA), EDGEPOP_ISA::brgemm::conv_forward,
                                     EDGEPOP_ISA::brgemm::conv_backward_input, EDGEPOP_ISA::conv_backward_weight,
-                                    EDGEPOP_ISA::kSelectKernels};
+                                    EDGEPOP_ISA::kSelectKernels, EDGEPOP_ISA::draw};
   return &table;
 }
 

@@ -42,7 +42,7 @@ def _tensor(t):
 def _mask(scores, cut, of):
     if of == "bits":
         return (_OF[of], scores.data_ptr(), (0, 0, 0, 0), 0)
-    return (_OF[of], scores.data_ptr(), scores.stride(), cut.data_ptr())
+    return (_OF[of], scores.data_ptr(), scores.stride(), 0 if cut is None else cut.data_ptr())
 
 
 def select(scores, kept, of, hint):
@@ -65,6 +65,15 @@ def select(scores, kept, of, hint):
         )
     _native.select(layers, torch.get_num_threads())
     return cuts
+
+
+def draw(scores, seed):
+    bits = torch.empty(-(-scores.numel() // 64) * 8 + 8, dtype=torch.uint8)
+    s = scores if scores.dim() <= 4 else scores.reshape(-1)
+    lead = 4 - s.dim()
+    size, stride = (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()
+    _native.draw(s.data_ptr(), size, stride, seed.data_ptr(), bits.data_ptr(), torch.get_num_threads())
+    return bits
 
 
 def _image(t):

@@ -12,6 +12,7 @@ import torch
 
 _MODULE_OF = {
     "select": "selection",
+    "draw": "selection",
     "masked_linear": "linear",
     "masked_linear_dx": "linear",
     "masked_linear_dw": "linear",

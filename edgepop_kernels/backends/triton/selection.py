@@ -1,15 +1,20 @@
-"""Launches the selection of all layers: tables of where the scores lie, then two or three kernels per attempt."""
+"""Launches the selection of all layers: tables of where the scores lie, then two or three kernels per attempt.
+
+And the draw of a Bernoulli mask: one kernel.
+"""
 
 import functools
 from typing import NamedTuple
 
 import torch
 
+from .kernels.draw import draw_kernel
 from .kernels.select import BINS, select_compact_kernel, select_finish_kernel, select_histogram_kernel
 from .launch import launch
 
 _CHUNK = 32768  # scores a block reads
 _TILE = 4096
+_WORDS = 16  # of packed bits that a block draws: 1024 weights
 _LEAST_CAPACITY = 4096  # candidates of a layer: an eighth of it, at least this many
 
 
@@ -49,6 +54,15 @@ def select(scores, kept, of, hint):
         _attempt(plan, done, histograms, hint.contiguous(), counters[:2], candidates, cuts, last=False)
     _attempt(plan, done, histograms, None, counters[2:], candidates, cuts, last=True)
     return cuts
+
+
+def draw(scores, seed):
+    scores = scores.contiguous()  # packed bits are in logical order
+    words = -(-scores.numel() // 64) + 1  # the last one stays zero
+    bits = torch.empty(words * 8, dtype=torch.uint8, device=scores.device)
+    grid = (-(-words // _WORDS),)
+    launch(draw_kernel, grid, scores, (scores, seed, bits.view(torch.int16), scores.numel(), words), WORDS=_WORDS)
+    return bits
 
 
 def _attempt(plan, done, histograms, hints, counters, candidates, cuts, last):
