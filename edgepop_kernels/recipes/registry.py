@@ -3,12 +3,13 @@
 import difflib
 from typing import Any
 
-from . import dense, edge_popup
+from . import dense, edge_popup, supermask, wirings
 from .config import Entry, Recipe
 from .errors import ConfigError, UserError
 
-METHODS: dict[str, type[Recipe]] = {recipe.method: recipe for recipe in (edge_popup.EdgePopup, dense.Dense)}
-RECIPES: dict[str, Entry] = edge_popup.RECIPES | dense.RECIPES
+_METHODS = (edge_popup.EdgePopup, dense.Dense, supermask.Supermask, wirings.Wirings)
+METHODS: dict[str, type[Recipe]] = {recipe.method: recipe for recipe in _METHODS}
+RECIPES: dict[str, Entry] = edge_popup.RECIPES | dense.RECIPES | supermask.RECIPES | wirings.RECIPES
 
 # What `edgepop train --data FOLDER` runs when no recipe is named.
 DEFAULTS = {

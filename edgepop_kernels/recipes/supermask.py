@@ -1,0 +1,74 @@
+"""Supermasks: random weights stay, the sigmoid of the scores says which are used, by a threshold or by a draw.
+
+Zhou et al., "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask", NeurIPS 2019, arXiv 1905.01067: masks
+drawn from Bernoulli(sigmoid(s)). The thresholded form, 1[sigmoid(s) > 0.5] with every score starting at 1, is the one
+whose use as an initialisation ``supermask_init`` looks at.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from torch import nn
+
+import edgepop_kernels as ek
+
+from . import models
+from .config import Entry, Recipe, choice, flag, setting
+from .edge_popup import INITS
+
+RULES = ("threshold", "bernoulli")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supermask(Recipe):
+    """Every layer is masked by the sigmoid of its scores; only scores train."""
+
+    method: ClassVar[str] = "supermask"
+
+    rule: str = choice("threshold", RULES, "how a mask follows from sigmoid(scores)")
+    cutoff: float = setting(0.5, "sigmoid above which a weight is kept", "a number in [0, 1]", lambda c: 0 <= c <= 1)
+    at_eval: str = choice("sample", ("sample", "round"), "what bernoulli does at evaluation")
+    scores_init: float = setting(1.0, "constant the scores start at", "a number in [-20, 20]", lambda s: -20 <= s <= 20)
+    rescale: bool = flag(False, "dynamic weight rescaling: weights times numel / kept")
+    init: str = choice("xavier_normal", tuple(INITS), "how the fixed weights are drawn")
+
+    def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
+        rule = ek.Threshold(self.cutoff) if self.rule == "threshold" else ek.Bernoulli(self.at_eval)
+        options = dict(bias=False, rule=rule, scores_init=self.scores_init, rescale=self.rescale)
+        layers = models.Layers(
+            conv=partial(ek.FusedSupermaskConv, kernel_size=3, padding=1, **options),
+            linear=partial(ek.FusedSupermaskLinear, **options),
+        )
+        model = models.build(
+            self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
+        )
+        for layer in model:
+            if isinstance(layer, (ek.FusedSupermaskConv, ek.FusedSupermaskLinear)):
+                INITS[self.init][0](layer.weight)
+        return ek.share_selection(model)
+
+
+_MEASURED = "plain PyTorch, 5 seeds, the same settings"
+_THRESHOLD = dict(optimizer="adam", lr=0.01, weight_decay=0.0)
+_BERNOULLI = dict(rule="bernoulli", scores_init=0.0, lr=50.0, weight_decay=0.0)
+
+RECIPES = {
+    "supermask-digits": Entry(Supermask(**_THRESHOLD), "87.5 % ± 0.7", _MEASURED),
+    "supermask-bernoulli-digits": Entry(Supermask(**_BERNOULLI), "87.7 % ± 0.5", _MEASURED),
+    "supermask-mnist": Entry(
+        Supermask(dataset="mnist", epochs=30, batch_size=128, **_THRESHOLD), "published as curves only", "mshlis 2019"
+    ),
+    "supermask-bernoulli-mnist": Entry(
+        Supermask(dataset="mnist", epochs=100, batch_size=250, **_BERNOULLI | {"lr": 100.0}),
+        "no published table for these epochs",
+        "Zhou et al. 2019 (arXiv 1905.01067)",
+    ),
+} | {
+    f"supermask-bernoulli-{model}": Entry(
+        Supermask(model=model, dataset="cifar10", epochs=100, batch_size=128, **_BERNOULLI | {"lr": lr}),
+        "published as curves only",
+        "Ramanujan et al. 2020 (arXiv 1911.13299), baseline",
+    )
+    for model, lr in (("conv2", 200.0), ("conv4", 200.0), ("conv6", 200.0), ("conv8", 800.0))
+}

@@ -1,0 +1,53 @@
+"""Discovering Neural Wirings: the largest weights are the edges of the network, and every weight trains.
+
+Wortsman et al., "Discovering Neural Wirings", NeurIPS 2019, arXiv 1906.00586, applied to layers ("sparse training").
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from torch import nn
+
+import edgepop_kernels as ek
+
+from . import models
+from .config import Entry, Recipe, choice, flag, setting
+from .edge_popup import INITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wirings(Recipe):
+    """Every layer uses the largest fraction ``keep`` of its weights; all weights train, used or not."""
+
+    method: ClassVar[str] = "wirings"
+
+    keep: float = setting(0.1, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
+    first_dense: bool = flag(False, "keep the whole first layer")
+    init: str = choice("kaiming_normal", tuple(INITS), "how the weights are drawn")
+
+    def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
+        layers = models.Layers(
+            conv=partial(ek.FusedSparseConv, kernel_size=3, padding=1, bias=False, keep=self.keep),
+            linear=partial(ek.FusedSparseLinear, bias=False, keep=self.keep),
+        )
+        model = models.build(
+            self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
+        )
+        masked = [layer for layer in model if isinstance(layer, (ek.FusedSparseConv, ek.FusedSparseLinear))]
+        for layer in masked:
+            INITS[self.init][0](layer.weight)
+        if self.first_dense:
+            masked[0].keep = 1.0
+        return ek.share_selection(model)
+
+
+_CIFAR10 = dict(dataset="cifar10", epochs=100, batch_size=128)
+
+RECIPES = {
+    "wirings-digits": Entry(Wirings(), "92.7 % ± 0.8", "plain PyTorch, 5 seeds, the same settings"),
+    "wirings-mnist": Entry(Wirings(dataset="mnist", epochs=30, batch_size=128), "no published number", "this project"),
+} | {
+    f"wirings-{model}": Entry(Wirings(model=model, **_CIFAR10), "no published number", "this project")
+    for model in ("conv2", "conv4", "conv6", "conv8")
+}
