@@ -56,7 +56,7 @@ def test_text_and_json_forms_are_read():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ConfigError, match="method: expected one of edge-popup, dense, got 'magic'"):
+    with pytest.raises(ConfigError, match="method: expected one of edge-popup, dense, supermask, wirings, got 'magic'"):
         registry.from_dict({"method": "magic"})
 
 
