@@ -43,7 +43,7 @@ class Selection {
 
  private:
   void scan(Chunk* chunk, int32_t* staged);
-  void settle(Layer* layer);
+  void settle(Layer* layer, int32_t* scratch);
   int64_t last_kept(const Layer& layer) const;
   int64_t find(const Layer& layer, const Chunk& chunk, int64_t tie) const;
   void drop_settled();
@@ -51,13 +51,15 @@ class Selection {
   const SelectKernels& kernels_ = kernels().select;
   std::vector<Layer> layers_;
   std::vector<Chunk> chunks_;
-  std::vector<Layer*> open_layers_;  // not settled yet
+  std::vector<Layer*> open_layers_;  // not settled when the round began
   std::vector<Chunk*> open_chunks_;
+  size_t unsettled_ = 0;
   std::unique_ptr<int32_t[]> inside_;
 };
 
 Selection::Selection(const std::vector<Ranking>& rankings) {
   layers_.reserve(rankings.size());
+  open_layers_.reserve(rankings.size());
   int64_t capacity = 0;
   for (const Ranking& ranking : rankings) {
     if (ranking.kept == 0) {
@@ -83,27 +85,26 @@ Selection::Selection(const std::vector<Ranking>& rankings) {
     next += layer.search.capacity();
     open_layers_.push_back(&layer);
   }
+  open_chunks_.reserve(chunks_.size());
   for (Chunk& chunk : chunks_) open_chunks_.push_back(&chunk);
+  unsettled_ = layers_.size();
 }
 
 void Selection::run(int threads) {
-  const int64_t scratch = std::max(kLargestSample, kLargestChunk) + kStoreSlack;
+  const int64_t scratch = std::max(kLargestSample + kStoreSlack, scan_room(kLargestChunk));
   const std::unique_ptr<int32_t[]> scratches(new int32_t[static_cast<size_t>(threads * scratch)]);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     int32_t* const own = scratches.get() + omp_get_thread_num() * scratch;
-    while (!open_layers_.empty()) {
 #pragma omp for schedule(dynamic)
-      for (size_t i = 0; i < open_layers_.size(); ++i) {
-        Layer* layer = open_layers_[i];
-        layer->bracket = layer->search.bracket(own);
-        layer->inside_count = 0;
-      }
+    for (size_t i = 0; i < open_layers_.size(); ++i) open_layers_[i]->bracket = open_layers_[i]->search.bracket(own);
+    for (;;) {
       // Static: a thread meets the same scores in every call, in its own cache.
 #pragma omp for schedule(static)
       for (size_t i = 0; i < open_chunks_.size(); ++i) scan(open_chunks_[i], own);
 #pragma omp for schedule(dynamic)
-      for (size_t i = 0; i < open_layers_.size(); ++i) settle(open_layers_[i]);
+      for (size_t i = 0; i < open_layers_.size(); ++i) settle(open_layers_[i], own);
+      if (unsettled_ == 0) break;
 #pragma omp single
       drop_settled();
     }
@@ -145,7 +146,7 @@ void Selection::scan(Chunk* chunk, int32_t* staged) {
   }
 }
 
-void Selection::settle(Layer* layer) {
+void Selection::settle(Layer* layer, int32_t* scratch) {
   Census census = {0, 0, 0, 0};
   for (int64_t c = layer->first_chunk; c < layer->last_chunk; ++c) {
     const Tally& tally = chunks_[static_cast<size_t>(c)].tally;
@@ -156,7 +157,14 @@ void Selection::settle(Layer* layer) {
   }
   Search& search = layer->search;
   layer->settled = search.learn(layer->bracket, census, layer->inside);
-  if (layer->settled) *search.cut() = {key_of_code(search.of(), search.code()), last_kept(*layer)};
+  if (layer->settled) {
+    *search.cut() = {key_of_code(search.of(), search.code()), last_kept(*layer)};
+#pragma omp atomic
+    --unsettled_;
+  } else {
+    layer->bracket = search.bracket(scratch);
+    layer->inside_count = 0;
+  }
 }
 
 // Logical index of the last tie that is kept. Chunks are in logical order, whatever the order inside them.

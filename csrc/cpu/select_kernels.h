@@ -29,10 +29,13 @@ struct Kth {
 // A kernel may write this many codes behind those it stores.
 constexpr int64_t kStoreSlack = 16;
 
+// Codes that a scan of n scores may write: all of them, and a list of the blocks of 32 or more that it visits twice.
+constexpr int64_t scan_room(int64_t n) { return n + n / 32 + 2 * kStoreSlack; }
+
 struct SelectKernels {
   // codes[i] of scores[i], i in [0, n).
   void (*codes)(const float* scores, int64_t n, Of of, int32_t* codes);
-  // Places n < 2^31 scores relative to the bracket; writes the codes inside it.
+  // Places n < 2^31 scores relative to the bracket; writes the codes inside it. inside: room for scan_room(n).
   Tally (*scan)(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* inside);
   // Of n codes that all lie in [bracket.lo, bracket.hi]; rank in [1, n].
   Kth (*kth)(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket);

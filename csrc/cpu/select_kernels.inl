@@ -4,7 +4,7 @@
 namespace edgepop::cpu::EDGEPOP_ISA {
 namespace {
 
-constexpr int64_t kBlock = 32;
+constexpr int64_t kBlock = kLanes == 16 ? 64 : 32;
 constexpr int kUnroll = kBlock / kLanes;
 // Reading ahead doubles a streaming pass on machines whose own prefetcher stops at a page; an address past the end
 // is harmless.
@@ -53,21 +53,27 @@ Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out) {
   if (bracket.lo == bracket.hi) return scan_code<of>(scores, n, bracket.lo);
   const Codes hi = every(bracket.hi), below_lo = every(bracket.lo - 1);
   Count higher = no_count();
-  Tally tally = {0, 0, 0, 0};
-  int64_t i = 0;
+  // The bracket touches some blocks, at random. A branch would mispredict its way through them, so they are listed
+  // and visited again: for a bracket of 2 % of normal scores 1.9 ns per cache line instead of 3.5 (AVX-512, Zen 5),
+  // for one of 0.15 % 0.82 instead of 0.87.
+  int32_t* const touched = out + n + kStoreSlack;
+  int64_t listed = 0, i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     prefetch_block(scores + i);
-    Codes code[kUnroll];
-    Lanes touched = {};
+    Lanes inside = {};
     for (int u = 0; u < kUnroll; ++u) {
-      code[u] = load_loose<of>(scores + i + u * kLanes);
-      const Lanes above_hi = above(code[u], hi);
+      const Codes code = load_loose<of>(scores + i + u * kLanes);
+      const Lanes above_hi = above(code, hi);
       add(&higher, above_hi);
-      touched |= above_hi ^ above(code[u], below_lo);
+      inside |= above_hi ^ above(code, below_lo);
     }
-    // A bracket is made narrow enough for most blocks to miss it.
-    if (any(touched)) {
-      for (int u = 0; u < kUnroll; ++u) sort_in(code[u], bracket, &tally, out);
+    touched[listed] = static_cast<int32_t>(i);
+    listed += any(inside);
+  }
+  Tally tally = {0, 0, 0, 0};
+  for (int64_t t = 0; t < listed; ++t) {
+    for (int u = 0; u < kUnroll; ++u) {
+      sort_in(load_loose<of>(scores + touched[t] + u * kLanes), bracket, &tally, out);
     }
   }
   tally.above = static_cast<int32_t>(total(higher));
