@@ -240,7 +240,7 @@ def test_samples_that_lie():
     n = 300_000
     scores = torch.rand(n, generator=inputs.generator(0)) + 1
     for scan in range(4):
-        for size in (2048, n // 64 // 16 * 16):
+        for size in (2048, n // 128 // 16 * 16):
             scores[list(sampled_positions(n, size, scan))] = 0.5
     counts = [int(keep * n) for keep in (0.1, 0.5, 0.9)]
     right = expected_cuts(scores, "abs", counts)

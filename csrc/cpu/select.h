@@ -22,7 +22,7 @@ struct Ranking {
 // with it, lower indices kept first. A layer that keeps nothing gets key 2^32 and index -1. The result depends on the
 // scores alone: not on the hint, the number of threads, the layout or the instruction set.
 //
-// Scratch: 4 bytes for each score of a small layer, for every 16th of a large one; no copy of the scores.
+// Scratch: 4 bytes for each score of a small layer, for every 8th of a large one; no copy of the scores.
 void select(const std::vector<Ranking>& rankings, int threads);
 
 }  // namespace edgepop::cpu
