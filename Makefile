@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench lint gpu clean
+.PHONY: train test bench accuracy lint gpu clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -15,6 +15,9 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
+
+accuracy: $(VENV)/installed
+	$(BIN)/python benchmarks/accuracy.py
 
 lint: $(VENV)/ruff
 	$(BIN)/ruff check .

@@ -29,7 +29,13 @@ ORDER = [
     "phases",
 ]
 # Users of the public API, who import the package itself; `also` is what else of it they may name.
-USERS = {"recipes": set(), "testing": {"rules"}, "doctor": {"backends"}, "__main__": {"doctor", "recipes"}}
+USERS = {
+    "recipes": {"methods"},
+    "methods": set(),
+    "testing": {"rules"},
+    "doctor": {"backends"},
+    "__main__": {"doctor", "recipes"},
+}
 INTERFACE_LIBRARIES = {"typer", "rich", "click"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import checkpoint, data, export, job, registry
+from . import checkpoint, data, experiments, export, job, plots, registry
 from .errors import ConfigError, Interrupted, UserError
 from .report import Report
 
@@ -139,6 +140,28 @@ def export_run(
     if which not in checkpoint.NAMES:
         raise ConfigError(f"checkpoint: expected one of {', '.join(checkpoint.NAMES)}, got {which!r}")
     for file in export.export(run, which, output, masks):
+        typer.echo(file)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help=f"{', '.join(experiments.EXPERIMENTS)}.")],
+    images: Annotated[Path | None, typer.Option("--data", help="Folder of the data set's files.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that gets a folder of this name.")] = Path("experiments"),
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting, as epochs=10; may be repeated.", metavar="NAME=VALUE")
+    ] = None,
+):
+    """Train several networks from one initialisation and draw their curves."""
+    if name not in experiments.EXPERIMENTS:
+        raise ConfigError(f"experiment: expected one of {', '.join(experiments.EXPERIMENTS)}, got {name!r}")
+    plots.check(True, False)
+    asked = dict(item.partition("=")[::2] for item in settings or ())
+    recipe = experiments.EXPERIMENTS[name]().override(**asked)
+    result = recipe.run(data.load(recipe.dataset, images), torch.device("cpu"))
+    for label, curve in result.curves.items():
+        typer.echo(f"{label:<32}{curve[-1]:.2%}")
+    for file in experiments.write(result, out / name):
         typer.echo(file)
 
 

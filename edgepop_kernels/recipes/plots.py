@@ -58,6 +58,25 @@ def _kept(layers: list[dict]):
     return figure
 
 
+def curves(accuracies: dict[str, list[float]], path: Path) -> Path:
+    """Accuracy (fractions) per epoch of several trainings, one line each."""
+    figure, axes = _axes("test accuracy", "epoch", "%")
+    for label, values in accuracies.items():
+        axes.plot(range(1, len(values) + 1), [100 * value for value in values], label=label)
+    axes.legend()
+    return _save(figure, path)
+
+
+def kept_by_size(layers: list[tuple[str, int, int]], path: Path) -> Path:
+    """Share kept of each layer (name, kept, weights) against its number of weights."""
+    figure, axes = _axes("weights kept, by the size of the layer", "weights", "%")
+    axes.set(xscale="log", ylim=(0, 105))
+    axes.scatter([weights for _, _, weights in layers], [100 * kept / weights for _, kept, weights in layers])
+    for name, kept, weights in layers:
+        axes.annotate(name, (weights, 100 * kept / weights))
+    return _save(figure, path)
+
+
 def _save(figure, path: Path) -> Path:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
