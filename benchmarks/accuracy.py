@@ -44,7 +44,7 @@ def main() -> int:
         add(table, name, found, f"{target} ± {tolerance}", start, within)
         good &= within
     good &= tickets(table, digits, seeds)
-    Console().print(table)
+    Console(width=110).print(table)
     return 0 if good else 1
 
 

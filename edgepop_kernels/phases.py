@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .nn import MaskedLayer
+from .sharing import layer_masks
 
 
 def train_masks(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
@@ -34,8 +35,12 @@ def _turn(model, optimizer, masks):
     if not layers:
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
     before = {p: p.requires_grad for p in model.parameters()}
-    for layer in layers:
-        layer.train_mask() if masks else layer.train_weight()
+    if masks:
+        for layer in layers:
+            layer.train_mask()
+    else:
+        for layer, mask in zip(layers, layer_masks(layers), strict=True):
+            layer.train_weight(mask)
     turned = {n: p for n, p in model.named_parameters() if p.requires_grad != before[p]}
     for p in turned.values():
         p.grad = None

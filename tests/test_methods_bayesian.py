@@ -72,7 +72,7 @@ def test_a_ticket_starts_at_the_initial_means_and_trains_only_what_it_keeps():
     with torch.no_grad():
         for p in posterior.parameters():
             p.add_(torch.randn_like(p))
-    ticket = bayesian.ticket(posterior, means, "low_variance", 0.25)
+    ticket = bayesian.ticket(posterior, means, "low_variance", 0.25, layerwise=True)
     expected = ek.mask(-posterior[0].sigma.detach().square(), ek.TopK(0.25, "raw"))
     assert torch.equal(ticket[0].mask(), expected) and torch.equal(ticket[0].weight, means["0.weight"])
     assert ticket[2].bias is None and torch.equal(ticket[2].weight, means["2.weight"])
@@ -81,3 +81,13 @@ def test_a_ticket_starts_at_the_initial_means_and_trains_only_what_it_keeps():
     whole = bayesian.ticket(posterior, means, "low_variance", 1.0)
     x = torch.randn(5, 6)
     torch.testing.assert_close(whole[0](x), F.linear(x, means["0.weight"], means["0.bias"]))
+
+
+def test_one_threshold_holds_for_all_layers():
+    """The seed masks what exceeds "a certain threshold on variance": one for the whole network."""
+    posterior = nn.Sequential(VariationalLinear(6, 8), nn.ReLU(), VariationalLinear(8, 3))
+    with torch.no_grad():
+        posterior[2].rho.add_(3)
+    ticket = bayesian.ticket(posterior, bayesian.initial_means(posterior), "high_variance", 0.3)
+    assert ticket[2].mask().float().mean() > 0.8
+    assert ticket[0].mask().sum() + ticket[2].mask().sum() == ek.kept_count(6 * 8 + 8 * 3, 0.3)

@@ -100,6 +100,20 @@ def test_subnets_and_wirings_turn_too():
     assert wiring[0].weight.requires_grad and wiring[0].weight.grad[~wiring[0].mask()].any()
 
 
+def test_one_threshold_survives_the_turn():
+    """Frozen one after the other, the layers left would be ranked among themselves."""
+    model = ek.share_selection(network("subnet", rule=ek.GlobalTopK(0.3)))
+    with torch.no_grad():
+        model[2].scores.mul_(5)
+    masks = [model[0].mask(), model[2].mask()]
+    with pytest.raises(ValueError, match="together"):
+        model[0].freeze()
+    ek.train_weights(model)
+    assert torch.equal(model[0].mask(), masks[0]) and torch.equal(model[2].mask(), masks[1])
+    ek.train_masks(model)
+    assert model[0].rule == ek.GlobalTopK(0.3) and torch.equal(model[2].mask(), masks[1])
+
+
 def test_errors():
     model = network()
     scores_only = torch.optim.SGD([m.scores for m in (model[0], model[2])], lr=0.1)

@@ -96,25 +96,27 @@ def initial_means(model: nn.Module) -> dict[str, Tensor]:
     return means
 
 
-def ticket(posterior: nn.Sequential, means: dict[str, Tensor], criterion: str, keep: float) -> nn.Sequential:
-    """The deterministic network to train: ``means`` in linear layers of which the best ``keep`` of each is left.
+def ticket(
+    posterior: nn.Sequential, means: dict[str, Tensor], criterion: str, keep: float, *, layerwise: bool = False
+) -> nn.Sequential:
+    """The deterministic network to train: ``means`` in linear layers of which the best ``keep`` is left.
 
-    posterior: a trained Sequential with VariationalLinear layers; its other modules are taken as they are. Masked
-    weights get no gradient. keep 1 gives the unmasked network of the comparison. Raises ValueError.
+    posterior: a trained Sequential with VariationalLinear layers; its other modules are taken as they are. One
+    threshold holds for all layers, or with ``layerwise`` one for each. Masked weights get no gradient. keep 1 gives the
+    unmasked network of the comparison. Raises ValueError.
     """
+    rule = ek.TopK(keep, of="raw") if layerwise else ek.GlobalTopK(keep, of="raw")
     layers = []
     for name, module in posterior.named_children():
         if not isinstance(module, VariationalLinear):
             layers.append(module)
             continue
-        layer = ek.FusedSubnetLinear(module.in_features, module.out_features, module.bias is not None, keep=keep)
+        options = dict(bias=module.bias is not None, device=module.mu.device, rule=rule)
+        layer = ek.FusedSubnetLinear(module.in_features, module.out_features, **options)
         with torch.no_grad():
             layer.weight.copy_(means[f"{name}.weight"])
             layer.scores.copy_(scores(module, criterion))
             if module.bias is not None:
                 layer.bias.copy_(means[f"{name}.bias"])
-        layer.rule = ek.TopK(keep, of="raw")
-        layer.freeze()
         layers.append(layer)
-        layer.weight.requires_grad_()
-    return nn.Sequential(*layers)
+    return ek.train_weights(nn.Sequential(*layers))

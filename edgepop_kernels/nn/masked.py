@@ -115,14 +115,17 @@ class MaskedLayer(nn.Module):
             return functional.selected_mask(self.ranked, self.select())
         return functional.mask(self.ranked, self.settled_rule())
 
-    def freeze(self, *, keep_scores: bool = False) -> None:
-        """Keeps the present mask, bit-packed in the buffer ``mask_bits``; nothing is selected any more.
+    def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
+        """Keeps the present mask, or the one given, bit-packed in the buffer ``mask_bits``; nothing is selected any
+        more. Layers under GlobalTopK hang together and are frozen by ``train_weights(model)``.
 
         The scores are dropped, or with ``keep_scores`` set aside, untrained, until ``thaw``. A weight that trains
         gets its gradient only where it is kept.
         """
         if not isinstance(self.rule, Frozen):
-            self.mask_bits = functional.pack_mask(self.mask())
+            if mask is None and isinstance(self.rule, GlobalTopK):
+                raise ValueError("rule: layers under GlobalTopK are frozen together; call train_weights(model)")
+            self.mask_bits = functional.pack_mask(self.mask() if mask is None else mask)
             self.loose_rule, self.rule, self._last_cut = self.rule, Frozen(), None
         if not keep_scores:
             self.scores = self.loose_rule = None
@@ -145,9 +148,9 @@ class MaskedLayer(nn.Module):
         self.scores.requires_grad_()
         self.weight.requires_grad_(False)
 
-    def train_weight(self) -> None:
-        """Weight and bias train under the present mask, the scores stand still; see ``train_weights``."""
-        self.freeze(keep_scores=True)
+    def train_weight(self, mask: torch.Tensor) -> None:
+        """Weight and bias train under ``mask``, the scores stand still; see ``train_weights``."""
+        self.freeze(mask, keep_scores=True)
         self.weight.requires_grad_()
         if self.bias is not None:
             self.bias.requires_grad_()

@@ -84,10 +84,10 @@ class Supermask(MaskedLayer):
         weight = super().effective_weight(mask)
         return weight * (mask.numel() / mask.sum()) if self.rescale else weight
 
-    def freeze(self, *, keep_scores: bool = False) -> None:
+    def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
         if self.bias_scores is not None and self.bias_mask is None:
             self.bias_mask = functional.mask(self.bias_scores.detach(), self.settled_rule())
-        super().freeze(keep_scores=keep_scores)
+        super().freeze(mask, keep_scores=keep_scores)
         if self.bias_scores is not None:
             self.bias_scores.requires_grad_(False)
             if not keep_scores:
