@@ -120,7 +120,7 @@ def test_hostile_scores(kind, n):
 
 
 SHAPES = [(), (1,), (7, 1), (33, 65), (300, 401), (1, 1, 5, 5), (40, 24, 3, 3), (1, 300, 3, 3), (130, 64, 3, 3)]
-# Slices (scores per output) beyond 64K and close to it take another path through the reader.
+# Slices (scores per output) just below and beyond 64K, where channels_last is no longer cut along them.
 SHAPES += [(2, 7300, 3, 3), (3, 7000, 3, 3), (2, 3, 4, 5, 6)]
 
 

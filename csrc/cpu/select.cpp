@@ -15,9 +15,11 @@ namespace {
 constexpr int64_t kChunk = 16384;  // scores: 64 KB, a unit of work and of the search for a tie
 constexpr int64_t kGather = 2048;  // scores: 8 KB on the stack, where the layout makes a copy necessary
 constexpr int64_t kLargestChunk = 65536;
+constexpr int64_t kFewTies = 4096;  // positions: 32 KB on the stack
 constexpr int64_t kScoresPerThread = 65536;  // fewer are read sooner than a second thread starts
 
-// A range of a layer's logical positions, and what the latest scan found in it.
+// A range of a layer's scores, and what the latest scan found in it. The range is one of logical positions, unless the
+// scores are dense without slices: then it is one of memory.
 struct Chunk {
   int64_t layer;
   int64_t begin, end;
@@ -44,7 +46,9 @@ class Selection {
  private:
   void scan(Chunk* chunk, int32_t* staged);
   void settle(Layer* layer, int32_t* scratch);
+  int64_t ties_in(const Layer& layer, const Chunk& chunk) const;
   int64_t last_kept(const Layer& layer) const;
+  int64_t last_kept_of_unordered(const Layer& layer) const;
   int64_t find(const Layer& layer, const Chunk& chunk, int64_t tie) const;
   void drop_settled();
 
@@ -123,7 +127,7 @@ void Selection::scan(Chunk* chunk, int32_t* staged) {
   Layer& layer = layers_[static_cast<size_t>(chunk->layer)];
   const Scores& scores = layer.search.scores();
   float gathered[kGather];
-  const int64_t step = scores.slice() > 0 ? chunk->end - chunk->begin : kGather;
+  const int64_t step = scores.dense() ? chunk->end - chunk->begin : kGather;
   Tally sum = {0, 0, 0, 0};
   for (int64_t begin = chunk->begin; begin < chunk->end; begin += step) {
     const int64_t n = std::min(step, chunk->end - begin);
@@ -167,19 +171,46 @@ void Selection::settle(Layer* layer, int32_t* scratch) {
   }
 }
 
+int64_t Selection::ties_in(const Layer& layer, const Chunk& chunk) const {
+  const int32_t code = layer.search.code();
+  if (code == layer.bracket.hi) return chunk.tally.at_hi;
+  if (code == layer.bracket.lo) return chunk.tally.at_lo;
+  const int32_t* inside = layer.inside + chunk.first_inside;
+  return std::count(inside, inside + chunk.tally.inside, code);
+}
+
 // Logical index of the last tie that is kept. Chunks are in logical order, whatever the order inside them.
 int64_t Selection::last_kept(const Layer& layer) const {
-  const int32_t code = layer.search.code();
+  const Scores& scores = layer.search.scores();
+  if (scores.dense() && scores.slice() == 0) return last_kept_of_unordered(layer);
   int64_t tie = layer.search.ties();
   for (int64_t c = layer.first_chunk;; ++c) {
     const Chunk& chunk = chunks_[static_cast<size_t>(c)];
-    const int32_t* inside = layer.inside + chunk.first_inside;
-    const int64_t here = code == layer.bracket.hi   ? chunk.tally.at_hi
-                         : code == layer.bracket.lo ? chunk.tally.at_lo
-                                                    : std::count(inside, inside + chunk.tally.inside, code);
+    const int64_t here = ties_in(layer, chunk);
     if (tie <= here) return find(layer, chunk, tie);
     tie -= here;
   }
+}
+
+// The same where chunks are ranges of memory: few ties are collected, many are met on a walk in logical order.
+int64_t Selection::last_kept_of_unordered(const Layer& layer) const {
+  const Search& search = layer.search;
+  int64_t positions[kFewTies] = {}, ties = 0;
+  for (int64_t c = layer.first_chunk; c < layer.last_chunk; ++c) {
+    const Chunk& chunk = chunks_[static_cast<size_t>(c)];
+    const int64_t here = ties_in(layer, chunk);
+    if (ties + here > kFewTies) return find(layer, {0, 0, search.scores().count(), {0, 0, 0, 0}, 0}, search.ties());
+    int64_t offset = chunk.begin;
+    for (int64_t t = 0; t < here; ++t, ++offset) {
+      int64_t next = 1;
+      const float* scores = search.scores().range(offset, chunk.end - offset, nullptr);
+      offset += kernels_.find(scores, chunk.end - offset, search.of(), search.code(), &next);
+      positions[ties++] = search.scores().position(offset);
+    }
+  }
+  int64_t* last = positions + search.ties() - 1;
+  std::nth_element(positions, last, positions + ties);
+  return *last;
 }
 
 int64_t Selection::find(const Layer& layer, const Chunk& chunk, int64_t tie) const {

@@ -6,14 +6,14 @@ namespace edgepop::cpu {
 namespace {
 
 // Number of scores that `dims` dimensions fill without a gap or an overlap in some order, 0 where they do not.
-int64_t dense(int dims, const int64_t* size, const int64_t* stride) {
-  int64_t filled = 1;
+int64_t filled(int dims, const int64_t* size, const int64_t* stride) {
+  int64_t count = 1;
   for (int found = 0; found < dims; ++found) {
-    const int64_t* next = std::find(stride, stride + dims, filled);
+    const int64_t* next = std::find(stride, stride + dims, count);
     if (next == stride + dims) return 0;
-    filled *= size[next - stride];
+    count *= size[next - stride];
   }
-  return filled;
+  return count;
 }
 
 }  // namespace
@@ -34,9 +34,16 @@ Scores::Scores(const float* data, const int64_t (&size)[4], const int64_t (&stri
     size_[0] = stride_[0] = 1;
     dims_ = 1;
   }
-  // Beyond 64K scores a slice is too coarse a unit of work, and gathering is the better reading.
-  const int64_t inner = dense(dims_ - 1, size_ + 1, stride_ + 1);
+  dense_ = filled(dims_, size_, stride_) == count_;
+  // Beyond 64K scores a slice is too coarse a unit of work.
+  const int64_t inner = filled(dims_ - 1, size_ + 1, stride_ + 1);
   if (inner == stride_[0] && inner <= 65536) slice_ = inner;
+}
+
+int64_t Scores::position(int64_t offset) const {
+  int64_t position = 0;
+  for (int d = 0; d < dims_; ++d) position = position * size_[d] + offset / stride_[d] % size_[d];
+  return position;
 }
 
 void Scores::gather(int64_t begin, int64_t n, float* out) const {

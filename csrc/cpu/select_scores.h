@@ -11,14 +11,20 @@ class Scores {
 
   int64_t count() const { return count_; }
 
+  // Whether the scores fill one range of memory, in some order.
+  bool dense() const { return dense_; }
+
   // Ranges of positions that begin at a multiple of this and end at one (or at the end) fill the same range of memory
-  // in some order. 1: in logical order. 0: no such ranges.
+  // in some order. 1: in logical order. 0: no such ranges, memory and logical order differ from the first dimension on.
   int64_t slice() const { return slice_; }
 
-  // The n scores from `begin` on as a set: in memory where a slice permits, else gathered into `buffer`.
+  // n scores as a set: where dense those at [begin, begin + n) in memory, else those at these positions, gathered.
   const float* range(int64_t begin, int64_t n, float* buffer) const {
-    return slice_ > 0 ? data_ + begin : in_order(begin, n, buffer);
+    return dense_ ? data_ + begin : in_order(begin, n, buffer);
   }
+
+  // Logical position of the score at `offset` in memory, where dense.
+  int64_t position(int64_t offset) const;
 
   // The n scores from `begin` on, in logical order.
   const float* in_order(int64_t begin, int64_t n, float* buffer) const {
@@ -33,6 +39,7 @@ class Scores {
   const float* data_;
   int64_t count_ = 1;
   int64_t slice_ = 0;
+  bool dense_ = false;
   // Dimensions of more than one element, those that continue each other in memory merged; never none.
   int dims_ = 0;
   int64_t size_[4], stride_[4];
