@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kChunk = 16384;  // scores: 64 KB, a unit of work and of the search for a tie
 constexpr int64_t kGather = 2048;  // scores: 8 KB on the stack, where the layout makes a copy necessary
 constexpr int64_t kLargestChunk = 65536;
-constexpr int64_t kFewTies = 4096;  // positions: 32 KB on the stack
+constexpr int64_t kFewTies = 4096;           // positions: 32 KB on the stack
 constexpr int64_t kScoresPerThread = 65536;  // fewer are read sooner than a second thread starts
 
 // A range of a layer's scores, and what the latest scan found in it. The range is one of logical positions, unless the

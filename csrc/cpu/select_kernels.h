@@ -20,7 +20,7 @@ struct Tally {
   int32_t at_lo;   // equal to lo, 0 where lo == hi
 };
 
-// The rank-th largest code, and how many codes are above it.
+// The rank-th largest code, and how many of those searched are above it.
 struct Kth {
   int32_t code;
   int64_t above;
@@ -37,7 +37,7 @@ struct SelectKernels {
   void (*codes)(const float* scores, int64_t n, Of of, int32_t* codes);
   // Places n < 2^31 scores relative to the bracket; writes the codes inside it. inside: room for scan_room(n).
   Tally (*scan)(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* inside);
-  // Of n codes that all lie in [bracket.lo, bracket.hi]; rank in [1, n].
+  // Of n codes, rank in [1, n]; the answer is known to lie in the bracket. `above` relies on no code above bracket.hi.
   Kth (*kth)(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket);
   // Position of the *rank-th score with this code, or -1 with *rank lowered by those seen.
   int64_t (*find)(const float* scores, int64_t n, Of of, int32_t code, int64_t* rank);
