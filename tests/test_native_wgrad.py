@@ -4,7 +4,7 @@ import os
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -215,6 +215,14 @@ def test_linear(shape, dtype):
         ds, dw = native.masked_linear_dw(dy_given, x_given, weight, given, cut, "abs", True, "kept")
         assert_close("ds", ds, dense * weight.double() * scores.double().sign(), dtype)
         assert_close("dw", dw, dense * mask, dtype)
+
+
+@pytest.mark.parametrize("features", [2048, 2049])
+def test_gradients_larger_than_the_caches(features):
+    """8 MB of dS are stored past the caches, where its rows are aligned."""
+    case = Case(3, features, 1030, 1, (1, 1), (1, 1))
+    for layout in ("channels_last", "contiguous", "inside"):
+        check(replace(case, weight_layout=layout, scores_layout=layout))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -28,6 +28,9 @@ namespace edgepop::cpu::EDGEPOP_ISA {
 // The first n lanes of a vector, n in [0, kLanes]: load(p, n) leaves the others zero, store(p, a, n) leaves memory
 // behind them alone; neither touches an address past the n-th element.
 
+// stream(p, a) stores past the caches; p is aligned to a vector. finish_streams() makes a thread's streams visible in
+// order with its later stores.
+
 // An element is kept iff image(score) - lo <= span (keys.h).
 struct IntervalVec {
   IntVec lo, span;

@@ -43,6 +43,8 @@ static inline __m128i narrow(Vec a, bf16) {
 
 static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 static inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a); }
+static inline void stream(float* p, Vec a) { _mm256_stream_ps(p, a); }
+static inline void finish_streams() { _mm_sfence(); }
 static inline Vec load(const float* p, int64_t n) { return _mm256_maskload_ps(p, first(n)); }
 static inline void store(float* p, Vec a, int64_t n) { _mm256_maskstore_ps(p, first(n), a); }
 template <class Half>

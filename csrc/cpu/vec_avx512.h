@@ -49,6 +49,8 @@ static inline __m256i narrow(Vec a, bf16) {
 
 static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 static inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+static inline void stream(float* p, Vec a) { _mm512_stream_ps(p, a); }
+static inline void finish_streams() { _mm_sfence(); }
 static inline Vec load(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first(n), p); }
 static inline void store(float* p, Vec a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a); }
 template <class Half>

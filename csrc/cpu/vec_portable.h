@@ -24,6 +24,8 @@ static inline Vec load(const float* p) {
   return a;
 }
 static inline void store(float* p, Vec a) { std::memcpy(p, &a, sizeof a); }
+static inline void stream(float* p, Vec a) { store(p, a); }
+static inline void finish_streams() {}
 template <class Half>
 static inline Vec load(const Half* p) {
   return Vec{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};

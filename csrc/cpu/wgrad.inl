@@ -12,18 +12,14 @@
 
 #include <new>
 
-#include "wgrad_finish.inl"
+#include "wgrad_task.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA {
 
-// Sums of one task, and the panels of a block on either side of it. More than the second-level cache holds of all
-// three is no loss: each is passed over in order, once per block.
-constexpr int64_t kTaskBytes = 768 * 1024;
-constexpr int64_t kPanelBytes = 512 * 1024;
-// A plane of weights of at most this size (64 x 64 x 3 x 3) is one task and too few for many threads: the blocks of
-// pixels are cut into shares then, each with sums of its own.
-constexpr int64_t kSharedPlaneBytes = 192 * 1024;
-constexpr int64_t kShares = 8;
+// A dS of at least this size is stored past the caches: whoever reads it next finds little of it there in any case, and
+// its lines need not be fetched to be overwritten (a fifth of the time of 4096 x 4096 with 32 pixels).
+constexpr int64_t kStreamBytes = 8 << 20;
+
 
 struct Memory {
   explicit Memory(int64_t bytes) : data(static_cast<char*>(::operator new(bytes, std::align_val_t{64}))) {}
@@ -32,190 +28,6 @@ struct Memory {
   Memory& operator=(const Memory&) = delete;
   char* const data;
 };
-
-struct Job {
-  Conv conv;
-  Walk walk;
-  Finish finish;
-  Operand row_side, lane_side;  // one of them x, the other dy
-  bool swapped;                 // rows are input channels, lanes output channels
-  bool depthwise;               // lanes are groups; a row is one output channel of each
-  int64_t groups, rows, lanes;  // rows and lanes per group
-  int64_t tile_rows, row_tiles, lane_tiles, tile_floats;
-  int64_t task_rows, task_lanes;  // tiles per task
-  int64_t shares;                 // of the blocks of pixels
-
-  int64_t taps() const { return finish.taps(); }
-  int64_t plane_tiles() const { return groups * row_tiles * lane_tiles; }
-  int64_t tasks_down() const { return ceil_div(row_tiles, task_rows); }
-  int64_t tasks_across() const { return ceil_div(lane_tiles, task_lanes); }
-  int64_t tasks() const { return shares * groups * tasks_down() * tasks_across(); }
-
-  Tile tile(int64_t group, int64_t down, int64_t across) const {
-    const int64_t row = down * tile_rows, lane = across * kTileLanes;
-    return {group, row, smaller(tile_rows, rows - row), lane, smaller(kTileLanes, lanes - lane)};
-  }
-
-  // Where a tile's channels start in its operands.
-  int64_t lane_offset(const Tile& t) const { return (t.group * lanes + t.lane) * lane_side.c; }
-  int64_t row_offset(const Tile& t) const {
-    if (depthwise) return t.lane * row_side.c + t.row * (row_side.c / rows);
-    return (t.group * rows + t.row) * row_side.c;
-  }
-};
-
-// Half cycles per position of a rows x lanes plane, on a core with two multiply-adds of latency four and two loads a
-// cycle.
-static int64_t plane_cost(int64_t rows, int64_t lanes) {
-  int64_t cost = 0;
-  for (int64_t lane = 0; lane < lanes; lane += kTileLanes) {
-    const int64_t v = ceil_div(smaller(kTileLanes, lanes - lane), kLanes), rest = rows % kTileRows;
-    const auto tile = [&](int64_t r) { return larger(larger(r * v, r + v), 8); };
-    cost += rows / kTileRows * tile(kTileRows) + (rest == 0 ? 0 : tile(rest));
-  }
-  return cost;
-}
-
-// Units of one tile's panel of either side, and a vector more: a narrow panel's last store spills that far, and panels
-// must not lie a multiple of 4 KB apart.
-static int64_t panel_units(const Job& job, const Operand& side) {
-  const int64_t channels = &side == &job.lane_side || job.depthwise ? kTileLanes : kTileRows;
-  return side.rows.slots * side.columns.slots * job.walk.unit_block * channels + kLanes;
-}
-
-// Tiles per task, long in the direction of lanes: weights, scores and gradients are then met in rows of a page or more,
-// 2.5 times as fast as in squares of the same number of tiles (4096 x 4096, 32 pixels). No sum depends on the choice.
-static void choose_task(Job& job, int threads) {
-  const auto fit = [](int64_t bytes, int64_t units) { return larger(1, bytes / (units * 4)); };
-  const int64_t tiles = fit(kTaskBytes, job.tile_floats);
-  const int64_t panels = smaller(tiles, fit(kPanelBytes, panel_units(job, job.lane_side)));
-  job.task_lanes = job.depthwise ? 1 : even_block(job.lane_tiles, panels);
-  job.task_rows = smaller(tiles / job.task_lanes, fit(kPanelBytes, panel_units(job, job.row_side)));
-  job.task_rows = even_block(job.row_tiles, larger(1, job.task_rows));
-  const bool shared = job.plane_tiles() * job.tile_floats * 4 <= kSharedPlaneBytes;
-  job.shares = shared ? larger(1, smaller(kShares, job.walk.blocks)) : 1;
-  while (job.task_rows > 1 && job.tasks() < 4 * threads && job.tasks() % threads != 0) {
-    job.task_rows = ceil_div(job.task_rows, 2);
-  }
-  while (job.task_lanes > 1 && job.tasks() < threads) job.task_lanes = ceil_div(job.task_lanes, 2);
-}
-
-template <class Math>
-using Pack = void (*)(const Operand&, const Block&, int64_t, const Panels<typename Math::Unit>&);
-
-static inline Pack<FloatMath> packer(FloatMath, DType dtype) {
-  switch (dtype) {
-    case DType::f32: return pack_panels<FloatUnits<float>>;
-    case DType::bf16: return pack_panels<FloatUnits<bf16>>;
-    default: return pack_panels<FloatUnits<f16>>;
-  }
-}
-#if defined(__AVX512BF16__)
-static inline Pack<PairMath> packer(PairMath, DType) { return pack_panels<PairUnits>; }
-#endif
-
-// What one thread works in.
-template <class Math>
-struct Scratch {
-  typename Math::Unit *rows, *lanes;
-  float *sums, *lines;
-  Runs* runs;
-  int64_t row_panel, lane_panel;  // units per panel
-  int64_t bytes;
-
-  Scratch(const Job& job, char* base) {
-    const auto take = [&](int64_t size) {
-      char* const at = base + bytes;
-      bytes += ceil_div(size, 64) * 64;
-      return at;
-    };
-    row_panel = panel_units(job, job.row_side);
-    lane_panel = panel_units(job, job.lane_side);
-    bytes = 0;
-    lanes = reinterpret_cast<typename Math::Unit*>(take(job.task_lanes * lane_panel * 4));
-    rows = reinterpret_cast<typename Math::Unit*>(take(job.task_rows * row_panel * 4));
-    sums = reinterpret_cast<float*>(take(job.task_rows * job.task_lanes * job.tile_floats * 4));
-    lines = reinterpret_cast<float*>(take(kFinishLines * kTileLanes * job.taps() * 4));
-    runs = reinterpret_cast<Runs*>(take(job.taps() * static_cast<int64_t>(sizeof(Runs))));
-  }
-};
-
-// Where each tap's runs start in the panels of one block.
-static void find_runs(const Job& job, const Block& block, Runs* runs) {
-  const Axis &h = job.walk.h, &w = job.walk.w;
-  for (int64_t t = 0; t < job.taps(); ++t) {
-    const int64_t u = t / job.conv.kernel_w, v = t % job.conv.kernel_w;
-    const Range down = h.valid(u, block.row, block.rows), across = w.valid(v, block.column, block.columns);
-    const int64_t x_at = ((h.slot(u) + down.begin) * w.slots + w.slot(v) + across.begin) * block.units;
-    const int64_t dy_at = (down.begin * w.block + across.begin) * block.units;
-    const int64_t x_step = w.slots * block.units, dy_step = w.block * block.units;
-    Runs r = {down.end - down.begin, (across.end - across.begin) * block.units, dy_at, dy_step, x_at, x_step};
-    if (job.swapped) r = {r.lines, r.count, x_at, x_step, dy_at, dy_step};
-    if (r.count == r.rows_step && r.count == r.lanes_step) {
-      r.count *= r.lines;
-      r.lines = smaller(r.lines, 1);
-    }
-    runs[t] = r;
-  }
-}
-
-// The sums of tile (down, across) of a task.
-struct Sums {
-  float* first;
-  int64_t down_step, across_step;
-
-  float* at(int64_t down, int64_t across) const { return first + down * down_step + across * across_step; }
-};
-
-// One share of the blocks for one rectangle of tiles. finished(tile, sums) is called once the tile's last block is in,
-// while its sums are still in the first-level cache.
-template <class Math, class Finished>
-static void sum_blocks(const Job& job, Range blocks, int64_t group, Range down, Range across, const Sums& sums,
-                       const Scratch<Math>& scratch, const Finished& finished) {
-  const Pack<Math> pack_row_side = packer(Math{}, job.row_side.dtype);
-  const Pack<Math> pack_lane_side = packer(Math{}, job.lane_side.dtype);
-  if (blocks.begin == blocks.end) {  // an empty batch or image
-    for (int64_t a = across.begin; a < across.end; ++a) {
-      for (int64_t d = down.begin; d < down.end; ++d) {
-        float* const sum = sums.at(d - down.begin, a - across.begin);
-        for (int64_t i = 0; i < job.tile_floats; ++i) sum[i] = 0.0f;
-        finished(job.tile(group, d, a), sum);
-      }
-    }
-  }
-  for (int64_t index = blocks.begin; index < blocks.end; ++index) {
-    const Block block = block_at(job.walk, index);
-    find_runs(job, block, scratch.runs);
-    const Tile corner = job.tile(group, down.begin, across.begin);
-    const int64_t lanes = smaller(job.lanes - corner.lane, (across.end - across.begin) * kTileLanes);
-    const int64_t tail = ceil_div(lanes % kTileLanes, kLanes) * kLanes;
-    pack_lane_side(job.lane_side, block, job.lane_offset(corner),
-                   {scratch.lanes, scratch.lane_panel, lanes, kTileLanes, tail});
-    if (job.depthwise) {
-      for (int64_t d = down.begin; d < down.end; ++d) {
-        pack_row_side(job.row_side, block, job.row_offset(job.tile(group, d, across.begin)),
-                      {scratch.rows + (d - down.begin) * scratch.row_panel, 0, lanes, kTileLanes, tail});
-      }
-    } else {
-      const int64_t rows = smaller(job.rows - corner.row, (down.end - down.begin) * kTileRows);
-      pack_row_side(job.row_side, block, job.row_offset(corner),
-                    {scratch.rows, scratch.row_panel, rows, kTileRows, rows % kTileRows});
-    }
-    for (int64_t d = down.begin; d < down.end; ++d) {
-      for (int64_t a = across.begin; a < across.end; ++a) {
-        const Tile tile = job.tile(group, d, a);
-        const auto multiply = tile_kernel<Math>(tile.rows, ceil_div(tile.lanes, kLanes), job.depthwise);
-        float* const sum = sums.at(d - down.begin, a - across.begin);
-        for (int64_t t = 0; t < job.taps(); ++t) {
-          multiply(scratch.runs[t], scratch.rows + (d - down.begin) * scratch.row_panel,
-                   scratch.lanes + (a - across.begin) * scratch.lane_panel, sum + t * job.tile_rows * kTileLanes,
-                   index > blocks.begin);
-        }
-        if (index + 1 == blocks.end) finished(tile, sum);
-      }
-    }
-  }
-}
 
 using FinishTile = void (*)(const Finish&, const Tile&, int64_t, float*, float*);
 
@@ -281,6 +93,7 @@ static void run(const Job& job, int threads) {
         finish_one(job.finish, tile, job.tile_rows, mine.sums, mine.lines);
       }
     }
+    finish_streams();
   }
 }
 
@@ -350,6 +163,8 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   f.scores = grid(reads_scores ? mask.data : nullptr, mask.stride);
   f.ds = grid(ds.data, ds.stride);
   f.dw = grid(wants_dw ? dw.data : nullptr, dw.stride);
+  const bool in_lines = f.ds.lane == 1 || lies_in_order(f, f.ds, job.lanes);
+  f.stream = in_lines && g.out_channels * in * taps * 4 >= kStreamBytes;
 
   const bool pairs = kDotBf16 && x.dtype == DType::bf16 && dy.dtype == DType::bf16;
   job.walk = walk(g, pairs ? 2 : 1);

@@ -75,9 +75,17 @@ struct Line {
 };
 
 template <class Unit>
-static inline void put(Unit* to, Vec units) {
+static inline Vec load_units(const Unit* p) {
   static_assert(sizeof(Unit) == sizeof(float), "lanes hold one unit each");
-  store(reinterpret_cast<float*>(to), units);
+  return load(reinterpret_cast<const float*>(p));
+}
+template <class Unit>
+static inline void store_units(Unit* p, Vec units) {
+  store(reinterpret_cast<float*>(p), units);
+}
+template <class Unit>
+static inline void store_units(Unit* p, Vec units, int64_t n) {
+  n < kLanes ? store(reinterpret_cast<float*>(p), units, n) : store_units(p, units);
 }
 
 // Channels side by side in memory. Position by position through all panels: rows of x that lie a power of two apart
@@ -95,7 +103,7 @@ static void pack_channels(const Line<Units>& line, const Panels<typename Units::
         const int64_t width = panels.padded(left);
         for (int64_t c = 0; c < width; c += kLanes) {
           const auto* const second = partner == nullptr ? nullptr : partner + c;
-          put(panel + slot * width + c, Units::load_some(p + c, second, smaller(left, width) - c));
+          store_units(panel + slot * width + c, Units::load_some(p + c, second, smaller(left, width) - c));
         }
         p += panels.width;
         if (partner != nullptr) partner += panels.width;
@@ -104,26 +112,36 @@ static void pack_channels(const Line<Units>& line, const Panels<typename Units::
   }
 }
 
-// Columns side by side in memory: transposes squares of kLanes x kLanes.
+// Columns side by side in memory: squares of kLanes x kLanes are transposed, a whole number of panels together, and
+// distributed from there.
 template <class Units>
 static void pack_columns(const Line<Units>& line, int64_t channel_step, const Panels<typename Units::Unit>& panels) {
-  for (int64_t channel = 0; channel < panels.channels; channel += panels.width) {
-    const int64_t left = panels.channels - channel, width = panels.padded(left);
-    typename Units::Unit* const panel = panels.first + channel / panels.width * panels.step + line.slot * width;
-    for (int64_t unit = 0; unit < line.units; ++unit) {
-      for (int64_t k = 0; k < line.columns; k += kLanes) {
-        const int64_t positions = smaller(kLanes, line.columns - k);
-        for (int64_t c = 0; c < width; c += kLanes) {
+  constexpr int64_t kTogether = 3 * kTileLanes;
+  static_assert(kTogether % kTileRows == 0, "rows and lanes in whole panels");
+  alignas(64) typename Units::Unit rows[kLanes][kTogether + kLanes];
+  for (int64_t channel = 0; channel < panels.channels; channel += kTogether) {
+    const int64_t channels = smaller(kTogether, panels.channels - channel);
+    for (int64_t k = 0; k < line.columns; k += kLanes) {
+      const int64_t positions = smaller(kLanes, line.columns - k);
+      for (int64_t unit = 0; unit < line.units; ++unit) {
+        for (int64_t c = 0; c < channels; c += kLanes) {
           Vec square[kLanes];
           for (int64_t i = 0; i < kLanes; ++i) {
             const auto* const p = line.at(k, unit) + (channel + c + i) * channel_step;
-            const bool real = c + i < smaller(left, width);
-            square[i] = real ? Units::load_some(p, line.partner_of(p, unit), positions) : zero();
+            square[i] = c + i < channels ? Units::load_some(p, line.partner_of(p, unit), positions) : zero();
           }
           transpose(square);
-          for (int64_t i = 0; i < positions; ++i) {
-            float* const to = reinterpret_cast<float*>(panel + ((k + i) * line.units + unit) * width + c);
-            c + kLanes <= width ? store(to, square[i]) : store(to, square[i], width - c);
+          for (int64_t i = 0; i < kLanes; ++i) store_units(rows[i] + c, square[i]);
+        }
+        for (int64_t i = 0; i < positions; ++i) {
+          const int64_t slot = line.slot + (k + i) * line.units + unit;
+          typename Units::Unit* panel = panels.first + channel / panels.width * panels.step;
+          for (int64_t c = 0; c < channels; c += panels.width, panel += panels.step) {
+            const int64_t width = panels.padded(panels.channels - channel - c);
+            for (int64_t v = 0; v < width; v += kLanes) {
+              // Units of several images are not written in rising order: nothing may spill.
+              store_units(panel + slot * width + v, load_units(rows[i] + c + v), line.units == 1 ? kLanes : width - v);
+            }
           }
         }
       }
@@ -165,7 +183,7 @@ static void pack_panels(const Operand& x, const Block& block, int64_t offset,
         const Line<Units> line = {first, columns, step, block.units, Units::kImages * x.n, pairs, x.n, first_slot};
         if (x.c == 1) {
           pack_channels(line, panels);
-        } else if (step == 1) {
+        } else if (step == 1 && 4 * panels.channels >= kLanes) {  // below that, squares are mostly empty
           pack_columns(line, x.c, panels);
         } else {
           pack_elements(line, x.c, panels);
