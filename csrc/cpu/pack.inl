@@ -99,7 +99,10 @@ struct Reader {
 };
 
 // How far ahead of use the weight is fetched: in elements of a run, in rows of a panel, in channels of whole kernels.
-constexpr int64_t kAhead = 128, kRowsAhead = 16, kChannelsAhead = 2;
+constexpr int64_t kAhead = 128, kRowsAhead = 16, kChannelsAhead = 6;
+
+// Larger kernels are read tap by tap.
+constexpr int64_t kTransposedTaps = 256;
 
 // How B lies in memory, for the slab in hand.
 enum class Layout { columns, taps_of_all_channels, channels, taps, scattered };
@@ -118,8 +121,8 @@ static inline Layout layout_of(const Problem& p, const Slab& slab) {
     return Layout::taps_of_all_channels;
   }
   if (along(&Steps::k, 1)) return Layout::channels;
-  // Transposing runs of all taps to use few of them reads more than it saves.
-  if (taps && 16 * slab.taps >= kernel) return Layout::taps;
+  // Transposing runs of all taps to use few of them costs more than it saves.
+  if (taps && 16 * slab.taps >= kernel && kernel <= kTransposedTaps) return Layout::taps;
   return Layout::scattered;
 }
 
@@ -163,7 +166,8 @@ struct Packer {
     const int64_t kernel_w = problem.w.kernel, kernel = problem.h.kernel * kernel_w;
     switch (layout) {
       case Layout::columns:
-        return;  // whole rows at once, by straight()
+      case Layout::taps:
+        return;  // whole rows at once, see pack()
       case Layout::scattered:
         for (int64_t t = 0; t < slab.taps; ++t) {
           for (int64_t k = 0; k < depth; ++k, out += width) {
@@ -185,15 +189,6 @@ struct Packer {
           return row;
         });
       }
-      case Layout::taps:
-        for (int64_t k = 0; k < depth; ++k) {
-          const Place first = (slab.column + column) * read.column + (slab.k + k) * read.k;
-          transpose_runs(first, tap_step(), kernel, columns, kChannelsAhead * read.k, out, [&](int64_t j) {
-            const int64_t tap = tap_of(j / kernel_w, j % kernel_w);
-            return tap < 0 ? tap : tap * depth + k;
-          });
-        }
-        return;
     }
   }
 
@@ -208,6 +203,20 @@ struct Packer {
     if (row < 0 || row >= h.taps || column < 0 || column >= w.taps) return -1;
     const int64_t tap = row * w.taps + column - slab.tap;
     return tap < slab.taps ? tap : -1;
+  }
+
+  // Kernels are contiguous: all columns of one channel, then the next channel.
+  void kernels(float* out) const {
+    const int64_t kernel_w = problem.w.kernel, kernel = problem.h.kernel * kernel_w;
+    int64_t rows[kTransposedTaps];
+    for (int64_t j = 0; j < kernel; ++j) rows[j] = tap_of(j / kernel_w, j % kernel_w) * slab.depth;
+    for (int64_t k = 0; k < slab.depth; ++k, out += width) {
+      for (int64_t column = 0; column < slab.columns; column += kLanes) {
+        const Place first = (slab.column + column) * read.column + (slab.k + k) * read.k;
+        transpose_runs(first, tap_step(), kernel, min(kLanes, slab.columns - column), kChannelsAhead * read.k,
+                       out + column, [&](int64_t j) { return rows[j]; });
+      }
+    }
   }
 
   // Columns are contiguous: rows of the panel are runs of the weight.
@@ -228,6 +237,7 @@ struct Packer {
   void pack(float* out) const {
     const Layout layout = layout_of(problem, slab);
     if (layout == Layout::columns) return straight(out);
+    if (layout == Layout::taps) return kernels(out);
     for (int64_t column = 0; column < width; column += kLanes) transposed(layout, column, out + column);
   }
 };
