@@ -1,0 +1,129 @@
+"""Static neural graphs: channels are nodes, and the edges between them are learned (Wortsman et al. 2019).
+
+    I_v = sum over edges (u, v) of w_uv Z_u        Z_v = f_v(I_v)        edges = the k largest |w_uv| with u < v
+
+Nodes come in blocks, and an edge leads from a block to a later one, so the graph is acyclic and a block is one step.
+Every weight trains, edge or not: w_uv moves by <Z_u, -lr dL/dI_v>, which is what a layer that scores itself computes.
+"""
+
+import itertools
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import edgepop_kernels as ek
+
+
+class ChannelNodes(nn.Module):
+    """f of a block of nodes, each a channel (N, C, H, W): instance norm, ReLU, a 3x3 convolution of its own."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(channels, affine=True)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x).relu())
+
+    @torch.no_grad()
+    def chosen(self, nodes: Tensor) -> "ChannelNodes":
+        """The same functions for some of the nodes: int64 indices."""
+        small = ChannelNodes(len(nodes)).to(self.conv.weight.device).train(self.training)
+        for mine, theirs in zip(small.parameters(), self.parameters(), strict=True):
+            mine.copy_(theirs[nodes])
+        return small
+
+
+class StaticGraph(nn.Module):
+    """A graph of ``sum(blocks)`` nodes with ``edges`` learned edges; its last block is the output, taken before f.
+
+    Input (N, blocks[0], H, W), what flows into the first block; output (N, blocks[-1], H, W). One parameter per block,
+    weights[i] of shape (nodes of later blocks, blocks[i]): w_uv at row v, column u; all are ranked together. Raises
+    ValueError.
+    """
+
+    def __init__(self, blocks: tuple[int, ...], edges: int):
+        super().__init__()
+        blocks = tuple(blocks)
+        if len(blocks) < 2 or min(blocks) < 1:
+            raise ValueError(f"blocks: expected at least two sizes, each at least 1, got {blocks}")
+        later = [sum(blocks[i + 1 :]) for i in range(len(blocks) - 1)]
+        possible = sum(size * rows for size, rows in zip(blocks, later, strict=False))
+        if not 1 <= edges <= possible:
+            raise ValueError(f"edges: expected 1 to {possible}, what these blocks allow, got {edges}")
+        self.blocks, self.edges = blocks, edges
+        self.nodes = nn.ModuleList(ChannelNodes(size) for size in blocks[:-1])
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.empty(rows, size)) for rows, size in zip(later, blocks, strict=False)
+        )
+        for weight in self.weights:
+            ek.init.kaiming_normal_(weight)
+        # Half an edge less, so that kept_count's truncation yields exactly `edges`.
+        self.rule = ek.GlobalTopK((edges - 0.5) / possible)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cuts = ek.select_all(list(self.weights), [self.rule] * len(self.weights))
+        for i, (nodes, weight, cut) in enumerate(zip(self.nodes, self.weights, cuts, strict=True)):
+            z = nodes(x[:, : self.blocks[i]])
+            arriving = ek.masked_conv2d(z, weight[:, :, None, None], None, self.rule, cut=cut)
+            x = arriving if i == 0 else x[:, self.blocks[i] :] + arriving
+        return x
+
+    @torch.no_grad()
+    def adjacency(self) -> Tensor:
+        """Bool [nodes, nodes], true at (v, u) for an edge u -> v."""
+        total = sum(self.blocks)
+        adjacency = torch.zeros(total, total, dtype=torch.bool, device=self.weights[0].device)
+        cuts = ek.select_all(list(self.weights), [self.rule] * len(self.weights))
+        for start, weight, cut in zip(self._starts(), self.weights, cuts, strict=False):
+            rows, columns = weight.shape
+            # W * M of a matrix of ones is M: the layer itself says what it keeps.
+            eye = torch.eye(columns, device=weight.device)
+            kept = ek.masked_linear(eye, torch.ones_like(weight), weight, self.rule, cut=cut)
+            adjacency[total - rows :, start : start + columns] = kept.t() > 0
+        return adjacency
+
+    @torch.no_grad()
+    def alive(self) -> Tensor:
+        """Bool [nodes]: which nodes have a path to an output. The others change nothing."""
+        adjacency = self.adjacency()
+        alive = torch.zeros(len(adjacency), dtype=torch.bool, device=adjacency.device)
+        alive[-self.blocks[-1] :] = True
+        for start, size in reversed(list(zip(self._starts(), self.blocks[:-1], strict=False))):
+            alive[start : start + size] = (adjacency[:, start : start + size] & alive[:, None]).any(0)
+        return alive
+
+    @torch.no_grad()
+    def pruned(self) -> "StaticGraph":
+        """The same function without its dead nodes; inputs stay, blocks that died whole are left out."""
+        alive = self.alive()
+        alive[: self.blocks[0]] = True
+        chosen = [part.nonzero().flatten() for part in alive.split(list(self.blocks))]
+        used = [i for i, part in enumerate(chosen) if len(part)]
+        live = self.adjacency()[alive][:, alive]
+        small = StaticGraph(tuple(len(chosen[i]) for i in used), int(live.sum()))
+        small.to(self.weights[0].device).train(self.training)
+        for j, i in enumerate(used[:-1]):
+            small.nodes[j] = self.nodes[i].chosen(chosen[i])
+            later = alive[-len(self.weights[i]) :]
+            small.weights[j].copy_(self.weights[i][later][:, chosen[i]])
+        return small
+
+    def picture(self, path: Path) -> Path:
+        """Writes the wiring as a PNG: rows are receiving nodes, columns sending ones, lines the blocks."""
+        from matplotlib.figure import Figure
+
+        adjacency = self.adjacency().cpu()
+        figure = Figure(figsize=(6, 6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.imshow(adjacency.numpy(), cmap="binary", interpolation="nearest")
+        for start in self._starts()[1:]:
+            axes.axhline(start - 0.5, linewidth=0.5)
+            axes.axvline(start - 0.5, linewidth=0.5)
+        axes.set(title=f"{int(adjacency.sum()):,} edges", xlabel="from node", ylabel="to node")
+        figure.savefig(path, format="png", dpi=150)
+        return path
+
+    def _starts(self):
+        return list(itertools.accumulate(self.blocks[:-1], initial=0))

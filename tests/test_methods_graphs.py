@@ -1,0 +1,101 @@
+"""The static neural graph against its definition, node by node; dead nodes; the picture."""
+
+import pytest
+import torch
+
+import edgepop_kernels as ek
+from edgepop_kernels.methods.graphs import StaticGraph
+
+BLOCKS = (3, 5, 4, 2)
+
+
+def graph(edges=25):
+    torch.manual_seed(0)
+    return StaticGraph(BLOCKS, edges)
+
+
+def by_definition(model, x):
+    """I_v = sum of w_uv Z_u over the edges, Z_v = f_v(I_v), node after node; gradients flow to all u < v."""
+    matrix = x.new_zeros(14, 14)
+    starts = (0, 3, 8, 12)
+    for i, weight in enumerate(model.weights):
+        matrix[14 - len(weight) :, starts[i] : starts[i] + BLOCKS[i]] = weight
+    allowed = torch.zeros(14, 14, dtype=torch.bool)
+    for start, size in zip(starts, BLOCKS, strict=True):
+        allowed[start + size :, start : start + size] = True
+    threshold = matrix.detach()[allowed].abs().sort(descending=True).values[model.edges - 1]
+    kept = (matrix.detach().abs() >= threshold) & allowed
+    matrix = matrix * kept + (matrix - matrix.detach()) * ~kept
+    incoming = [x[:, u] if u < 3 else None for u in range(14)]
+    outgoing = []
+    for block, (start, size) in enumerate(zip(starts, BLOCKS, strict=True)):
+        for v in range(start, start + size):
+            if v >= 3:
+                incoming[v] = sum(matrix[v, u] * outgoing[u] for u in range(start))
+        if block < 3:
+            outgoing += model.nodes[block](torch.stack(incoming[start : start + size], 1)).unbind(1)
+    return torch.stack(incoming[12:], 1), kept
+
+
+def test_the_graph_is_its_definition():
+    """Values, and the update of every weight u < v, chosen or not (Wortsman et al. 2019, equations 1 to 5)."""
+    model = graph()
+    x = torch.randn(2, 3, 6, 6)
+    y = model(x)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    expected, kept = by_definition(model, x)
+    expected.backward(dy)
+    assert torch.equal(model.adjacency(), kept) and kept.sum() == 25
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    for mine, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-4)
+    assert model.weights[0].grad[~kept[3:, :3]].any()  # no edges yet, and they learn
+
+
+@pytest.mark.parametrize("edges", [1, 5, 12, 25, 71])
+def test_pruning_dead_nodes_changes_nothing(edges):
+    model = graph(edges).eval()
+    x = torch.randn(2, 3, 6, 6)
+    alive = model.alive()
+    adjacency = model.adjacency()
+    assert adjacency.sum() == edges
+    reach = torch.eye(14, dtype=torch.bool)
+    for _ in range(4):
+        reach |= (reach.float() @ adjacency.float()) > 0
+    assert torch.equal(alive, reach[12:].any(0))
+    if not adjacency[12:].any():
+        return  # nothing reaches the output; there is no graph to prune
+    small = model.pruned()
+    torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
+    assert sum(small.blocks) == int(alive[3:].sum()) + 3 and small.alive()[small.blocks[0] :].all()
+
+
+def test_picture(tmp_path):
+    assert graph().picture(tmp_path / "wiring.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(((3,), 1), "blocks"), (((3, 0), 1), "blocks"), (((3, 2), 7), "edges"), (((3, 2), 0), "edges")],
+)
+def test_bad_input_is_named(arguments, name):
+    with pytest.raises(ValueError, match=rf"^{name}: ."):
+        StaticGraph(*arguments)
+
+
+def test_edges_move():
+    """Training swaps edges, and keeps their number."""
+    model = graph()
+    before = model.adjacency()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    x = torch.randn(8, 3, 6, 6)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimizer.step()
+    after = model.adjacency()
+    assert after.sum() == before.sum() == 25 and not torch.equal(after, before)
+    assert ek.kept_count(71, model.rule.keep) == 25
