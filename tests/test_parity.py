@@ -41,7 +41,7 @@ def threads(count):
 
 def leaves(case, device):
     """The case's tensors in canary buffers, those that take a gradient requiring it."""
-    x, weight, scores, bias, dy = (None if t is None else Guarded(t.to(device)).tensor for t in case.tensors())
+    x, weight, scores, bias, dy = (None if t is None else Guarded(t, device=device).tensor for t in case.tensors())
     learned = [x, bias, weight if case.trains_weight else None]
     if scores is not None and scores.dtype == torch.float32:
         learned.append(scores)

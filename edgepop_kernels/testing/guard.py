@@ -12,18 +12,20 @@ MARGIN = 256  # elements on each side: more than the widest vector (64 bytes) an
 
 
 class Guarded:
-    """``tensor`` has the values, dtype and strides of ``like``, inside a buffer of canaries.
+    """``tensor`` has the values, dtype and strides of ``like``, in a buffer of canaries on ``device`` (like's own).
 
-    The strides may leave gaps (a view of every second column) and repeat elements (an expanded dimension).
+    The strides may leave gaps (a view of every second column) and repeat elements (an expanded dimension); a move to
+    another device keeps them too, which ``like.to(device)`` does not.
     """
 
-    def __init__(self, like: torch.Tensor, margin: int = MARGIN):
+    def __init__(self, like: torch.Tensor, margin: int = MARGIN, device: torch.device | None = None):
+        device = like.device if device is None else device
         span = 1 + sum((n - 1) * s for n, s in zip(like.shape, like.stride(), strict=True)) if like.numel() else 0
         size = span + 2 * margin
-        bytes_ = torch.full((size * like.element_size(),), 0xFF, dtype=torch.uint8, device=like.device)
+        bytes_ = torch.full((size * like.element_size(),), 0xFF, dtype=torch.uint8, device=device)
         buffer = bytes_.view(like.dtype)
         self.tensor = buffer.as_strided(like.shape, like.stride(), margin)
-        owned = torch.zeros(size, dtype=torch.bool, device=like.device)
+        owned = torch.zeros(size, dtype=torch.bool, device=device)
         owned.as_strided(like.shape, like.stride(), margin).fill_(True)
         if 0 in like.stride():  # copy_ refuses a destination that repeats elements
             once = tuple(slice(0, 1) if s == 0 else slice(None) for s in like.stride())
