@@ -178,6 +178,7 @@ NAMED = [
     replace(BASE, batch=2, channels=(300, 70), size=(7, 7), x="nchw", y="nchw"),
     replace(BASE, batch=1, channels=(800, 70), size=(6, 5), dtype=BF16),
     replace(BASE, batch=1, channels=(8, 8), size=(3, 700), x="nchw", y="nchw"),
+    replace(BASE, channels=(85, 256), dtype=BF16),  # four panels of an odd depth fill the panel memory to the brim
 ]  # fmt: skip
 
 

@@ -12,12 +12,12 @@ namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 // One thread's working memory.
 struct Workspace {
   char* panels;
-  float* stage;      // rows on their way to becoming pairs
+  float* stage;  // rows on their way to becoming pairs
   char* band;
   float* results;
-  float* start;      // kMaxColumns
+  float* start;  // [kMaxColumns]
   RowBlock rows[2];
-  const char* zeros;       // a row outside the image
+  const char* zeros;  // a row outside the image
 
   static constexpr int64_t kWidth = kMaxVectors * kLanes;
   static constexpr int64_t kStageRows = 2 * kMaxTaps;

@@ -67,9 +67,8 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
   const bool few_channels = !p.depthwise && p.depth < 16 && taps > 1;
   const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.depthwise);
   plan.gather = few_channels;
-  plan.kernel = p.depthwise                                                    ? Kernel::depthwise
-                : kDotBf16 && p.in.dtype == DType::bf16 && !few_channels ? Kernel::pairs
-                                                                               : Kernel::f32;
+  const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !few_channels;
+  plan.kernel = p.depthwise ? Kernel::depthwise : pairs ? Kernel::pairs : Kernel::f32;
   plan.band = taps > 0 && (!adjacent || (plan.kernel == Kernel::f32 && p.in.dtype != DType::f32 && !plan.gather));
   plan.in_place = p.out.dtype == DType::f32 && (p.out.stride[1] == 1 || p.columns == 1);
 
@@ -84,7 +83,8 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
   split(p, threads, plan);
   const int64_t vectors = ceil_div(plan.vectors, plan.shares_c);
   const int64_t width = min(vectors, kMaxVectors) * kLanes;
-  const int64_t panel_bytes = max(1, plan.tap_block * plan.k_block * width * (plan.kernel == Kernel::pairs ? 2 : 4));
+  const int64_t panel_bytes =
+      max(1, plan.tap_block * width * (plan.kernel == Kernel::pairs ? 2 * round_up(plan.k_block, 2) : 4 * plan.k_block));
   plan.panels = plan.blocks() > 1 ? 1 : min(kPanelBytes / panel_bytes, kMaxColumns / width);
   plan.panels = max(1, min(min(plan.panels, kMaxPanels), ceil_div(vectors * kLanes, width)));
 
@@ -106,7 +106,9 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
     for (; !fits() && rows > 1; plan.tiles = tiling(p, rows)) rows = rows * 3 / 4;
     if (!fits()) return false;
   }
-  plan.chunk = plan.in_place ? plan.tiles.count() : plan.blocks() == 1 ? 1 : max(1, accumulated_rows / plan.tiles.rows());
+  plan.chunk = plan.in_place         ? plan.tiles.count()
+               : plan.blocks() == 1 ? 1
+                                    : max(1, accumulated_rows / plan.tiles.rows());
   return true;
 }
 

@@ -160,34 +160,32 @@ struct Packer {
     }
   }
 
-  // One vector of columns, from column `column` of the slab on.
-  void transposed(Layout layout, int64_t column, float* out) const {
-    const int64_t columns = min(kLanes, slab.columns - column), depth = slab.depth;
-    const int64_t kernel_w = problem.w.kernel, kernel = problem.h.kernel * kernel_w;
-    switch (layout) {
-      case Layout::columns:
-      case Layout::taps:
-        return;  // whole rows at once, see pack()
-      case Layout::scattered:
-        for (int64_t t = 0; t < slab.taps; ++t) {
-          for (int64_t k = 0; k < depth; ++k, out += width) {
-            store(out, read.gather(place(column, k, t), read.column, columns));
-          }
-        }
-        return;
-      case Layout::channels:
-        for (int64_t t = 0; t < slab.taps; ++t) {
-          transpose_runs(place(column, 0, t), read.k, depth, columns, kAhead * read.k, out + t * depth * width,
-                         [](int64_t j) { return j; });
-        }
-        return;
-      case Layout::taps_of_all_channels: {
-        int64_t k = 0, tap = 0;  // of the next element: runs are visited in order
-        return transpose_runs(place(column, 0, 0), tap_step(), kernel * depth, columns, kAhead * tap_step(), out, [&](int64_t) {
-          const int64_t row = tap * depth + k;
-          if (++tap == kernel) tap = 0, ++k;
-          return row;
-        });
+  // Channels are contiguous: one vector of columns, tap by tap.
+  void channels(int64_t column, float* out) const {
+    const int64_t columns = min(kLanes, slab.columns - column);
+    for (int64_t t = 0; t < slab.taps; ++t, out += slab.depth * width) {
+      transpose_runs(place(column, 0, t), read.k, slab.depth, columns, kAhead * read.k, out,
+                     [](int64_t j) { return j; });
+    }
+  }
+
+  // Channels and their taps are one run.
+  void taps_of_all_channels(int64_t column, float* out) const {
+    const int64_t columns = min(kLanes, slab.columns - column);
+    int64_t k = 0, tap = 0;  // of the next element: runs are visited in order
+    transpose_runs(place(column, 0, 0), tap_step(), slab.taps * slab.depth, columns, kAhead * tap_step(), out,
+                   [&](int64_t) {
+                     const int64_t row = tap * slab.depth + k;
+                     if (++tap == slab.taps) tap = 0, ++k;
+                     return row;
+                   });
+  }
+
+  void scattered(int64_t column, float* out) const {
+    const int64_t columns = min(kLanes, slab.columns - column);
+    for (int64_t t = 0; t < slab.taps; ++t) {
+      for (int64_t k = 0; k < slab.depth; ++k, out += width) {
+        store(out, read.gather(place(column, k, t), read.column, columns));
       }
     }
   }
@@ -238,7 +236,11 @@ struct Packer {
     const Layout layout = layout_of(problem, slab);
     if (layout == Layout::columns) return straight(out);
     if (layout == Layout::taps) return kernels(out);
-    for (int64_t column = 0; column < width; column += kLanes) transposed(layout, column, out + column);
+    for (int64_t column = 0; column < slab.columns; column += kLanes) {
+      if (layout == Layout::channels) channels(column, out + column);
+      if (layout == Layout::taps_of_all_channels) taps_of_all_channels(column, out + column);
+      if (layout == Layout::scattered) scattered(column, out + column);
+    }
   }
 };
 

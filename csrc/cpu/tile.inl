@@ -75,27 +75,26 @@ static inline Source source_of(const Tensor& t, int64_t channel) {
   return {data, t.dtype, 0, 0, 0, t.stride[0], t.stride[1], t.stride[2], t.stride[3]};
 }
 
-// channels x count pixels between two layouts: channels `from_c` apart and pixels adjacent, to pixels `to_pixel` apart
-// and channels adjacent.
+// A matrix of `rows` runs of `count` elements, `from_pitch` apart, to its transpose with runs `to_pitch` apart.
 template <class From, class To>
-static inline void to_channels_last(const From* from, int64_t from_c, int64_t channels, int64_t count, To* to,
-                                    int64_t to_pixel) {
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const int64_t nc = min(kLanes, channels - c);
+static inline void transpose_runs(const From* from, int64_t from_pitch, int64_t rows, int64_t count, To* to,
+                                  int64_t to_pitch) {
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const int64_t nr = min(kLanes, rows - r);
     for (int64_t x = 0; x < count; x += kLanes) {
       const int64_t nx = min(kLanes, count - x);
       Vec tile[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
-        const From* at = from + (c + i) * from_c + x;
-        tile[i] = i >= nc ? zero() : nx == kLanes ? load(at) : load(at, nx);
+        const From* at = from + (r + i) * from_pitch + x;
+        tile[i] = i >= nr ? zero() : nx == kLanes ? load(at) : load(at, nx);
       }
       transpose(tile);
-      To* out = to + x * to_pixel + c;
+      To* out = to + x * to_pitch + r;
       for (int64_t i = 0; i < nx; ++i) {
-        if (nc == kLanes) {
-          store(out + i * to_pixel, tile[i]);
+        if (nr == kLanes) {
+          store(out + i * to_pitch, tile[i]);
         } else {
-          store(out + i * to_pixel, tile[i], nc);
+          store(out + i * to_pitch, tile[i], nr);
         }
       }
     }
@@ -129,7 +128,7 @@ static Source copy_band(const Problem& p, const Tile& tile, const Source& from, 
           for (int64_t x = 0; x < length; ++x) convert_run(at + x * from.stride_w, channels, to + x * channels);
         }
       } else if (from.stride_w == 1) {
-        to_channels_last(at, from.stride_c, channels, length, to, channels);
+        transpose_runs(at, from.stride_c, channels, length, to, channels);
       } else {
         for (int64_t x = 0; x < length; ++x) {
           for (int64_t c = 0; c < channels; ++c) {
@@ -161,7 +160,7 @@ static void write_tile(const Problem& p, const Tile& tile, const float* from, in
       if (stride_c == 1) {
         for (int64_t x = 0; x < length; ++x) convert_run(from + x * pitch, columns, at + x * stride_w);
       } else if (stride_w == 1) {
-        to_channels_last(from, pitch, length, columns, at, stride_c);
+        transpose_runs(from, pitch, length, columns, at, stride_c);
       } else {
         for (int64_t x = 0; x < length; ++x) {
           for (int64_t c = 0; c < columns; ++c) from_float(from[x * pitch + c], at + x * stride_w + c * stride_c);
