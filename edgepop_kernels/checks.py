@@ -3,7 +3,7 @@
 import torch
 
 from .cut import Cut, Draw
-from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, TopK
+from .rules import Bernoulli, Frozen, Ranked, Rule
 
 _RULES = ", ".join(kind.__name__ for kind in Rule.__args__)
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -150,7 +150,7 @@ def _scores(weight, scores, rule_):
             return
         mask_tensor("scores", scores)
     elif scores is None:
-        if not isinstance(rule_, TopK | GlobalTopK | Percentile):
+        if not isinstance(rule_, Ranked):
             raise ValueError(f"scores: None (the weight scores itself) needs a rule that ranks, got {_shown(rule_)}")
         if weight.dtype != torch.float32:
             raise TypeError(f"weight: scoring itself it must be float32, got {weight.dtype}")

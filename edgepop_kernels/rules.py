@@ -37,7 +37,9 @@ def _checked_of(of: str, allowed: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class _Ranked:
+class Ranked:
+    """What rules share that keep the best-ranked scores."""
+
     keep: float = 0.5
     of: str = "abs"
 
@@ -51,7 +53,7 @@ class _Ranked:
 
 
 @dataclass(frozen=True)
-class TopK(_Ranked):
+class TopK(Ranked):
     """Keep the best-scored fraction ``keep`` of each layer, exactly ``kept_count(numel, keep)`` weights.
 
     of: "abs" ranks by |s| (edge-popup, Ramanujan et al. 2020); "raw" by s itself. Ties go to the lower flat index,
@@ -60,7 +62,7 @@ class TopK(_Ranked):
 
 
 @dataclass(frozen=True)
-class GlobalTopK(_Ranked):
+class GlobalTopK(Ranked):
     """Keep the best-scored fraction ``keep`` of all layers together: one threshold, any share of a single layer.
 
     The layers of one ``select_all`` call (of one model under ``share_selection``) whose rules are equal are ranked
@@ -69,7 +71,7 @@ class GlobalTopK(_Ranked):
 
 
 @dataclass(frozen=True)
-class Percentile(_Ranked):
+class Percentile(Ranked):
     """Keep the scores at or above a percentile of their layer, all ties included: hidden-networks' GetSubnetFaster.
 
     The threshold is the j-th smallest score, j = 1 + round(.01 * q * (numel - 1)), q = (1 - keep) * 100, in Python
@@ -105,10 +107,10 @@ class Threshold:
 class Bernoulli:
     """Keep each weight with probability sigmoid(score), drawn anew in every forward; NaN is never kept.
 
-    Zhou et al. 2019, "Deconstructing lottery tickets", section 5. The seed of a draw comes from torch's generator of
-    the scores' device, so ``torch.manual_seed`` reproduces it; backward uses the mask of its forward. at_eval: what
-    layers do in eval mode, and for good when frozen or materialised: "sample" draws there too, as the paper does;
-    "round" keeps sigmoid(score) > 0.5.
+    Zhou et al. 2019, "Deconstructing Lottery Tickets". The seed of a draw comes from torch's generator of the scores'
+    device, so ``torch.manual_seed`` reproduces it, and ranks whose generators agree draw one mask; backward uses the
+    mask of its forward. at_eval: what layers do in eval mode, and for good when frozen or materialised: "sample" draws
+    there too, as the paper does; "round" keeps sigmoid(score) > 0.5.
     """
 
     at_eval: str = "sample"

@@ -38,7 +38,7 @@ def by_definition(model, x):
 
 
 def test_the_graph_is_its_definition():
-    """Values, and the update of every weight u < v, chosen or not (Wortsman et al. 2019, equations 1 to 5)."""
+    """Values, and the update of every weight u < v, chosen or not (Wortsman et al. 2019)."""
     model = graph()
     x = torch.randn(2, 3, 6, 6)
     y = model(x)

@@ -172,4 +172,5 @@ def test_evaluation_samples_or_rounds():
     rounded.eval()
     torch.testing.assert_close(rounded(x), F.linear(x, rounded.weight * (rounded.scores > 0), rounded.bias))
     assert torch.equal(rounded.train().mask(), rounded.scores > 0)
+    assert not torch.equal(rounded(x), rounded(x))  # after an evaluation as before it
     assert abs(rounded.keep - rounded.scores.sigmoid().mean().item()) < 1e-6

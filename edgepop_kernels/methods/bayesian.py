@@ -39,7 +39,7 @@ class VariationalLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x mu^T + ((x * s_in) (sigma * noise)^T) * s_out + bias: one noise for the batch, one pair of random signs for
-        each example, which decorrelates the examples' gradients (Flipout, equation 4)."""
+        each example, which decorrelates the examples' gradients (Flipout)."""
         y = F.linear(x, self.mu, self.bias)
         if not self.training:
             return y

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import edgepop_kernels as ek
 
-# Section 2: scores of (w_i, w_f, gradient at w_i); the last two are those of Lee et al. 2019 and its plain form.
+# Scores of (w_i, w_f, gradient at w_i); the last two are those of Lee et al. 2019 and its plain form.
 CRITERIA = {
     "large_final": lambda wi, wf, g: wf.abs(),
     "small_final": lambda wi, wf, g: -wf.abs(),
@@ -69,7 +69,7 @@ def prune(score: Tensor, keep: float, mask: Tensor | None = None) -> Tensor:
 
 
 def treat_kept(action: str, initial: Tensor, mask: Tensor, rescale: bool = False) -> Tensor:
-    """The layer's weights before retraining, where kept, by a mask-1 action (section 4); pruned ones are 0.
+    """The layer's weights before retraining, where kept, by a mask-1 action; pruned ones are 0.
 
     rewind: w_i. random_reinit: all of w_i, shuffled; random_reshuffle: the kept w_i, shuffled among themselves.
     signed_*: the same, then given w_i's signs. signed_constant: sign(w_i) std(w_i); random_signed_constant: with random
@@ -94,7 +94,7 @@ def treat_kept(action: str, initial: Tensor, mask: Tensor, rescale: bool = False
 
 
 def treat_pruned(action: str, initial: Tensor, final: Tensor, mask: Tensor) -> Tensor:
-    """The layer's weights before retraining, kept ones rewound to w_i, pruned ones by a mask-0 action (section 3).
+    """The layer's weights before retraining, kept ones rewound to w_i, pruned ones by a mask-0 action.
 
     zero: 0. freeze_init: w_i. freeze_init_zero_mask: 0 where training shrank the weight, else w_i.
     freeze_init_zero_all: the same, and kept weights that training shrank start at 0 too. Pruned weights that are not 0

@@ -8,7 +8,7 @@ from torch import nn
 
 from .. import checks, functional, init
 from ..cut import Cut, Selection
-from ..rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK
+from ..rules import Bernoulli, Frozen, GlobalTopK, Ranked, Rule, Threshold
 
 
 class MaskedLayer(nn.Module):
@@ -20,7 +20,7 @@ class MaskedLayer(nn.Module):
     rule     assign another to change it
     """
 
-    rules: tuple[type, ...] = (TopK, GlobalTopK, Percentile, Threshold, Bernoulli)  # what a layer of this kind takes
+    rules: tuple[type, ...] = (Ranked, Threshold, Bernoulli)  # what a layer of this kind takes
     rule: Rule
     loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
     shared_cut: Selection | None = None  # this forward's selection, set by share_selection
@@ -37,7 +37,7 @@ class MaskedLayer(nn.Module):
     def _take_rule(self, rule):
         checks.rule(rule)
         if not isinstance(rule, self.rules):
-            allowed = ", ".join(kind.__name__ for kind in self.rules)
+            allowed = ", ".join(kind.__name__ for kind in Rule.__args__ if issubclass(kind, self.rules))
             raise ValueError(f"rule: {type(self).__name__} takes one of {allowed}, got {rule}")
         self.rule = rule
         self.register_buffer("mask_bits", None)
@@ -59,7 +59,7 @@ class MaskedLayer(nn.Module):
     @property
     def keep(self) -> float:
         """Fraction of weights kept, under Bernoulli the expected one; settable for rules that rank."""
-        if isinstance(self.rule, TopK | GlobalTopK | Percentile):
+        if isinstance(self.rule, Ranked):
             return self.rule.keep
         if isinstance(self.rule, Bernoulli):
             return self.scores.detach().sigmoid().mean().item()
@@ -67,7 +67,7 @@ class MaskedLayer(nn.Module):
 
     @keep.setter
     def keep(self, keep: float) -> None:
-        if not isinstance(self.rule, TopK | GlobalTopK | Percentile):
+        if not isinstance(self.rule, Ranked):
             raise ValueError(f"keep: only a rule that ranks has one to set, this layer's rule is {self.rule}")
         self.rule = dataclasses.replace(self.rule, keep=keep)
 
@@ -95,7 +95,8 @@ class MaskedLayer(nn.Module):
 
     def hint(self) -> Cut | None:
         """The last cut, where it can start the next selection."""
-        return self._last_cut if self._last_cut is not None and self._last_cut.of == self.rule.of else None
+        starts = self._last_cut is not None and isinstance(self.rule, Ranked) and self._last_cut.of == self.rule.of
+        return self._last_cut if starts else None
 
     def forward_rule(self) -> Rule:
         """The rule of a forward in the present mode."""

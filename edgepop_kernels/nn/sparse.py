@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..rules import GlobalTopK, Percentile, Rule, TopK
+from ..rules import Ranked, Rule, TopK
 from .masked import MaskedConv2d, MaskedLayer, MaskedLinear
 
 
@@ -13,7 +13,7 @@ class SelfScored(MaskedLayer):
     There are no scores; the weight is float32 whatever the layer's dtype. A dense state_dict loads as it is.
     """
 
-    rules = (TopK, GlobalTopK, Percentile)
+    rules = (Ranked,)
 
     def mask_with(self, rule: Rule) -> None:
         """Masks a layer built by torch's constructor by the ``rule`` on its weight."""
