@@ -9,9 +9,9 @@ from edgepop_kernels.methods.graphs import StaticGraph
 BLOCKS = (3, 5, 4, 2)
 
 
-def graph(edges=25):
+def graph(edges=25, **options):
     torch.manual_seed(0)
-    return StaticGraph(BLOCKS, edges)
+    return StaticGraph(BLOCKS, edges, **options)
 
 
 def by_definition(model, x):
@@ -55,10 +55,13 @@ def test_the_graph_is_its_definition():
     assert model.weights[0].grad[~kept[3:, :3]].any()  # no edges yet, and they learn
 
 
+@pytest.mark.parametrize("options", [{}, {"norm": "batch", "stride": 2}], ids=str)
 @pytest.mark.parametrize("edges", [1, 5, 12, 25, 71])
-def test_pruning_dead_nodes_changes_nothing(edges):
-    model = graph(edges).eval()
+def test_pruning_dead_nodes_changes_nothing(edges, options):
+    model = graph(edges, **options)
     x = torch.randn(2, 3, 6, 6)
+    model(x)  # running statistics
+    model.eval()
     alive = model.alive()
     adjacency = model.adjacency()
     assert adjacency.sum() == edges

@@ -16,12 +16,18 @@ import edgepop_kernels as ek
 
 
 class ChannelNodes(nn.Module):
-    """f of a block of nodes, each a channel (N, C, H, W): instance norm, ReLU, a 3x3 convolution of its own."""
+    """f of a block of nodes, each a channel (N, C, H, W): norm, ReLU, a 3x3 convolution of its own.
 
-    def __init__(self, channels: int):
+    norm: "instance" or "batch", with scale and shift. stride: of the convolution.
+    """
+
+    def __init__(self, channels: int, norm: str = "instance", stride: int = 1):
         super().__init__()
-        self.norm = nn.InstanceNorm2d(channels, affine=True)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        if norm not in ("instance", "batch"):
+            raise ValueError(f"norm: expected 'instance' or 'batch', got {norm!r}")
+        self.settings = {"norm": norm, "stride": stride}
+        self.norm = nn.InstanceNorm2d(channels, affine=True) if norm == "instance" else nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.norm(x).relu())
@@ -29,21 +35,21 @@ class ChannelNodes(nn.Module):
     @torch.no_grad()
     def chosen(self, nodes: Tensor) -> "ChannelNodes":
         """The same functions for some of the nodes: int64 indices."""
-        small = ChannelNodes(len(nodes)).to(self.conv.weight.device).train(self.training)
-        for mine, theirs in zip(small.parameters(), self.parameters(), strict=True):
-            mine.copy_(theirs[nodes])
+        small = ChannelNodes(len(nodes), **self.settings).to(self.conv.weight.device).train(self.training)
+        state = {name: t if t.dim() == 0 else t[nodes] for name, t in self.state_dict().items()}
+        small.load_state_dict(state)
         return small
 
 
 class StaticGraph(nn.Module):
     """A graph of ``sum(blocks)`` nodes with ``edges`` learned edges; its last block is the output, taken before f.
 
-    Input (N, blocks[0], H, W), what flows into the first block; output (N, blocks[-1], H, W). One parameter per block,
-    weights[i] of shape (nodes of later blocks, blocks[i]): w_uv at row v, column u; all are ranked together. Raises
-    ValueError.
+    Input (N, blocks[0], H, W), what flows into the first block; output (N, blocks[-1], H', W'). norm: of all nodes;
+    stride: of the first block, H' is H / stride. One parameter per block, weights[i] of shape (nodes of later blocks,
+    blocks[i]): w_uv at row v, column u; all are ranked together. Raises ValueError.
     """
 
-    def __init__(self, blocks: tuple[int, ...], edges: int):
+    def __init__(self, blocks: tuple[int, ...], edges: int, *, norm: str = "instance", stride: int = 1):
         super().__init__()
         blocks = tuple(blocks)
         if len(blocks) < 2 or min(blocks) < 1:
@@ -53,7 +59,7 @@ class StaticGraph(nn.Module):
         if not 1 <= edges <= possible:
             raise ValueError(f"edges: expected 1 to {possible}, what these blocks allow, got {edges}")
         self.blocks, self.edges = blocks, edges
-        self.nodes = nn.ModuleList(ChannelNodes(size) for size in blocks[:-1])
+        self.nodes = nn.ModuleList(ChannelNodes(size, norm, 1 if i else stride) for i, size in enumerate(blocks[:-1]))
         self.weights = nn.ParameterList(
             nn.Parameter(torch.empty(rows, size)) for rows, size in zip(later, blocks, strict=False)
         )
@@ -102,7 +108,7 @@ class StaticGraph(nn.Module):
         chosen = [part.nonzero().flatten() for part in alive.split(list(self.blocks))]
         used = [i for i, part in enumerate(chosen) if len(part)]
         live = self.adjacency()[alive][:, alive]
-        small = StaticGraph(tuple(len(chosen[i]) for i in used), int(live.sum()))
+        small = StaticGraph(tuple(len(chosen[i]) for i in used), int(live.sum()), **self.nodes[0].settings)
         small.to(self.weights[0].device).train(self.training)
         for j, i in enumerate(used[:-1]):
             small.nodes[j] = self.nodes[i].chosen(chosen[i])
