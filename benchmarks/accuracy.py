@@ -25,7 +25,7 @@ ROWS = (
     ("edge-popup, keep 0.1, scaled", "edge-popup-digits", {"keep": 0.1, "scale": "paper"}, 92.3, 1.2),
     ("neural wirings, keep 0.1", "wirings-digits", {}, 92.7, 1.2),
     ("supermask, threshold", "supermask-digits", {}, 87.5, 2.0),
-    ("supermask, Bernoulli", "bernoulli-digits", {}, 87.7, 2.0),
+    ("supermask, Bernoulli", "supermask-bernoulli-digits", {}, 87.7, 2.0),
 )
 TICKET_GAP = 5.0  # points that keeping 20 % by low variance must be ahead of keeping 20 % by high variance
 

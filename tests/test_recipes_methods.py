@@ -8,7 +8,7 @@ from edgepop_kernels.recipes import registry
 
 NETWORKS = {
     "supermask-digits": (ek.FusedSupermaskLinear, ek.Threshold(0.5), {"scores"}),
-    "bernoulli-digits": (ek.FusedSupermaskLinear, ek.Bernoulli(), {"scores"}),
+    "supermask-bernoulli-digits": (ek.FusedSupermaskLinear, ek.Bernoulli(), {"scores"}),
     "wirings-digits": (ek.FusedSparseLinear, ek.TopK(0.1), {"weight"}),
 }
 

@@ -125,8 +125,8 @@ def recipes():
     """List the recipes, what each aims at, and who published that."""
     for name, (recipe, goal, source) in registry.RECIPES.items():
         keep = f", keep {recipe.keep}" if hasattr(recipe, "keep") else ""
-        typer.echo(f"{name:<26}{recipe.model} on {recipe.dataset}{keep}, {recipe.epochs} epochs")
-        typer.echo(f"{'':<26}aims at: {goal} ({source})")
+        typer.echo(f"{name:<28}{recipe.model} on {recipe.dataset}{keep}, {recipe.epochs} epochs")
+        typer.echo(f"{'':<28}aims at: {goal} ({source})")
 
 
 @app.command(name="export")

@@ -55,17 +55,17 @@ _BERNOULLI = dict(rule="bernoulli", scores_init=0.0, lr=50.0, weight_decay=0.0)
 
 RECIPES = {
     "supermask-digits": Entry(Supermask(**_THRESHOLD), "87.5 % ± 0.7", _MEASURED),
-    "bernoulli-digits": Entry(Supermask(**_BERNOULLI), "87.7 % ± 0.5", _MEASURED),
+    "supermask-bernoulli-digits": Entry(Supermask(**_BERNOULLI), "87.7 % ± 0.5", _MEASURED),
     "supermask-mnist": Entry(
         Supermask(dataset="mnist", epochs=30, batch_size=128, **_THRESHOLD), "published as curves only", "mshlis 2019"
     ),
-    "bernoulli-mnist": Entry(
+    "supermask-bernoulli-mnist": Entry(
         Supermask(dataset="mnist", epochs=100, batch_size=250, **_BERNOULLI | {"lr": 100.0}),
         "no published table for these epochs",
         "Zhou et al. 2019 (arXiv 1905.01067)",
     ),
 } | {
-    f"bernoulli-{model}": Entry(
+    f"supermask-bernoulli-{model}": Entry(
         Supermask(model=model, dataset="cifar10", epochs=100, batch_size=128, **_BERNOULLI | {"lr": lr}),
         "published as curves only",
         "Ramanujan et al. 2020 (arXiv 1911.13299), baseline",
