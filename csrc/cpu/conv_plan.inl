@@ -83,8 +83,8 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
   split(p, threads, plan);
   const int64_t vectors = ceil_div(plan.vectors, plan.shares_c);
   const int64_t width = min(vectors, kMaxVectors) * kLanes;
-  const int64_t panel_bytes =
-      max(1, plan.tap_block * width * (plan.kernel == Kernel::pairs ? 2 * round_up(plan.k_block, 2) : 4 * plan.k_block));
+  const int64_t column_bytes = plan.kernel == Kernel::pairs ? 2 * round_up(plan.k_block, 2) : 4 * plan.k_block;
+  const int64_t panel_bytes = max(1, plan.tap_block * width * column_bytes);
   plan.panels = plan.blocks() > 1 ? 1 : min(kPanelBytes / panel_bytes, kMaxColumns / width);
   plan.panels = max(1, min(min(plan.panels, kMaxPanels), ceil_div(vectors * kLanes, width)));
 
