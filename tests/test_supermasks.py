@@ -80,7 +80,15 @@ def test_rescaling_counts_as_the_mask_does(of):
     layer = ek.FusedSupermaskLinear(40, 30, rule=ek.Threshold(0.25, of), rescale=True)
     with torch.no_grad():
         layer.scores.copy_(torch.randint(-4, 5, (30, 40)) * 0.125)
-    assert layer.scale().item() == pytest.approx(1200 / layer.mask().sum().item())
+    assert layer.scale(layer.select()).item() == pytest.approx(1200 / layer.mask().sum().item())
+
+
+def test_a_layer_that_keeps_nothing_gives_its_bias():
+    layer = ek.FusedSupermaskLinear(5, 7, rescale=True, scores_init=-1.0)
+    y = layer(torch.randn(3, 5))
+    torch.testing.assert_close(y, layer.bias.expand(3, 7))
+    y.sum().backward()
+    assert layer.scores.grad.isfinite().all() and torch.equal(layer.materialize().weight, torch.zeros(7, 5))
 
 
 def test_constructor():

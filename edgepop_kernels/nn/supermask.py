@@ -7,7 +7,7 @@ from torch import nn
 
 from .. import functional
 from ..autograd import KeptTotal
-from ..cut import Draw, largest_dropped
+from ..cut import Draw, Selection, largest_dropped
 from ..rules import Bernoulli, Frozen, Rule, Threshold
 from .masked import MaskedConv2d, MaskedLayer, MaskedLinear
 
@@ -52,17 +52,20 @@ class Supermask(MaskedLayer):
         y = y * self.scale(selection).to(y.dtype)
         return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (self.weight.dim() - 2))
 
-    def scale(self, selection=None) -> torch.Tensor:
-        """numel / sum(M), a float32 scalar; sum(M) is differentiable straight-through."""
+    def scale(self, selection: Selection | None) -> torch.Tensor:
+        """numel / sum(M), a float32 scalar; sum(M) is differentiable straight-through, and counts as 1 where it is 0.
+
+        selection: what ``select`` returned for this forward.
+        """
         if isinstance(self.rule, Frozen):
-            return self.weight.numel() / _popcount(self.mask_bits).to(torch.float32)
+            return self.weight.numel() / _popcount(self.mask_bits).clamp(min=1).to(torch.float32)
         rule = self.forward_rule()
         if isinstance(selection, Draw):
             count = _popcount(selection.bits)
         else:
             magnitude_or_score = self.scores.detach().abs() if rule.of == "abs" else self.scores.detach()
             count = (magnitude_or_score > largest_dropped(rule)).sum()
-        return self.weight.numel() / KeptTotal.apply(self.scores, count, rule.of)
+        return self.weight.numel() / KeptTotal.apply(self.scores, count, rule.of).clamp(min=1)
 
     def effective_bias(self) -> torch.Tensor | None:
         """The bias, times its mask where that is masked, as evaluation uses it."""
@@ -82,7 +85,7 @@ class Supermask(MaskedLayer):
         """W * M, times numel / sum(M) where rescaled; a copy."""
         mask = self.mask() if mask is None else mask
         weight = super().effective_weight(mask)
-        return weight * (mask.numel() / mask.sum()) if self.rescale else weight
+        return weight * (mask.numel() / mask.sum().clamp(min=1)) if self.rescale else weight
 
     def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
         if self.bias_scores is not None and self.bias_mask is None:
