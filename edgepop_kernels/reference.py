@@ -153,7 +153,7 @@ def map_derivative(scores, of):
     return None
 
 
-def _parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad):
+def parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad):
     """(dS, dW) from the dense gradient of the effective weight; an empty tensor stands for one not asked for."""
     ds = dw = weight.new_empty(0)
     if score_grad:
@@ -181,7 +181,7 @@ def masked_linear_dx(dy, weight, scores, cut, of):
 def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad):
     compute = _compute_dtype(x.dtype)
     dw_eff = dy.to(compute).reshape(-1, dy.shape[-1]).t() @ x.to(compute).reshape(-1, x.shape[-1])
-    return _parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)
+    return parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)
 
 
 def _formatted(result, channels_last):
@@ -209,4 +209,4 @@ def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, st
     dw_eff = torch.nn.grad.conv2d_weight(
         x.to(compute), weight.shape, dy.to(compute), stride=stride, padding=padding, dilation=dilation, groups=groups
     )
-    return _parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)
+    return parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from .. import reference
-from . import native, triton
+from . import native, staged, triton
 
 logger = logging.getLogger("edgepop_kernels")
 
@@ -30,10 +30,11 @@ class Backend:
 _BACKENDS = {
     "native": Backend("native", native, native.unavailable, native.refuses),
     "triton": Backend("triton", triton, triton.unavailable, triton.refuses),
+    "staged": Backend("staged", staged, staged.unavailable, staged.refuses),
     "reference": Backend("reference", reference, lambda: None, lambda tensor: None),
 }
 # "auto" takes the first of these, in this order, that accepts the call.
-_AUTO = tuple(_BACKENDS.values())
+_AUTO = tuple(_BACKENDS[name] for name in ("native", "triton", "reference"))
 _chosen = "auto"
 
 
