@@ -54,20 +54,22 @@ class _Driver:
 
 
 @contextmanager
-def compiled(launcher, capability: int, options: dict):
-    """Inside, what the module ``launcher`` launches is compiled instead of run; yields the list of Reports."""
+def compiled(launchers: list, capability: int, options: dict):
+    """Inside, what these modules launch is compiled instead of run; yields the list of Reports."""
     reports = []
 
     def compile_only(kernel, grid, tensor, args, **meta):
         reports.append(report(kernel.warmup(*args, grid=grid, **options, **meta), kernel.__name__, capability))
 
-    launch = launcher.launch
+    launches = [module.launch for module in launchers]
     triton.runtime.driver.set_active(_Driver(capability))
-    launcher.launch = compile_only
+    for module in launchers:
+        module.launch = compile_only
     try:
         yield reports
     finally:
-        launcher.launch = launch
+        for module, launch in zip(launchers, launches, strict=True):
+            module.launch = launch
 
 
 def report(binary, name: str, capability: int) -> Report:

@@ -46,7 +46,7 @@ def slug(device: str) -> str:
 
 
 def _octaves(a, b):
-    if (a.kernel, a.precision, a.groups > 1) != (b.kernel, b.precision, b.groups > 1):
+    if (a.kernel, a.precision, a.groups > 1, a.folded) != (b.kernel, b.precision, b.groups > 1, b.folded):
         return math.inf
     return sum(abs(math.log2(max(p, 1) / max(q, 1))) for p, q in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
 
@@ -60,11 +60,14 @@ def default_tile(problem: Problem, device: Device) -> Tile:
     """
     half = problem.precision == "half"
     m = 128 if problem.m > 64 and half else 64
-    n = _power_of_two(problem.n, 16, 128 if half else 64)
-    k = 64 if half and (m == 128 or problem.kernel == "grad") else 32
+    n = _power_of_two(problem.n, 16, 128 if half and not problem.folded else 64)
+    if problem.precision == "float32" or (problem.folded and problem.kernel == "product"):
+        k = 16
+    else:
+        k = 64 if half and (m == 128 or problem.kernel == "grad") and not problem.folded else 32
     if problem.kernel == "product":
         k = min(k, _power_of_two(problem.k, 16, 64))
-    warps = 8 if m * n >= 128 * 128 else 4
+    warps = 8 if m == 128 and (problem.kernel == "product" or n == 128) else 4
     tiles = -(-problem.m // m) * -(-problem.n // n) * problem.groups
     steps = -(-problem.k // k)
     splits = max(1, min(device.multiprocessors // max(tiles, 1), steps // 4, MOST_SPLITS))

@@ -9,7 +9,7 @@ class Problem:
 
     kernel: "product" (forward, gradient to the input; m weights rows, n pixels, k taps * channels) or "grad" (gradient
     to the weight; m output channels, n taps * input channels, k pixels); all per group. precision: "half", "tf32",
-    "float32".
+    "float32". folded: taps and channels share one axis, each element of a tile has an address of its own.
     """
 
     kernel: str
@@ -18,6 +18,7 @@ class Problem:
     n: int
     k: int
     groups: int = 1
+    folded: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@ stride 1 with the taps that reach its pixels: no atomics, no tap multiplied by z
 
 import torch
 
+from .depthwise import depthwise_product, depthwise_weight_grad
+from .grads import ParameterGrads
 from .product import Axis, Filters, masked_product, weight_grad
 
 
@@ -27,15 +29,23 @@ def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, g
     size = (x.shape[0], weight.shape[0], *spatial)
     y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=_format(channels_last))
     o, c, kh, kw = weight.shape
-    m = o // groups
-
-    def first_group(t):
-        return t[:m]
-
+    m, axes = o // groups, _forward_axes(weight, stride, padding, dilation)
+    if c == 1 and groups > 1:
+        filters = _depthwise(weight, scores, cut, of, slice(None), slice(None))
+        depthwise_product(x, filters, bias, y, *axes, groups)
+        return y
     index = (c * kh * kw, kh * kw, kw, 1, m * c * kh * kw, 0)
-    filters = _grouped(weight, scores, cut, of, first_group, m, index)
-    masked_product(x, filters, bias, y, *_forward_axes(weight, stride, padding, dilation), groups, _switch())
+    filters = _grouped(weight, scores, cut, of, lambda t: t[:m], m, index)
+    masked_product(x, filters, bias, y, *axes, groups, _switch())
     return y
+
+
+def _depthwise(weight, scores, cut, of, taps_h, taps_w):
+    kh, kw = weight.shape[2:]
+    (row, _, row_step), (column, _, column_step) = taps_h.indices(kh), taps_w.indices(kw)
+    index = (kh * kw, row_step * kw, column_step, row * kw + column)
+    taps = (slice(None), 0, taps_h, taps_w)
+    return weight[taps], scores if of == "bits" else scores[taps], index, cut, of
 
 
 def _grouped(weight, scores, cut, of, view, rows_per_group, index):
@@ -64,6 +74,10 @@ def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilat
             if not axis_h.taps or not axis_w.taps:
                 pixels.zero_()
                 continue
+            if c == 1 and groups > 1:
+                filters = _depthwise(weight, scores, cut, of, taps_h, taps_w)
+                depthwise_product(dy, filters, None, pixels, axis_h, axis_w, groups)
+                continue
 
             def phase(t, taps=(taps_h, taps_w)):
                 return t[:m, :, taps[0], taps[1]].transpose(0, 1)
@@ -90,4 +104,7 @@ def _phase(residue, kernel, stride, padding, dilation):
 
 def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of, stride, padding, dilation, groups):
     axes = _forward_axes(weight, stride, padding, dilation)
-    return weight_grad(dy, x, (weight, scores, cut, of), score_grad, weight_grad_of, *axes, groups, _switch())
+    grads = ParameterGrads((weight, scores, cut, of), score_grad, weight_grad_of)
+    if weight.shape[1] == 1 and groups > 1:
+        return depthwise_weight_grad(dy, x, grads, *axes, groups)
+    return weight_grad(dy, x, grads, *axes, groups, _switch())

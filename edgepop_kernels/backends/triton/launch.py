@@ -23,7 +23,7 @@ def launch(kernel, grid: tuple[int, ...], tensor: torch.Tensor, args: tuple, **m
         kernel[grid](*args, **OPTIONS, **meta)
 
 
-def precision(dtype: torch.dtype, switch: str) -> dict:
+def operands(dtype: torch.dtype, switch: str) -> dict:
     """DOT: the dtype of a product's operands. PRECISION: of a float32 product, as torch's ``switch`` has it.
 
     The interpreter's product of bfloat16 operands is wrong by orders of magnitude (triton 3.6 to 3.9), of float32 ones
@@ -32,9 +32,13 @@ def precision(dtype: torch.dtype, switch: str) -> dict:
     return {"DOT": tl.float32 if INTERPRETED else _DOT[dtype], "PRECISION": "tf32" if switch == "tf32" else "ieee"}
 
 
-def tile(kernel: str, dtype: torch.dtype, switch: str, m: int, n: int, k: int, groups: int, device) -> Tile:
-    kind = "half" if dtype != torch.float32 else "tf32" if switch == "tf32" else "float32"
-    return tile_for(Problem(kernel, kind, m, n, k, groups), _device(device))
+def kind(dtype: torch.dtype, switch: str) -> str:
+    """The precision of a product as a ``Problem`` names it."""
+    return "half" if dtype != torch.float32 else "tf32" if switch == "tf32" else "float32"
+
+
+def tile(problem: Problem, device: torch.device) -> Tile:
+    return tile_for(problem, _device(device))
 
 
 @functools.cache

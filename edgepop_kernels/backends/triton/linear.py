@@ -2,6 +2,7 @@
 
 import torch
 
+from .grads import ParameterGrads
 from .product import POINT, Filters, masked_product, weight_grad
 
 
@@ -42,7 +43,7 @@ def masked_linear_dx(dy, weight, scores, cut, of):
 
 def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of):
     filters = weight[:, :, None, None]
-    as_filters = scores if of == "bits" else scores[:, :, None, None]
-    mask = (filters, as_filters, cut, of)
-    ds, dw = weight_grad(_image(dy), _image(x), mask, score_grad, weight_grad_of, POINT, POINT, 1, _switch())
+    mask = (filters, scores if of == "bits" else scores[:, :, None, None], cut, of)
+    grads = ParameterGrads(mask, score_grad, weight_grad_of)
+    ds, dw = weight_grad(_image(dy), _image(x), grads, POINT, POINT, 1, _switch())
     return ds.view(scores.shape) if score_grad else ds, dw.view(weight.shape) if weight_grad_of != "none" else dw

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
+from ...tuning import Problem
+from .grads import ParameterGrads
 from .kernels.masked_product import masked_product_kernel, sum_splits_kernel
-from .kernels.weight_grad import sum_grads_kernel, weight_grad_kernel
-from .launch import launch, precision, tile
+from .kernels.weight_grad import weight_grad_kernel
+from .launch import kind, launch, operands, tile
 
 _LEAST_K = 16  # of a product; a convolution with fewer channels folds its taps into them
 _BLOCK = 1024  # elements of a program that adds splits
@@ -48,8 +50,9 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
     m, k, taps_h, taps_w = filters.weight.shape
     pixels = out.shape[0] * out.shape[2] * out.shape[3]
     fold = k < _LEAST_K and taps_h * taps_w > 1
-    t = tile("product", src.dtype, switch, m, pixels, taps_h * taps_w * k, groups, src.device)
-    block_k = t.k if fold else min(t.k, max(_LEAST_K, 1 << (k - 1).bit_length()))
+    problem = Problem("product", kind(src.dtype, switch), m, pixels, taps_h * taps_w * k, groups, fold)
+    t = tile(problem, src.device)
+    block_k = t.k if fold else min(t.k, max(_LEAST_K, _power_of_two(k)))
     steps = -(-taps_h * taps_w * k // block_k) if fold else taps_h * taps_w * -(-k // block_k)
     per_split = -(-steps // t.splits)
     splits = -(-steps // per_split) if steps else 1
@@ -74,7 +77,7 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
         (*out_strides[1:], m * out_strides[2], out_strides[0]),
         tuple(out.shape[2:]),
         pixels,
-        (rows.step, columns.step, rows.offset, columns.offset, rows.pitch, columns.pitch),
+        geometry(rows, columns),
     )
     launch(
         masked_product_kernel,
@@ -96,7 +99,7 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
         BAND=t.band,
         num_warps=t.warps,
         num_stages=t.stages,
-        **precision(src.dtype, switch),
+        **operands(src.dtype, switch),
     )
     if splits > 1:
         args = (target, bias, out, out.stride(), tuple(out.shape[1:]), out.numel())
@@ -104,48 +107,30 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
         launch(sum_splits_kernel, grid, src, args, SPLITS=splits, BIAS=bias is not None, BLOCK=_BLOCK)
 
 
-def weight_grad(dy, x, mask, score_grad, weight_grad, rows: Axis, columns: Axis, groups: int, switch: str):
-    """(dS, dW) of filters (o, c, kh, kw) from dy (n, o, h, w) and x (n, groups * c, H, W); empty if not asked for."""
-    weight, scores, cut, of = mask
-    o, c, kh, kw = weight.shape
-    m = o // groups
-    ds = torch.empty_like(scores) if score_grad else None
-    dw = torch.empty_like(weight) if weight_grad != "none" else None
-    absent = weight.new_empty(0)
+def weight_grad(dy, x, grads: ParameterGrads, rows: Axis, columns: Axis, groups: int, switch: str):
+    """(dS, dW) of filters (o, c, kh, kw) from dy (n, o, h, w) and x (n, groups * c, H, W)."""
+    o, c, kh, kw = grads.shape
+    m, taps = o // groups, kh * kw
     pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
     if pixels == 0:
-        return absent if ds is None else ds.zero_(), absent if dw is None else dw.zero_()
-    fold = c < _LEAST_K and kh * kw > 1
-    t = tile("grad", x.dtype, switch, m, c * kh * kw, pixels, groups, x.device)
-    block_n = t.n if fold else min(t.n, max(_LEAST_K, 1 << (c - 1).bit_length()))
-    tiles_n = -(-c * kh * kw // block_n) if fold else kh * kw * -(-c // block_n)
-    per_split = _rounded_up(-(-pixels // (t.k * t.splits)))
+        return grads.of_nothing()
+    fold = c < _LEAST_K and taps > 1
+    t = tile(Problem("grad", kind(x.dtype, switch), m, c * taps, pixels, groups, fold), x.device)
+    block_n = t.n if fold else min(t.n, max(_LEAST_K, _power_of_two(c)))
+    tiles_n = -(-c * taps // block_n) if fold else taps * -(-c // block_n)
+    per_split = rounded_up(-(-pixels // (t.k * t.splits)))
     splits = -(-pixels // (t.k * per_split))
-    partials = torch.empty(splits, *weight.shape, dtype=torch.float32, device=x.device) if splits > 1 else None
-    epilogue = (
-        weight,
-        weight.stride(),
-        scores,
-        None if of == "bits" else scores.stride(),
-        (c * kh * kw, kh * kw, kw, 1),
-        cut,
-        ds,
-        None if ds is None else ds.stride(),
-        dw,
-        None if dw is None else dw.stride(),
-    )
-    consts = {"OF": of, "SCORE_GRAD": score_grad, "WEIGHT_GRAD": weight_grad}
-    geometry = (rows.step, columns.step, rows.offset, columns.offset, rows.pitch, columns.pitch)
-    images = (dy, dy.stride(), tuple(dy.shape[2:]), x, x.stride(), tuple(x.shape[2:]), pixels, geometry)
+    partials = grads.partials(splits) if splits > 1 else None
+    images = (dy, dy.stride(), tuple(dy.shape[2:]), x, x.stride(), tuple(x.shape[2:]), pixels, geometry(rows, columns))
     launch(
         weight_grad_kernel,
         (-(-m // t.m) * tiles_n, groups, splits),
         x,
-        (*images, partials, weight.numel(), *epilogue),
+        (*images, partials, grads.shape.numel(), *grads.args),
         MC=m,
         KC=c,
         KW=kw,
-        TAPS=kh * kw,
+        TAPS=taps,
         FOLD=fold,
         STEPS=per_split,
         BLOCK_M=t.m,
@@ -154,17 +139,21 @@ def weight_grad(dy, x, mask, score_grad, weight_grad, rows: Axis, columns: Axis,
         BAND=t.band,
         num_warps=t.warps,
         num_stages=t.stages,
-        **consts,
-        **precision(x.dtype, switch),
+        **grads.meta,
+        **operands(x.dtype, switch),
     )
-    if splits > 1:
-        args = (partials, (c, kh, kw), weight.numel(), *epilogue)
-        grid = (-(-weight.numel() // _BLOCK),)
-        launch(sum_grads_kernel, grid, x, args, SPLITS=splits, BLOCK=_BLOCK, **consts)
-    return absent if ds is None else ds, absent if dw is None else dw
+    return grads.result() if partials is None else grads.of_sum(partials)
 
 
-def _rounded_up(steps):
+def geometry(rows: Axis, columns: Axis) -> tuple[int, ...]:
+    return rows.step, columns.step, rows.offset, columns.offset, rows.pitch, columns.pitch
+
+
+def rounded_up(steps: int) -> int:
     """To four significant bits: a kernel is compiled for its number of steps, and batches come in many sizes."""
     shift = max(steps.bit_length() - 4, 0)
     return -(-steps >> shift) << shift
+
+
+def _power_of_two(channels):
+    return 1 << (channels - 1).bit_length()

@@ -40,8 +40,6 @@ def bound(key, OF: tl.constexpr):
 @triton.jit
 def bounds(cut, OF: tl.constexpr):
     """(bound up to the cut's index, bound after it, the index as int64) of the cut at this address."""
-    if OF == "bits":
-        return tl.zeros((), tl.uint32), tl.zeros((), tl.uint32), tl.zeros((), tl.int64)
     key = tl.load(cut)
     return bound(key, OF), bound(key + 1, OF), tl.load(cut + 1)
 

@@ -91,9 +91,9 @@ def masked_product_kernel(
     index_m = row * index_strides[0] + group * index_strides[4] + index_strides[5]
     if OF != "bits":
         scores_m = scores + group * score_strides[4] + row * score_strides[0]
-    cut_bounds = bounds(cut, OF)
-    # The largest index within a row that still counts as tied: one 32-bit comparison per weight in the loop.
-    room = tl.minimum(tl.maximum(cut_bounds[2] - index_m, -1), 0x7FFFFFFF).to(tl.int32)  # [BM, 1]
+        cut_bounds = bounds(cut, OF)
+        # The largest index within a row that still counts as tied: one 32-bit comparison per weight in the loop.
+        room = tl.minimum(tl.maximum(cut_bounds[2] - index_m, -1), 0x7FFFFFFF).to(tl.int32)  # [BM, 1]
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for i in range(STEPS):
