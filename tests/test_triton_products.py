@@ -27,7 +27,7 @@ SMALL = Tile(m=16, n=16, k=16, splits=3, band=2)  # several tiles, bands and spl
 
 
 def small_tiles(monkeypatch, tile=SMALL):
-    monkeypatch.setattr(product, "tile", lambda *problem: tile)
+    monkeypatch.setattr(product, "tile", lambda problem, device: tile)
 
 
 def drawn(kind, count, seed):

@@ -64,7 +64,7 @@ static void split(const Problem& p, int threads, Plan& plan) {
 // False if the problem needs a band that would not fit kBandBytes.
 static bool make_plan(const Problem& p, int threads, Plan& plan) {
   const int64_t taps = p.taps();
-  const bool few_channels = !p.depthwise && p.depth < 8 && taps > 1;
+  const bool few_channels = !p.depthwise && p.depth < 16 && taps > 1;
   const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.depthwise);
   plan.gather = few_channels;
   const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !few_channels;

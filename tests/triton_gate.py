@@ -1,0 +1,105 @@
+"""Compiles the Triton kernels of typical layers for one GPU, prints a JSON line for each. Run by test_triton_compile.
+
+``python triton_gate.py 90``: in a process of its own, for Triton must not be interpreted in it.
+"""
+
+import dataclasses
+import json
+import sys
+
+import torch
+
+from edgepop_kernels.backends.triton import conv, depthwise, grads, launch, linear, product, selection, stage
+from edgepop_kernels.tuning import H200, Device, offline
+
+DEVICES = {
+    80: Device("NVIDIA A100-SXM4-80GB", multiprocessors=108, shared=offline.SHARED_LIMIT[80]),
+    90: H200,
+    100: Device("NVIDIA B200", multiprocessors=148, shared=offline.SHARED_LIMIT[100]),
+}
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+def cut():
+    return torch.zeros(2, dtype=torch.int64)
+
+
+def run_linear(rows, inputs, outputs, dtype, weight_dtype=FP32, of="abs"):
+    x, dy = torch.empty(rows, inputs, dtype=dtype), torch.empty(rows, outputs, dtype=dtype)
+    weight, scores = torch.empty(outputs, inputs, dtype=weight_dtype), torch.empty(outputs, inputs)
+    if of == "bits":
+        scores = torch.empty(outputs * inputs // 8 + 8, dtype=torch.uint8)
+    mask = (weight, scores, None if of == "bits" else cut(), of)
+    linear.masked_linear(x, *mask, torch.empty(outputs))
+    linear.masked_linear_dx(dy, *mask)
+    linear.masked_linear_dw(dy, x, *mask, of != "bits", "kept" if of == "bits" else "none")
+
+
+def run_conv(batch, channels, size, out, kernel, stride, groups=1, dtype=BF16):
+    shape = (out, channels // groups, kernel, kernel)
+    images = {"dtype": dtype, "memory_format": torch.channels_last}
+    x = torch.empty(batch, channels, size, size, **images)
+    padding = kernel // 2
+    spatial = (size + 2 * padding - kernel) // stride + 1
+    dy = torch.empty(batch, out, spatial, spatial, **images)
+    weight, scores = (torch.empty(shape, memory_format=torch.channels_last) for _ in range(2))
+    mask = (weight, scores, cut(), "abs")
+    geometry = ((stride, stride), (padding, padding), (1, 1), groups)
+    conv.masked_conv2d(x, *mask, None, *geometry, True)
+    conv.masked_conv2d_dx(dy, *mask, x.shape, *geometry, True)
+    conv.masked_conv2d_dw(dy, x, *mask, True, "none", *geometry)
+
+
+def run_selection():
+    scores, kinds = [torch.empty(512, 512, 3, 3), torch.empty(64, 64)], ["abs", "raw"]
+    selection.select(scores, [1000, 100], kinds, torch.zeros(2, 2, dtype=torch.int64))
+    selection.draw(scores[0], torch.zeros((), dtype=torch.int64))
+
+
+def run_stage():
+    weight, scores = torch.empty(2, 512, 512, 3, 3)
+    stage.stage(weight, scores, cut(), "abs", torch.empty(512, 512, 3, 3, dtype=BF16))
+
+
+def tf32(function, *args):
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    function(*args)
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+CASES = {
+    "linear": lambda: run_linear(1024, 4096, 4096, BF16),
+    "linear, small batch": lambda: run_linear(32, 4096, 4096, BF16),
+    "linear, half weight": lambda: run_linear(1024, 4096, 4096, BF16, BF16),
+    "linear, frozen": lambda: run_linear(1024, 4096, 4096, BF16, of="bits"),
+    "linear, float32": lambda: run_linear(128, 784, 300, FP32),
+    "linear, tf32": lambda: tf32(run_linear, 1024, 4096, 4096, FP32),
+    "3x3": lambda: run_conv(32, 64, 56, 64, 3, 1),
+    "3x3, stride 2": lambda: run_conv(32, 128, 56, 256, 3, 2),
+    "1x1": lambda: run_conv(32, 256, 56, 64, 1, 1),
+    "7x7 of an image": lambda: run_conv(32, 3, 224, 64, 7, 2),
+    "grouped": lambda: run_conv(32, 128, 28, 128, 3, 1, groups=4),
+    "depthwise": lambda: run_conv(32, 96, 28, 96, 3, 1, groups=96),
+    "selection": run_selection,
+    "staged": run_stage,
+}
+# What differs between architectures: tensor cores, their absence, pointers by the element, shared memory.
+ELSEWHERE = {"linear", "linear, float32", "linear, tf32", "3x3", "7x7 of an image", "depthwise", "selection", "staged"}
+
+
+def main(capability):
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    launch._device = lambda device: DEVICES[capability]
+    for name, run in CASES.items():
+        if capability != 90 and name not in ELSEWHERE:
+            continue
+        with offline.compiled([product, grads, depthwise, selection, stage], capability, launch.OPTIONS) as reports:
+            run()
+        for report in reports:
+            facts = dataclasses.asdict(report)
+            del facts["ptx"]
+            print(json.dumps({"case": name, **facts}), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
