@@ -37,9 +37,7 @@ def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | 
     if ranked:
         layers = [scores[i].detach() for i in ranked]
         kept = [rules[i].kept(s.numel()) for i, s in zip(ranked, layers, strict=True)]
-        warm = None
-        if hints is not None and all(hints[i] is not None for i in ranked):
-            warm = torch.stack([hints[i].data for i in ranked]) if len(ranked) > 1 else hints[ranked[0]].data[None]
+        warm = None if hints is None else _stacked([hints[i] for i in ranked], layers[0].device)
         data = ops.select(layers, kept, [rules[i].of for i in ranked], warm)
         for row, i in enumerate(ranked):
             cut = Cut(data[row], rules[i].of)
@@ -49,6 +47,16 @@ def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | 
         for i, cut in zip(together, _select_together([scores[i].detach() for i in together], rule), strict=True):
             chosen[i] = cut
     return chosen
+
+
+def _stacked(hints, device):
+    """int64 [layers, 2] for the op, None without any hint; a key of -1 stands for one that is missing."""
+    if all(hint is None for hint in hints):
+        return None
+    if len(hints) == 1:
+        return hints[0].data[None]
+    missing = torch.full((2,), -1, dtype=torch.int64, device=device)
+    return torch.stack([missing if hint is None else hint.data for hint in hints])
 
 
 def _selected_alone(scores, rule):

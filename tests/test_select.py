@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgepop_kernels as ek
-from edgepop_kernels import ops, reference
+from edgepop_kernels import functional, ops, reference
 from edgepop_kernels.backends import native
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import guarded
@@ -268,3 +269,17 @@ print("passed")
     if "does not have it" in run.stderr or "allowed are" in run.stderr:
         pytest.skip(run.stderr.splitlines()[-1])
     assert run.stdout == "passed\n", run.stderr
+
+
+def test_one_missing_hint_leaves_the_others_in_use():
+    scores = [torch.randn(50_000) for _ in range(3)]
+    rules = [ek.TopK(0.3), ek.TopK(0.5, "raw"), ek.TopK(0.7)]
+    cuts = ek.select_all(scores, rules)
+    for hints in ([None, cuts[1], cuts[2]], [cuts[0], None, None], [None] * 3):
+        with mock.patch.object(functional.ops, "select", wraps=ops.select) as select:
+            again = ek.select_all(scores, rules, hints)
+        assert all(torch.equal(a.data, b.data) for a, b in zip(again, cuts, strict=True))
+        warm = select.call_args.args[3]
+        assert (None if warm is None else (warm[:, 0] >= 0).tolist()) == (
+            None if hints == [None] * 3 else [hint is not None for hint in hints]
+        )
