@@ -35,14 +35,21 @@ def refuses(tensor: torch.Tensor) -> str | None:
     return None
 
 
-def _tensor(t):
-    return _ABSENT if t is None else (t.data_ptr(), _DTYPE[t.dtype], t.stride())
+def _activations(t):
+    """Images (N, C, H, W), or a matrix whose rows are the pixels of one image row."""
+    stride = t.stride() if t.dim() == 4 else (0, t.stride(1), 0, t.stride(0))
+    return (t.data_ptr(), _DTYPE[t.dtype], stride)
+
+
+def _filters(t):
+    """Filters (O, I, KH, KW), or a matrix (O, I) of 1x1 filters."""
+    return _ABSENT if t is None else (t.data_ptr(), _DTYPE[t.dtype], (*t.stride(), 0, 0)[:4])
 
 
 def _mask(scores, cut, of):
     if of == "bits":
         return (_OF[of], scores.data_ptr(), (0, 0, 0, 0), 0)
-    return (_OF[of], scores.data_ptr(), scores.stride(), 0 if cut is None else cut.data_ptr())
+    return (_OF[of], scores.data_ptr(), (*scores.stride(), 0, 0)[:4], 0 if cut is None else cut.data_ptr())
 
 
 def select(scores, kept, of, hint):
@@ -76,37 +83,33 @@ def draw(scores, seed):
     return bits
 
 
-def _image(t):
-    """Rows of features as the pixels of one image row: (..., C) -> (1, C, 1, rows), the same memory where it can be."""
-    return t[None].flatten(0, -2).t()[None, :, None, :]
+def _matrix(t):
+    return t if t.dim() == 2 else t[None].flatten(0, -2)
 
 
-def _filter(t, of=None):
-    """A matrix (out, in) as 1x1 filters; packed mask bits have no shape of their own."""
-    return t if of == "bits" else t[:, :, None, None]
-
-
-_POINTWISE = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+def _linear_geometry(rows, weight):
+    out_features, in_features = weight.shape
+    return (1, 1, in_features, 1, rows, out_features, 1, rows, 1, 1, 1, 1, 0, 0, 1, 1)
 
 
 def masked_linear(x, weight, scores, cut, of, bias):
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    _forward(_image(x), _filter(weight), _filter(scores, of), cut, of, bias, _image(y), **_POINTWISE)
+    x = _matrix(x)
+    _forward(_linear_geometry(x.shape[0], weight), x, weight, scores, cut, of, bias, _matrix(y))
     return y
 
 
 def masked_linear_dx(dy, weight, scores, cut, of):
     dx = dy.new_empty(*dy.shape[:-1], weight.shape[1])
-    _backward_input(_image(dy), _filter(weight), _filter(scores, of), cut, of, _image(dx), **_POINTWISE)
+    dy = _matrix(dy)
+    _backward_input(_linear_geometry(dy.shape[0], weight), dy, weight, scores, cut, of, _matrix(dx))
     return dx
 
 
 def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad):
-    ds, dw = _parameter_grads(weight, scores, score_grad, weight_grad)
-    filters = [None if t is None else _filter(t) for t in (ds, dw)]
-    args = (_image(dy), _image(x), _filter(weight), _filter(scores, of), cut, of, weight_grad, *filters)
-    _backward_weight(*args, **_POINTWISE)
-    return _or_empty(ds, weight), _or_empty(dw, weight)
+    dy, x = _matrix(dy), _matrix(x)
+    geometry = _linear_geometry(dy.shape[0], weight)
+    return _parameter_grads(geometry, dy, x, weight, scores, cut, of, score_grad, weight_grad)
 
 
 def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
@@ -115,34 +118,24 @@ def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, g
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     )
     y = torch.empty(x.shape[0], weight.shape[0], *spatial, dtype=x.dtype, memory_format=_format(channels_last))
-    _forward(x, weight, scores, cut, of, bias, y, stride, padding, dilation, groups)
+    geometry = _geometry(x, weight, y, stride, padding, dilation, groups)
+    _forward(geometry, x, weight, scores, cut, of, bias, y)
     return y
 
 
 def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
     dx = torch.empty(x_size, dtype=dy.dtype, memory_format=_format(channels_last))
-    _backward_input(dy, weight, scores, cut, of, dx, stride, padding, dilation, groups)
+    _backward_input(_geometry(dx, weight, dy, stride, padding, dilation, groups), dy, weight, scores, cut, of, dx)
     return dx
 
 
 def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups):
-    ds, dw = _parameter_grads(weight, scores, score_grad, weight_grad)
-    _backward_weight(dy, x, weight, scores, cut, of, weight_grad, ds, dw, stride, padding, dilation, groups)
-    return _or_empty(ds, weight), _or_empty(dw, weight)
+    geometry = _geometry(x, weight, dy, stride, padding, dilation, groups)
+    return _parameter_grads(geometry, dy, x, weight, scores, cut, of, score_grad, weight_grad)
 
 
 def _format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _parameter_grads(weight, scores, score_grad, weight_grad):
-    ds = torch.empty_like(scores) if score_grad else None
-    dw = torch.empty_like(weight) if weight_grad != "none" else None
-    return ds, dw
-
-
-def _or_empty(t, weight):
-    return weight.new_empty(0) if t is None else t
 
 
 def _geometry(x, weight, y, stride, padding, dilation, groups):
@@ -151,40 +144,48 @@ def _geometry(x, weight, y, stride, padding, dilation, groups):
     return (*sizes, *stride, *padding, *dilation)
 
 
-def _forward(x, weight, scores, cut, of, bias, y, stride, padding, dilation, groups):
+def _forward(geometry, x, weight, scores, cut, of, bias, y):
     bias = None if bias is None else bias.to(torch.float32).contiguous()
     _native.conv_forward(
-        _geometry(x, weight, y, stride, padding, dilation, groups),
-        _tensor(x),
-        _tensor(weight),
+        geometry,
+        _activations(x),
+        _filters(weight),
         _mask(scores, cut, of),
         0 if bias is None else bias.data_ptr(),
-        _tensor(y),
+        _activations(y),
         torch.get_num_threads(),
     )
 
 
-def _backward_input(dy, weight, scores, cut, of, dx, stride, padding, dilation, groups):
+def _backward_input(geometry, dy, weight, scores, cut, of, dx):
     _native.conv_backward_input(
-        _geometry(dx, weight, dy, stride, padding, dilation, groups),
-        _tensor(dy),
-        _tensor(weight),
+        geometry,
+        _activations(dy),
+        _filters(weight),
         _mask(scores, cut, of),
-        _tensor(dx),
+        _activations(dx),
         torch.get_num_threads(),
     )
 
 
-def _backward_weight(dy, x, weight, scores, cut, of, weight_grad, ds, dw, stride, padding, dilation, groups):
+def _backward_weight(geometry, dy, x, weight, scores, cut, of, weight_grad, ds, dw):
     _native.conv_backward_weight(
-        _geometry(x, weight, dy, stride, padding, dilation, groups),
-        _tensor(dy),
-        _tensor(x),
-        _tensor(weight),
+        geometry,
+        _activations(dy),
+        _activations(x),
+        _filters(weight),
         _mask(scores, cut, of),
         _SCORE_MAP[of],
-        _tensor(ds),
+        _filters(ds),
         _WEIGHT_GRAD[weight_grad],
-        _tensor(dw),
+        _filters(dw),
         torch.get_num_threads(),
     )
+
+
+def _parameter_grads(geometry, dy, x, weight, scores, cut, of, score_grad, weight_grad):
+    """(dS, dW), an empty tensor for the one not asked for."""
+    ds = torch.empty_like(scores) if score_grad else None
+    dw = torch.empty_like(weight) if weight_grad != "none" else None
+    _backward_weight(geometry, dy, x, weight, scores, cut, of, weight_grad, ds, dw)
+    return tuple(weight.new_empty(0) if t is None else t for t in (ds, dw))
