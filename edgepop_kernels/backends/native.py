@@ -66,8 +66,8 @@ def select(scores, kept, of, hint):
                 (0,) * lead + s.stride(),
                 _OF[kind],
                 m,
-                cuts[layer].data_ptr(),
-                0 if hint is None else hint[layer].data_ptr(),
+                cuts.data_ptr() + 16 * layer,
+                0 if hint is None else hint.data_ptr() + 16 * layer,
             )
         )
     _native.select(layers, torch.get_num_threads())
