@@ -68,7 +68,7 @@ RECIPES = {
     f"supermask-bernoulli-{model}": Entry(
         Supermask(model=model, dataset="cifar10", epochs=100, batch_size=128, **_BERNOULLI | {"lr": lr}),
         "published as curves only",
-        "Ramanujan et al. 2020 (arXiv 1911.13299), baseline",
+        "Zhou et al. 2019 as run by Ramanujan et al. 2020 (arXiv 1911.13299)",
     )
     for model, lr in (("conv2", 200.0), ("conv4", 200.0), ("conv6", 200.0), ("conv8", 800.0))
 }
