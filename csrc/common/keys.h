@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "host_device.h"
+
 namespace edgepop {
 
 enum class Of : int32_t { abs = 0, raw = 1, bits = 2 };
@@ -20,7 +22,7 @@ struct Cut {
   int64_t index;
 };
 
-static inline uint32_t float_bits(float s) {
+EDGEPOP_HOST_DEVICE static inline uint32_t float_bits(float s) {
   uint32_t bits;
   std::memcpy(&bits, &s, sizeof bits);
   return bits;
@@ -29,21 +31,21 @@ static inline uint32_t float_bits(float s) {
 // Magnitude bits: NaNs are the values above kInfBits.
 constexpr uint32_t kInfBits = 0x7f800000u;
 
-static inline uint32_t magnitude(uint32_t bits) { return bits & 0x7fffffffu; }
+EDGEPOP_HOST_DEVICE static inline uint32_t magnitude(uint32_t bits) { return bits & 0x7fffffffu; }
 
 // Monotone image of the number line: -inf -> 0x007fffff, -0.0 -> 0x7fffffff, 0.0 -> 0x80000000, +inf -> 0xff800000.
 // The largest image is left free (a NaN's), so that an interval can hold nothing.
-static inline uint32_t monotone(uint32_t bits) {
+EDGEPOP_HOST_DEVICE static inline uint32_t monotone(uint32_t bits) {
   const uint32_t image = bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
   return image < 0xfffffffeu ? image : 0xfffffffeu;
 }
 
-static inline uint32_t abs_key(uint32_t bits) {
+EDGEPOP_HOST_DEVICE static inline uint32_t abs_key(uint32_t bits) {
   const uint32_t m = magnitude(bits);
   return m > kInfBits ? 0u : m + 1u;
 }
 
-static inline uint32_t raw_key(uint32_t bits) {
+EDGEPOP_HOST_DEVICE static inline uint32_t raw_key(uint32_t bits) {
   if (magnitude(bits) > kInfBits) return 0u;
   return magnitude(bits) == 0u ? 0x80000000u : monotone(bits);
 }
@@ -57,7 +59,7 @@ struct Interval {
 };
 
 // Elements whose key is at least `key` (key <= 2^32; one above the largest key keeps nothing).
-static inline Interval at_least(Of of, int64_t key) {
+EDGEPOP_HOST_DEVICE static inline Interval at_least(Of of, int64_t key) {
   if (key <= 0) return {0u, 0xffffffffu};  // everything, NaN included
   const uint32_t top = of == Of::abs ? kInfBits : 0xff800000u;
   int64_t lo;
@@ -71,7 +73,7 @@ static inline Interval at_least(Of of, int64_t key) {
   return {static_cast<uint32_t>(lo), top - static_cast<uint32_t>(lo)};
 }
 
-static inline Interval up_to(Of of, const Cut& cut) { return at_least(of, cut.key); }
-static inline Interval after(Of of, const Cut& cut) { return at_least(of, cut.key + 1); }
+EDGEPOP_HOST_DEVICE static inline Interval up_to(Of of, const Cut& cut) { return at_least(of, cut.key); }
+EDGEPOP_HOST_DEVICE static inline Interval after(Of of, const Cut& cut) { return at_least(of, cut.key + 1); }
 
 }  // namespace edgepop

@@ -12,15 +12,17 @@ struct PhiloxBlock {
   uint32_t word[4];
 };
 
-static inline uint32_t multiply_high(uint32_t a, uint32_t b) {
+EDGEPOP_HOST_DEVICE static inline uint32_t multiply_high(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(a) * b >> 32);
 }
 
 // Philox4x32-10 (Salmon et al. 2011) of the counter (block, 0) under the key `seed`.
-static inline PhiloxBlock philox(uint64_t block, uint64_t seed) {
+EDGEPOP_HOST_DEVICE static inline PhiloxBlock philox(uint64_t block, uint64_t seed) {
   uint32_t a = static_cast<uint32_t>(block), b = static_cast<uint32_t>(block >> 32), c = 0, d = 0;
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#if !defined(__CUDACC__)  // nvcc unrolls by itself
 #pragma GCC unroll 10
+#endif
   for (int round = 0; round < 10; ++round) {
     const uint32_t first = multiply_high(0xd2511f53u, a), second = multiply_high(0xcd9e8d57u, c);
     const uint32_t next_b = 0xcd9e8d57u * c, next_d = 0xd2511f53u * a;
@@ -35,7 +37,7 @@ static inline PhiloxBlock philox(uint64_t block, uint64_t seed) {
 }
 
 // exp(-|s|) in units of 2^-31, off by less than 2^-25; 0 for |s| of 22 and above, and for NaN.
-static inline uint32_t exp_minus(uint32_t score_bits) {
+EDGEPOP_HOST_DEVICE static inline uint32_t exp_minus(uint32_t score_bits) {
   const uint32_t m = magnitude(score_bits);
   const uint32_t limit = m < 0x41b00000u ? m : 0x41b00000u;  // 22
   float t;
@@ -54,7 +56,7 @@ static inline uint32_t exp_minus(uint32_t score_bits) {
 }
 
 // Whether u < sigmoid(s) for u = (random / 2^8 + 1/2) / 2^24, as u / (1 - u) < exp(s); never for NaN.
-static inline bool drawn(uint32_t score_bits, uint32_t random) {
+EDGEPOP_HOST_DEVICE static inline bool drawn(uint32_t score_bits, uint32_t random) {
   const uint32_t u = 2 * (random >> 8) + 1, rest = (1u << 25) - u;
   const uint32_t odds = exp_minus(score_bits), one = 1u << 31;
   const bool negative = score_bits >> 31;
