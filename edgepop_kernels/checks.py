@@ -42,22 +42,25 @@ def score_tensor(name, value):
         raise TypeError(f"{name}: scores are float32 on every path, got {value.dtype}")
 
 
-def selection(scores, rules, hints):
+def selection(scores, rule_, hint):
+    score_tensor("scores", scores)
+    rule(rule_)
+    if isinstance(rule_, Frozen):
+        raise ValueError("rule: Frozen() is a fixed mask, there is nothing to select; expected another")
+    if hint is not None:
+        _selection("hint", hint, scores.device, rule_)
+
+
+def selections(scores, rules, hints):
     for name, value in (("scores", scores), ("rules", rules), ("hints", hints)):
         if value is not None and not isinstance(value, (list, tuple)):
             raise TypeError(f"{name}: expected a list, one entry per layer, got {type(value).__name__}")
         if value is not None and len(value) != len(scores):
             raise ValueError(f"{name}: expected {len(scores)} entries, one per layer, got {len(value)}")
-    for s, r in zip(scores, rules, strict=True):
-        score_tensor("scores", s)
-        rule(r)
-        if isinstance(r, Frozen):
-            raise ValueError("rule: Frozen() is a fixed mask, there is nothing to select; expected another")
+    for s, r, h in zip(scores, rules, hints or [None] * len(scores), strict=True):
+        selection(s, r, h)
         if s.device != scores[0].device:
             raise ValueError(f"scores: expected all layers on one device, got {scores[0].device} and {s.device}")
-    for h, s, r in zip(hints or (), scores, rules, strict=False):
-        if h is not None:
-            _selection("hint", h, s.device, r)
 
 
 def _selection(name, value, device, rule):
@@ -72,7 +75,6 @@ def _selection(name, value, device, rule):
 
 
 def linear(x, weight, scores, rule_, bias, cut):
-    tensor("x", x)
     tensor("weight", weight)
     _dims("weight", weight, (2,), "(out_features, in_features)")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
@@ -82,20 +84,19 @@ def linear(x, weight, scores, rule_, bias, cut):
 
 def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups, cut):
     """Checks, and returns (stride, padding, dilation) as pairs; padding stays "same" where it is that."""
-    tensor("x", x)
     tensor("weight", weight)
     _dims("x", x, (3, 4), "(N, C, H, W) or (C, H, W)")
     _dims("weight", weight, (4,), "(O, C / groups, kh, kw)")
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    *_, channels, height, width = x.shape
+    out_channels, in_channels, kernel_h, kernel_w = weight.shape
     if isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(f"groups: expected an int, got {_shown(groups)}")
-    if groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"groups: expected a positive divisor of {weight.shape[0]} output channels, got {groups}")
-    if x.shape[-3] != weight.shape[1] * groups:
-        raise ValueError(
-            f"x: expected {weight.shape[1] * groups} channels for weight {_shape(weight)} and groups={groups}, "
-            f"got {x.shape[-3]}"
-        )
+    if groups < 1 or out_channels % groups:
+        raise ValueError(f"groups: expected a positive divisor of {out_channels} output channels, got {groups}")
+    if channels != in_channels * groups:
+        expected = f"{in_channels * groups} channels for weight {_shape(weight)} and groups={groups}"
+        raise ValueError(f"x: expected {expected}, got {channels}")
     if isinstance(padding, str):
         if padding not in ("same", "valid"):
             raise ValueError(f"padding: expected 'same', 'valid' or numbers, got {padding!r}")
@@ -106,36 +107,42 @@ def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups, cu
     else:
         padding = _pair("padding", padding, 0)
     if padding != "same":
-        for axis, n, k, p, d in zip("HW", x.shape[-2:], weight.shape[2:], padding, dilation, strict=True):
-            if n + 2 * p < d * (k - 1) + 1:
-                raise ValueError(
-                    f"x: {axis} is {n} and padding {p}, smaller than the kernel's reach {d * (k - 1) + 1} "
-                    f"(kernel {k}, dilation {d})"
-                )
+        _reach("H", height, kernel_h, padding[0], dilation[0])
+        _reach("W", width, kernel_w, padding[1], dilation[1])
     _operands(x, weight, scores, rule_, bias, cut)
     return stride, padding, dilation
 
 
+def _reach(axis, size, kernel, padding, dilation):
+    reach = dilation * (kernel - 1) + 1
+    if size + 2 * padding < reach:
+        raise ValueError(
+            f"x: {axis} is {size} and padding {padding}, smaller than the kernel's reach {reach} "
+            f"(kernel {kernel}, dilation {dilation})"
+        )
+
+
 def _operands(x, weight, scores, rule_, bias, cut):
     rule(rule_)
-    if x.dtype not in _ACTIVATIONS:
-        raise TypeError(f"x: expected float32, bfloat16, float16 or float64, got {x.dtype}")
-    if weight.dtype not in (torch.float32, x.dtype):
-        raise TypeError(f"weight: expected float32 or x's dtype {x.dtype}, got {weight.dtype}")
+    dtype, device = x.dtype, x.device
+    if dtype not in _ACTIVATIONS:
+        raise TypeError(f"x: expected float32, bfloat16, float16 or float64, got {dtype}")
+    if weight.dtype not in (torch.float32, dtype):
+        raise TypeError(f"weight: expected float32 or x's dtype {dtype}, got {weight.dtype}")
     _scores(weight, scores, rule_)
     if bias is not None:
         tensor("bias", bias)
         if tuple(bias.shape) != (weight.shape[0],):
             raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {_shape(bias)}")
-        if bias.dtype not in (torch.float32, x.dtype):
-            raise TypeError(f"bias: expected float32 or x's dtype {x.dtype}, got {bias.dtype}")
+        if bias.dtype not in (torch.float32, dtype):
+            raise TypeError(f"bias: expected float32 or x's dtype {dtype}, got {bias.dtype}")
     for name, value in (("weight", weight), ("scores", scores), ("bias", bias)):
-        if value is not None and value.device != x.device:
-            raise ValueError(f"{name}: expected it on x's device {x.device}, got {value.device}")
+        if value is not None and value.device != device:
+            raise ValueError(f"{name}: expected it on x's device {device}, got {value.device}")
     if cut is not None:
         if isinstance(rule_, Frozen):
             raise ValueError("cut: a frozen mask has none; expected None")
-        _selection("cut", cut, x.device, rule_)
+        _selection("cut", cut, device, rule_)
         if isinstance(cut, Draw):
             packed_bits(cut.bits, weight.shape)
 
@@ -168,6 +175,8 @@ def _dims(name, value, allowed, form):
 
 def _pair(name, value, least):
     pair = (value, value) if isinstance(value, int) else value
+    if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is type(pair[1]) is int and min(pair) >= least:
+        return pair  # what a layer hands in, each step
     if (
         not isinstance(pair, (tuple, list, torch.Size))
         or len(pair) not in (1, 2)

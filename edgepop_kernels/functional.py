@@ -21,7 +21,10 @@ def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selecti
     scores: float32, any shape, any strides. rule: any but Frozen. hint: an earlier cut of these scores, a warm start;
     the result is exact whatever the hint. Raises TypeError, ValueError.
     """
-    return select_all([scores], [rule], None if hint is None else [hint])[0]
+    checks.selection(scores, rule, hint)
+    if isinstance(rule, GlobalTopK):
+        return _select_together([scores.detach()], rule)[0]
+    return _selected_alone(scores, rule) or _rank([scores], [rule], [hint])[0]
 
 
 def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None) -> list[Selection]:
@@ -31,22 +34,32 @@ def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | 
     scores: float32 tensors on one device. rules: one for each, any but Frozen. hints: one earlier Cut, or None, for
     each. Raises TypeError, ValueError.
     """
-    checks.selection(scores, rules, hints)
+    checks.selections(scores, rules, hints)
+    hints = [None] * len(scores) if hints is None else hints
     chosen: list[Selection | None] = [_selected_alone(s, rule) for s, rule in zip(scores, rules, strict=True)]
-    ranked = [i for i, rule in enumerate(rules) if isinstance(rule, TopK | Percentile)]
+    ranked = [i for i, rule in enumerate(rules) if isinstance(rule, (TopK, Percentile))]
     if ranked:
-        layers = [scores[i].detach() for i in ranked]
-        kept = [rules[i].kept(s.numel()) for i, s in zip(ranked, layers, strict=True)]
-        warm = None if hints is None else _stacked([hints[i] for i in ranked], layers[0].device)
-        data = ops.select(layers, kept, [rules[i].of for i in ranked], warm)
-        for row, i in enumerate(ranked):
-            cut = Cut(data[row], rules[i].of)
-            chosen[i] = cut.with_ties(scores[i].numel() - 1) if isinstance(rules[i], Percentile) else cut
+        cuts = _rank([scores[i] for i in ranked], [rules[i] for i in ranked], [hints[i] for i in ranked])
+        for i, cut in zip(ranked, cuts, strict=True):
+            chosen[i] = cut
     for rule in dict.fromkeys(rule for rule in rules if isinstance(rule, GlobalTopK)):
         together = [i for i, other in enumerate(rules) if other == rule]
         for i, cut in zip(together, _select_together([scores[i].detach() for i in together], rule), strict=True):
             chosen[i] = cut
     return chosen
+
+
+def _rank(scores, rules, hints):
+    """The cuts of layers ranked each by itself, one op for all."""
+    kept = [rule.kept(s.numel()) for rule, s in zip(rules, scores, strict=True)]
+    data = ops.select(
+        [s.detach() for s in scores], kept, [rule.of for rule in rules], _stacked(hints, scores[0].device)
+    )
+    cuts = [Cut(row, rule.of) for row, rule in zip(data.unbind(), rules, strict=True)]
+    return [
+        cut.with_ties(s.numel() - 1) if isinstance(rule, Percentile) else cut
+        for cut, rule, s in zip(cuts, rules, scores, strict=True)
+    ]
 
 
 def _stacked(hints, device):
@@ -169,17 +182,19 @@ def masked_conv2d(
     if padding == "same":
         x, padding = _pad_same(x, weight, dilation)
     masking = _masking(weight, scores, rule, cut)
-    x_channels_last, y_channels_last = _is_channels_last(x), _is_channels_last(x) or _is_channels_last(weight)
+    x_channels_last = _is_channels_last(x)
+    y_channels_last = x_channels_last or _is_channels_last(weight)
     geometry = (stride, padding, dilation, groups)
     y = MaskedConv2d.apply(x, weight, *masking, bias, geometry, x_channels_last, y_channels_last)
     return y[0] if unbatched else y
 
 
 def _autocast(x):
-    if not isinstance(x, torch.Tensor) or x.dtype == torch.float64 or not x.is_floating_point():
-        return x
+    checks.tensor("x", x)
     device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64 or not x.is_floating_point():
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 def _masking(weight, scores, rule, cut):

@@ -24,14 +24,14 @@ class Backend:
     name: str
     ops: ModuleType
     unavailable: Callable[[], str | None]
-    refuses: Callable[[torch.Tensor], str | None]
+    refuses: Callable[[torch.device, torch.dtype], str | None]
 
 
 _BACKENDS = {
     "native": Backend("native", native, native.unavailable, native.refuses),
     "triton": Backend("triton", triton, triton.unavailable, triton.refuses),
     "staged": Backend("staged", staged, staged.unavailable, staged.refuses),
-    "reference": Backend("reference", reference, lambda: None, lambda tensor: None),
+    "reference": Backend("reference", reference, lambda: None, lambda device, dtype: None),
 }
 # "auto" takes the first of these, in this order, that accepts the call.
 _AUTO = tuple(_BACKENDS[name] for name in ("native", "triton", "reference"))
@@ -70,23 +70,23 @@ class use_backend:  # used as a function and as a context manager, like torch.se
 
 def implementation(op: str, tensor: torch.Tensor) -> Callable:
     """The function that runs ``op`` for a call whose activations (or scores) are ``tensor``."""
-    if _chosen != "auto":
-        backend = _BACKENDS[_chosen]
-        reason = backend.refuses(tensor)
+    return _implementation(_chosen, op, tensor.device, tensor.dtype)
+
+
+@functools.cache  # asked twice a layer and step, and what it says does not change while the process lives
+def _implementation(chosen, op, device, dtype):
+    if chosen != "auto":
+        backend = _BACKENDS[chosen]
+        reason = backend.refuses(device, dtype)
         if reason is not None:
-            raise NotImplementedError(f"{op}: backend {_chosen!r} was asked for, but {reason}")
+            raise NotImplementedError(f"{op}: backend {chosen!r} was asked for, but {reason}")
         return getattr(backend.ops, op)
     reasons = []
     for backend in _AUTO:
-        reason = backend.unavailable() or backend.refuses(tensor)
+        reason = backend.unavailable() or backend.refuses(device, dtype)
         if reason is None:
             if backend.ops is reference:
-                _log_once(op, "; ".join(reasons))
+                logger.warning("%s runs on the reference. %s", op, "; ".join(reasons))
             return getattr(backend.ops, op)
         reasons.append(f"{backend.name}: {reason}")
     raise AssertionError("the reference refuses nothing")
-
-
-@functools.cache
-def _log_once(op, reasons):
-    logger.warning("%s runs on the reference. %s", op, reasons)

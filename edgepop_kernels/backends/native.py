@@ -27,11 +27,11 @@ def unavailable() -> str | None:
     return _missing
 
 
-def refuses(tensor: torch.Tensor) -> str | None:
-    if tensor.device.type != "cpu":
-        return f"it runs on CPU tensors and got one on {tensor.device}"
-    if tensor.dtype not in _DTYPE:
-        return f"it computes float32, bfloat16 and float16, and got {tensor.dtype}"
+def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"it runs on CPU tensors and got one on {device}"
+    if dtype not in _DTYPE:
+        return f"it computes float32, bfloat16 and float16, and got {dtype}"
     return None
 
 

@@ -25,8 +25,8 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(tensor: torch.Tensor) -> str | None:
-    if tensor.dtype == torch.float64:
+def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype == torch.float64:
         return "it computes float32, bfloat16 and float16, and got torch.float64"
     return None
 
@@ -34,7 +34,7 @@ def refuses(tensor: torch.Tensor) -> str | None:
 def _selecting(scores):
     """The fastest backend that selects and draws here: staging differs in the products only."""
     for backend in (native, triton):
-        if backend.unavailable() is None and backend.refuses(scores) is None:
+        if backend.unavailable() is None and backend.refuses(scores.device, scores.dtype) is None:
             return backend
     return reference
 
@@ -90,7 +90,7 @@ def _effective_weight(weight, scores, cut, of, dtype, channels_last=False):
     workspace = _workspace(weight.device, dtype, weight.numel())
     strides = torch.empty(weight.shape, device="meta").contiguous(memory_format=_format(channels_last)).stride()
     workspace = workspace.as_strided(weight.shape, strides)
-    if weight.is_cuda and triton.unavailable() is None and triton.refuses(weight) is None:
+    if weight.is_cuda and triton.unavailable() is None and triton.refuses(weight.device, weight.dtype) is None:
         from .triton.stage import stage  # imports triton, where there is one
 
         stage(weight, scores, cut, of, workspace)

@@ -41,14 +41,14 @@ def unavailable() -> str | None:
     return None
 
 
-def refuses(tensor: torch.Tensor) -> str | None:
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it computes float32, bfloat16 and float16, and got {tensor.dtype}"
-    if tensor.device.type == "cuda":
-        return _refuses_device(tensor.device.index)
-    if tensor.device.type == "cpu" and _interpreted():
+def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it computes float32, bfloat16 and float16, and got {dtype}"
+    if device.type == "cuda":
+        return _refuses_device(device.index)
+    if device.type == "cpu" and _interpreted():
         return None
-    return f"it runs on CUDA tensors and got one on {tensor.device}"
+    return f"it runs on CUDA tensors and got one on {device}"
 
 
 @functools.cache
