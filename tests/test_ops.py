@@ -3,11 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import edgepop_kernels as ek
 from edgepop_kernels import ops
 
 GEOMETRY = ((2, 1), (1, 2), (1, 2), 2)
+PRODUCTS = "linear", "linear_dx", "linear_dw", "conv2d", "conv2d_dx", "conv2d_dw"
 
 
 def masking(shape, of):
@@ -30,16 +33,16 @@ def test_opcheck(backend, of, dtype):
     with ek.use_backend(backend):
         x, dy, weight = torch.randn(3, 5, 4, dtype=dtype), torch.randn(3, 5, 6, dtype=dtype), torch.randn(6, 4)
         mask = (weight, *masking((6, 4), of), of)
-        torch.library.opcheck(ops.masked_linear, (x, *mask, torch.randn(6)))
-        torch.library.opcheck(ops.masked_linear_dx, (dy, *mask))
-        torch.library.opcheck(ops.masked_linear_dw, (dy, x, *mask, of != "bits", "kept"))
+        opcheck(torch.ops.edgepop.masked_linear.default, (x, *mask, torch.randn(6)))
+        opcheck(torch.ops.edgepop.masked_linear_dx.default, (dy, *mask))
+        opcheck(torch.ops.edgepop.masked_linear_dw.default, (dy, x, *mask, of != "bits", "kept"))
         x = torch.randn(2, 4, 7, 6, dtype=dtype).contiguous(memory_format=torch.channels_last)
         dy, weight = torch.randn(2, 6, 4, 6, dtype=dtype), torch.randn(6, 2, 3, 3)
         mask = (weight, *masking((6, 2, 3, 3), of), of)
         assert ops.masked_conv2d(x, *mask, None, *GEOMETRY, True).shape == dy.shape
-        torch.library.opcheck(ops.masked_conv2d, (x, *mask, torch.randn(6), *GEOMETRY, True))
-        torch.library.opcheck(ops.masked_conv2d_dx, (dy, *mask, [2, 4, 7, 6], *GEOMETRY, True))
-        torch.library.opcheck(ops.masked_conv2d_dw, (dy, x, *mask, of != "bits", "all", *GEOMETRY))
+        opcheck(torch.ops.edgepop.masked_conv2d.default, (x, *mask, torch.randn(6), *GEOMETRY, True))
+        opcheck(torch.ops.edgepop.masked_conv2d_dx.default, (dy, *mask, [2, 4, 7, 6], *GEOMETRY, True))
+        opcheck(torch.ops.edgepop.masked_conv2d_dw.default, (dy, x, *mask, of != "bits", "all", *GEOMETRY))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -48,8 +51,27 @@ def test_opcheck_select(backend):
     scores = [torch.randn(7, 3), torch.randn(4, 2, 3, 3).contiguous(memory_format=torch.channels_last), torch.randn(1)]
     with ek.use_backend(backend):
         cuts = ops.select(scores, [10, 3, 1], ["abs", "raw", "abs"], None)
-        torch.library.opcheck(ops.select, (scores, [10, 3, 1], ["abs", "raw", "abs"], None))
-        torch.library.opcheck(ops.select, (scores, [10, 3, 1], ["abs", "raw", "abs"], cuts))
+        opcheck(torch.ops.edgepop.select.default, (scores, [10, 3, 1], ["abs", "raw", "abs"], None))
+        opcheck(torch.ops.edgepop.select.default, (scores, [10, 3, 1], ["abs", "raw", "abs"], cuts))
+
+
+class Names(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+EVERY_OP_OF_A_STEP = {"edgepop::select", *(f"edgepop::masked_{op}" for op in PRODUCTS)}
+
+
+def test_a_mode_sees_every_op():
+    with Names() as names:
+        small_network()(torch.randn(2, 3, 8, 8, requires_grad=True)).sum().backward()
+    assert names.seen >= EVERY_OP_OF_A_STEP
 
 
 def small_network():
@@ -111,9 +133,9 @@ def test_operands_changed_before_backward_are_noticed(changed):
 
 def test_auto_falls_back_to_the_reference_and_says_so_once(caplog):
     x, matrix = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4)
-    from edgepop_kernels.backends import _log_once
+    from edgepop_kernels.backends import _implementation
 
-    _log_once.cache_clear()
+    _implementation.cache_clear()
     for _ in range(2):
         assert ek.masked_linear(x, matrix, matrix, ek.TopK(0.5)).dtype == torch.float64
     messages = [r.getMessage() for r in caplog.records if "masked_linear" in r.getMessage()]

@@ -98,7 +98,8 @@ def same_draw(backend, scores, seed):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck_draw(backend):
     with ek.use_backend(backend):
-        torch.library.opcheck(ops.draw, (torch.randn(7, 3).to(DEVICE[backend]), torch.tensor(3).to(DEVICE[backend])))
+        scores, seed = torch.randn(7, 3).to(DEVICE[backend]), torch.tensor(3).to(DEVICE[backend])
+        torch.library.opcheck(torch.ops.edgepop.draw.default, (scores, seed))
 
 
 @pytest.mark.parametrize("layer", ["linear", "conv"])
