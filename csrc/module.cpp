@@ -4,10 +4,12 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <variant>
 
 #include "cpu/draw.h"
 #include "cpu/isa.h"
 #include "cpu/select.h"
+#include "cpu/step.h"
 
 namespace py = pybind11;
 
@@ -69,7 +71,7 @@ void conv_backward_weight(const ConvArg& geometry, const TensorArg& dy, const Te
 // address of the scores, sizes, strides, of, number kept, address of the cut, address of the hint or 0
 using RankingArg = std::tuple<uintptr_t, Strides, Strides, int32_t, int64_t, uintptr_t, uintptr_t>;
 
-void select(const std::vector<RankingArg>& layers, int threads) {
+std::vector<cpu::Ranking> rankings_of(const std::vector<RankingArg>& layers) {
   std::vector<cpu::Ranking> rankings;
   rankings.reserve(layers.size());
   for (const auto& [scores, size, stride, of, kept, cut, hint] : layers) {
@@ -79,8 +81,40 @@ void select(const std::vector<RankingArg>& layers, int threads) {
     std::copy(stride.begin(), stride.end(), r.stride);
     rankings.push_back(r);
   }
+  return rankings;
+}
+
+void select(const std::vector<RankingArg>& layers, int threads) {
+  const std::vector<cpu::Ranking> rankings = rankings_of(layers);
   py::gil_scoped_release release;
   cpu::select(rankings, threads);
+}
+
+// addresses of value, gradient and moments (0 where there is none), number of elements, and the update: the fields of
+// common/update.h in their order, seven of Sgd or ten of Adam
+using UpdateArg = std::variant<std::array<float, 7>, std::array<float, 10>>;
+using ParameterArg = std::tuple<uintptr_t, uintptr_t, std::array<uintptr_t, 3>, int64_t, UpdateArg>;
+
+std::variant<Sgd, Adam> update(const UpdateArg& arg) {
+  if (const auto* a = std::get_if<std::array<float, 7>>(&arg)) {
+    return Sgd{(*a)[0], (*a)[1], (*a)[2], (*a)[3], (*a)[4], (*a)[5] != 0, (*a)[6] != 0};
+  }
+  const auto& a = std::get<std::array<float, 10>>(arg);
+  return Adam{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]};
+}
+
+// Parameters that are ranked come first, in the order of the rankings.
+void step(const std::vector<ParameterArg>& parameters, const std::vector<RankingArg>& layers, int threads) {
+  std::vector<cpu::Parameter> updated;
+  updated.reserve(parameters.size());
+  for (const auto& [value, grad, moments, count, arg] : parameters) {
+    updated.push_back({reinterpret_cast<float*>(value), reinterpret_cast<const float*>(grad),
+                       {reinterpret_cast<float*>(moments[0]), reinterpret_cast<float*>(moments[1]),
+                        reinterpret_cast<float*>(moments[2])}, count, update(arg)});
+  }
+  const std::vector<cpu::Ranking> rankings = rankings_of(layers);
+  py::gil_scoped_release release;
+  cpu::step(updated, rankings, threads);
 }
 
 // The seed is read from its address: the caller's tensor never becomes a number of Python.
@@ -105,6 +139,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
   m.def("select", &edgepop::select);
+  m.def("step", &edgepop::step);
   m.def("draw", &edgepop::draw);
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);

@@ -12,6 +12,7 @@
 #include "../common/keys.h"
 #include "../common/tensor.h"
 #include "select_kernels.h"
+#include "update_kernels.h"
 
 namespace edgepop::cpu {
 
@@ -34,6 +35,9 @@ struct Kernels {
 
   // Words first .. of a Bernoulli mask from n contiguous scores (draw.h).
   void (*draw)(const float* scores, int64_t n, int64_t first, uint64_t seed, uint8_t* bits);
+
+  // Inner loops of step (step.h), which runs its own threads.
+  UpdateKernels update;
 };
 
 const Kernels* portable_kernels();

@@ -3,6 +3,7 @@
 #include "draw.inl"
 #include "isa.h"
 #include "select_kernels.inl"
+#include "update.inl"
 #include "wgrad.inl"
 
 #define EDGEPOP_TABLE_NAME(isa) isa##_kernels
@@ -15,7 +16,8 @@ namespace edgepop::cpu {
 const Kernels* EDGEPOP_TABLE(EDGEPOP_ISA)() {
   static constexpr Kernels table = {EDGEPOP_STRING(EDGEPOP_ISA), EDGEPOP_ISA::brgemm::conv_forward,
                                     EDGEPOP_ISA::brgemm::conv_backward_input, EDGEPOP_ISA::conv_backward_weight,
-                                    EDGEPOP_ISA::kSelectKernels, EDGEPOP_ISA::draw};
+                                    EDGEPOP_ISA::kSelectKernels, EDGEPOP_ISA::draw,
+                                    EDGEPOP_ISA::kUpdateKernels};
   return &table;
 }
 

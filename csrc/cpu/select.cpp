@@ -14,9 +14,11 @@ namespace {
 
 constexpr int64_t kChunk = 16384;  // scores: 64 KB, a unit of work and of the search for a tie
 constexpr int64_t kGather = 2048;  // scores: 8 KB on the stack, where the layout makes a copy necessary
+constexpr int64_t kRewrite = 2048;  // scores: with gradient and momentum 24 KB, which the scan finds in its cache
 constexpr int64_t kLargestChunk = 65536;
 constexpr int64_t kFewTies = 4096;           // positions: 32 KB on the stack
 constexpr int64_t kScoresPerThread = 65536;  // fewer are read sooner than a second thread starts
+constexpr int64_t kRewrittenPerThread = 16384;
 
 // A range of a layer's scores, and what the latest scan found in it. The range is one of logical positions, unless the
 // scores are dense without slices: then it is one of memory.
@@ -36,11 +38,17 @@ struct Layer {
   alignas(64) int64_t inside_count = 0;  // all threads add to it; what they read has cache lines of its own
 };
 
+int64_t total(const std::vector<Ranking>& rankings) {
+  int64_t count = 0;
+  for (const Ranking& r : rankings) count += r.size[0] * r.size[1] * r.size[2] * r.size[3];
+  return count;
+}
+
 int64_t chunk_size(int64_t slice) { return slice == 0 ? kChunk : std::max<int64_t>(1, kChunk / slice) * slice; }
 
 class Selection {
  public:
-  explicit Selection(const std::vector<Ranking>& rankings);
+  Selection(const std::vector<Ranking>& rankings, const Rewrite* rewrite);
   void run(int threads);
 
  private:
@@ -53,6 +61,7 @@ class Selection {
   void drop_settled();
 
   const SelectKernels& kernels_ = kernels().select;
+  const Rewrite* rewrite_;  // null once all ranges are rewritten
   std::vector<Layer> layers_;
   std::vector<Chunk> chunks_;
   std::vector<Layer*> open_layers_;  // not settled when the round began
@@ -61,7 +70,7 @@ class Selection {
   std::unique_ptr<int32_t[]> inside_;
 };
 
-Selection::Selection(const std::vector<Ranking>& rankings) {
+Selection::Selection(const std::vector<Ranking>& rankings, const Rewrite* rewrite) : rewrite_(rewrite) {
   layers_.reserve(rankings.size());
   open_layers_.reserve(rankings.size());
   int64_t capacity = 0;
@@ -116,6 +125,7 @@ void Selection::run(int threads) {
 }
 
 void Selection::drop_settled() {
+  rewrite_ = nullptr;
   const auto layer_end = std::remove_if(open_layers_.begin(), open_layers_.end(), [](Layer* l) { return l->settled; });
   open_layers_.erase(layer_end, open_layers_.end());
   const auto chunk_end = std::remove_if(open_chunks_.begin(), open_chunks_.end(),
@@ -127,10 +137,11 @@ void Selection::scan(Chunk* chunk, int32_t* staged) {
   Layer& layer = layers_[static_cast<size_t>(chunk->layer)];
   const Scores& scores = layer.search.scores();
   float gathered[kGather];
-  const int64_t step = scores.dense() ? chunk->end - chunk->begin : kGather;
+  const int64_t step = !scores.dense() ? kGather : rewrite_ != nullptr ? kRewrite : chunk->end - chunk->begin;
   Tally sum = {0, 0, 0, 0};
   for (int64_t begin = chunk->begin; begin < chunk->end; begin += step) {
     const int64_t n = std::min(step, chunk->end - begin);
+    if (rewrite_ != nullptr) (*rewrite_)(static_cast<size_t>(chunk->layer), begin, begin + n);
     const Tally tally = kernels_.scan(scores.range(begin, n, gathered), n, layer.search.of(), layer.bracket,
                                       staged + sum.inside);
     sum.above += tally.above;
@@ -227,10 +238,13 @@ int64_t Selection::find(const Layer& layer, const Chunk& chunk, int64_t tie) con
 }  // namespace
 
 void select(const std::vector<Ranking>& rankings, int threads) {
-  int64_t count = 0;
-  for (const Ranking& r : rankings) count += r.size[0] * r.size[1] * r.size[2] * r.size[3];
-  const int64_t busy = 1 + count / kScoresPerThread;
-  Selection(rankings).run(static_cast<int>(std::min<int64_t>(threads, busy)));
+  const int64_t busy = 1 + total(rankings) / kScoresPerThread;
+  Selection(rankings, nullptr).run(static_cast<int>(std::min<int64_t>(threads, busy)));
+}
+
+void select(const std::vector<Ranking>& rankings, int threads, const Rewrite& rewrite) {
+  const int64_t busy = 1 + total(rankings) / kRewrittenPerThread;
+  Selection(rankings, &rewrite).run(static_cast<int>(std::min<int64_t>(threads, busy)));
 }
 
 }  // namespace edgepop::cpu

@@ -1,7 +1,9 @@
 // Exact selection: the cut of every layer of a network in one call, at about one read of the scores.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "../common/keys.h"
@@ -24,5 +26,12 @@ struct Ranking {
 //
 // Scratch: 4 bytes for each score of a small layer, for every 8th of a large one; no copy of the scores.
 void select(const std::vector<Ranking>& rankings, int threads);
+
+// Called from many threads, with disjoint ranges of memory that cover the dense scores of rankings[ranking].
+using Rewrite = std::function<void(size_t ranking, int64_t begin, int64_t end)>;
+
+// The same for scores that `rewrite` is about to change, each range just before its first scan: what was written is
+// read from the first-level cache. A warm start's hint is a cut of the scores before. All rankings dense, none keeps 0.
+void select(const std::vector<Ranking>& rankings, int threads, const Rewrite& rewrite);
 
 }  // namespace edgepop::cpu

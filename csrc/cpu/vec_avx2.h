@@ -19,6 +19,7 @@ static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float a) { return _mm256_set1_ps(a); }
 static inline IntVec broadcast_bits(uint32_t a) { return _mm256_set1_epi32(static_cast<int32_t>(a)); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline Vec square_root(Vec a) { return _mm256_sqrt_ps(a); }
 
 static inline __m256i first(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -24,6 +24,7 @@ static inline Vec zero() { return _mm512_setzero_ps(); }
 static inline Vec broadcast(float a) { return _mm512_set1_ps(a); }
 static inline IntVec broadcast_bits(uint32_t a) { return _mm512_set1_epi32(static_cast<int32_t>(a)); }
 static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline Vec square_root(Vec a) { return _mm512_sqrt_ps(a); }
 
 static inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
 static inline __m256i load_words(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }

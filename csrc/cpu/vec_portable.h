@@ -17,6 +17,9 @@ static inline Vec zero() { return Vec{}; }
 static inline Vec broadcast(float a) { return Vec{a, a, a, a}; }
 static inline IntVec broadcast_bits(uint32_t a) { return IntVec{a, a, a, a}; }
 static inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+static inline Vec square_root(Vec a) {
+  return Vec{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]), __builtin_sqrtf(a[3])};
+}
 
 static inline Vec load(const float* p) {
   Vec a;

@@ -1,0 +1,51 @@
+#include "step.h"
+
+#include <algorithm>
+
+#include "isa.h"
+
+namespace edgepop::cpu {
+namespace {
+
+constexpr int64_t kChunk = 16384;              // elements: a unit of work
+constexpr int64_t kElementsPerThread = 16384;  // fewer are updated sooner than a second thread starts
+
+struct Piece {
+  const Parameter* parameter;
+  int64_t begin, end;
+};
+
+void update(const Parameter& p, int64_t begin, int64_t end) {
+  const auto at = [&](float* moment) { return moment == nullptr ? nullptr : moment + begin; };
+  const int64_t n = end - begin;
+  if (const Sgd* sgd = std::get_if<Sgd>(&p.update)) {
+    kernels().update.sgd(*sgd, p.value + begin, p.grad + begin, at(p.moments[0]), n);
+  } else {
+    kernels().update.adam(std::get<Adam>(p.update), p.value + begin, p.grad + begin, at(p.moments[0]),
+                          at(p.moments[1]), at(p.moments[2]), n);
+  }
+}
+
+void update_all(const Parameter* first, const Parameter* last, int threads) {
+  std::vector<Piece> pieces;
+  int64_t count = 0;
+  for (const Parameter* p = first; p != last; ++p) {
+    count += p->count;
+    for (int64_t begin = 0; begin < p->count; begin += kChunk) {
+      pieces.push_back({p, begin, std::min(begin + kChunk, p->count)});
+    }
+  }
+  threads = static_cast<int>(std::min<int64_t>(threads, 1 + count / kElementsPerThread));
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (size_t i = 0; i < pieces.size(); ++i) update(*pieces[i].parameter, pieces[i].begin, pieces[i].end);
+}
+
+}  // namespace
+
+void step(const std::vector<Parameter>& parameters, const std::vector<Ranking>& rankings, int threads) {
+  const Parameter* const ranked = parameters.data();
+  update_all(ranked + rankings.size(), ranked + parameters.size(), threads);
+  select(rankings, threads, [&](size_t i, int64_t begin, int64_t end) { update(ranked[i], begin, end); });
+}
+
+}  // namespace edgepop::cpu
