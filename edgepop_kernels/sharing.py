@@ -6,9 +6,11 @@ from torch import nn
 from . import functional
 from .cut import Selection
 from .nn import MaskedLayer
-from .rules import Frozen
+from .rules import Bernoulli, Frozen
 
 _SHARED = "_edgepop_shared_selection"
+# A layer that draws does so in its own forward: there activation checkpointing restores the generator and repeats it.
+_ALONE = (Frozen, Bernoulli)
 
 
 def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
@@ -33,7 +35,7 @@ class _SharedSelection:
         ]
 
     def select(self, model, args):
-        layers = [m for m in self.layers if isinstance(m, MaskedLayer) and not isinstance(m.rule, Frozen)]
+        layers = [m for m in self.layers if isinstance(m, MaskedLayer) and not isinstance(m.forward_rule(), _ALONE)]
         if not layers:
             return
         hints = [m.hint() for m in layers]

@@ -90,8 +90,9 @@ class MaskedLayer(nn.Module):
         return selection
 
     def remember(self, selection: Selection) -> None:
-        """Keeps a cut as the next selection's warm start."""
-        self._last_cut = selection if isinstance(selection, Cut) else None
+        """Keeps a cut as the next selection's warm start; not one that export's fake tensors stand for."""
+        real = isinstance(selection, Cut) and type(selection.data) is torch.Tensor
+        self._last_cut = selection if real else None
 
     def hint(self) -> Cut | None:
         """The last cut, where it can start the next selection."""
