@@ -17,15 +17,16 @@ struct Operand {
   Axis rows, columns;
 };
 
-// The panels of one operand and block: `width` channels each, the last one what is left, padded to `tail`.
+// The panels of one operand and block: `width` channels each, the last one what is left in whole vectors.
 template <class Unit>
 struct Panels {
   Unit* first;
   int64_t step;  // units from one panel to the next
   int64_t channels, width;
-  int64_t tail;  // units per position of the last panel where it is not whole
 
-  int64_t padded(int64_t left) const { return left < width ? tail : width; }
+  int64_t left(int64_t panel) const { return channels - panel * width; }
+  // Units per position of a panel, `left` channels being left when it starts.
+  int64_t padded(int64_t left) const { return left < width ? ceil_div(left, kLanes) * kLanes : width; }
 };
 
 // Loads channels or columns of one unit; `partner` points at the second image of a pair, null where there is none.
@@ -83,14 +84,9 @@ template <class Unit>
 static inline void store_units(Unit* p, Vec units) {
   store(reinterpret_cast<float*>(p), units);
 }
-template <class Unit>
-static inline void store_units(Unit* p, Vec units, int64_t n) {
-  n < kLanes ? store(reinterpret_cast<float*>(p), units, n) : store_units(p, units);
-}
 
 // Channels side by side in memory. Position by position through all panels: rows of x that lie a power of two apart
-// would push each other out of the cache if every panel went over all of them. A panel narrower than a vector is
-// written in rising order, in whole vectors that overwrite what the one before spilled: masked stores are slower.
+// would push each other out of the cache if every panel went over all of them.
 template <class Units>
 static void pack_channels(const Line<Units>& line, const Panels<typename Units::Unit>& panels) {
   for (int64_t k = 0; k < line.columns; ++k) {
@@ -116,9 +112,9 @@ static void pack_channels(const Line<Units>& line, const Panels<typename Units::
 // distributed from there.
 template <class Units>
 static void pack_columns(const Line<Units>& line, int64_t channel_step, const Panels<typename Units::Unit>& panels) {
-  constexpr int64_t kTogether = 3 * kTileLanes;
-  static_assert(kTogether % kTileRows == 0, "rows and lanes in whole panels");
-  alignas(64) typename Units::Unit rows[kLanes][kTogether + kLanes];
+  constexpr int64_t kTogether = 12 * kLanes;
+  static_assert(kTogether % kPanelRows == 0 && kTogether % kTileLanes == 0, "rows and lanes in whole panels");
+  alignas(64) typename Units::Unit rows[kLanes][kTogether];
   for (int64_t channel = 0; channel < panels.channels; channel += kTogether) {
     const int64_t channels = smaller(kTogether, panels.channels - channel);
     for (int64_t k = 0; k < line.columns; k += kLanes) {
@@ -139,8 +135,7 @@ static void pack_columns(const Line<Units>& line, int64_t channel_step, const Pa
           for (int64_t c = 0; c < channels; c += panels.width, panel += panels.step) {
             const int64_t width = panels.padded(panels.channels - channel - c);
             for (int64_t v = 0; v < width; v += kLanes) {
-              // Units of several images are not written in rising order: nothing may spill.
-              store_units(panel + slot * width + v, load_units(rows[i] + c + v), line.units == 1 ? kLanes : width - v);
+              store_units(panel + slot * width + v, load_units(rows[i] + c + v));
             }
           }
         }

@@ -26,6 +26,7 @@ struct Job {
   int64_t shares;                 // of the blocks of pixels
 
   int64_t taps() const { return finish.taps(); }
+  int64_t panel_tiles() const { return depthwise ? 1 : kPanelTiles; }  // in a panel of rows
   int64_t plane_tiles() const { return groups * row_tiles * lane_tiles; }
   int64_t tasks_down() const { return ceil_div(row_tiles, task_rows); }
   int64_t tasks_across() const { return ceil_div(lane_tiles, task_lanes); }
@@ -56,10 +57,9 @@ static int64_t plane_cost(int64_t rows, int64_t lanes) {
   return cost;
 }
 
-// Units of one tile's panel of either side, and a vector more: a narrow panel's last store spills that far, and panels
-// must not lie a multiple of 4 KB apart.
+// Units of one panel of either side, and a vector more: panels must not lie a multiple of 4 KB apart.
 static int64_t panel_units(const Job& job, const Operand& side) {
-  const int64_t channels = &side == &job.lane_side || job.depthwise ? kTileLanes : kTileRows;
+  const int64_t channels = &side == &job.lane_side || job.depthwise ? kTileLanes : kPanelRows;
   return side.rows.slots * side.columns.slots * job.walk.unit_block * channels + kLanes;
 }
 
@@ -70,7 +70,8 @@ static void choose_task(Job& job, int threads) {
   const int64_t tiles = fit(kTaskBytes, job.tile_floats);
   const int64_t panels = smaller(tiles, fit(kPanelBytes, panel_units(job, job.lane_side)));
   job.task_lanes = job.depthwise ? 1 : even_block(job.lane_tiles, panels);
-  job.task_rows = smaller(tiles / job.task_lanes, fit(kPanelBytes, panel_units(job, job.row_side)));
+  const int64_t row_panels = fit(kPanelBytes, panel_units(job, job.row_side));
+  job.task_rows = smaller(tiles / job.task_lanes, row_panels * job.panel_tiles());
   job.task_rows = even_block(job.row_tiles, larger(1, job.task_rows));
   const bool shared = job.plane_tiles() * job.tile_floats * 4 <= kSharedPlaneBytes;
   job.shares = shared ? larger(1, smaller(kShares, job.walk.blocks)) : 1;
@@ -113,7 +114,7 @@ struct Scratch {
     lane_panel = panel_units(job, job.lane_side);
     bytes = 0;
     lanes = reinterpret_cast<typename Math::Unit*>(take(job.task_lanes * lane_panel * 4));
-    rows = reinterpret_cast<typename Math::Unit*>(take(job.task_rows * row_panel * 4));
+    rows = reinterpret_cast<typename Math::Unit*>(take(ceil_div(job.task_rows, job.panel_tiles()) * row_panel * 4));
     sums = reinterpret_cast<float*>(take(job.task_rows * job.task_lanes * job.tile_floats * 4));
     lines = reinterpret_cast<float*>(take(kFinishLines * kTileLanes * job.taps() * 4));
     runs = reinterpret_cast<Runs*>(take(job.taps() * static_cast<int64_t>(sizeof(Runs))));
@@ -163,34 +164,37 @@ static void sum_blocks(const Job& job, Range blocks, int64_t group, Range down, 
       }
     }
   }
+  using Unit = typename Math::Unit;
+  const Tile corner = job.tile(group, down.begin, across.begin);
+  const int64_t high = down.end - down.begin, wide = across.end - across.begin, panel_tiles = job.panel_tiles();
+  const Panels<Unit> lanes = {scratch.lanes, scratch.lane_panel, smaller(job.lanes - corner.lane, wide * kTileLanes),
+                              kTileLanes};
+  const Panels<Unit> rows = {scratch.rows, scratch.row_panel, smaller(job.rows - corner.row, high * kTileRows),
+                             kPanelRows};
   for (int64_t index = blocks.begin; index < blocks.end; ++index) {
     const Block block = block_at(job.walk, index);
     find_runs(job, block, scratch.runs);
-    const Tile corner = job.tile(group, down.begin, across.begin);
-    const int64_t lanes = smaller(job.lanes - corner.lane, (across.end - across.begin) * kTileLanes);
-    const int64_t tail = ceil_div(lanes % kTileLanes, kLanes) * kLanes;
-    pack_lane_side(job.lane_side, block, job.lane_offset(corner),
-                   {scratch.lanes, scratch.lane_panel, lanes, kTileLanes, tail});
+    pack_lane_side(job.lane_side, block, job.lane_offset(corner), lanes);
     if (job.depthwise) {
-      for (int64_t d = down.begin; d < down.end; ++d) {
-        pack_row_side(job.row_side, block, job.row_offset(job.tile(group, d, across.begin)),
-                      {scratch.rows + (d - down.begin) * scratch.row_panel, 0, lanes, kTileLanes, tail});
+      for (int64_t d = 0; d < high; ++d) {
+        pack_row_side(job.row_side, block, job.row_offset(job.tile(group, down.begin + d, across.begin)),
+                      {scratch.rows + d * scratch.row_panel, 0, lanes.channels, kTileLanes});
       }
     } else {
-      const int64_t rows = smaller(job.rows - corner.row, (down.end - down.begin) * kTileRows);
-      pack_row_side(job.row_side, block, job.row_offset(corner),
-                    {scratch.rows, scratch.row_panel, rows, kTileRows, rows % kTileRows});
+      pack_row_side(job.row_side, block, job.row_offset(corner), rows);
     }
     // Down first, so that a panel of lanes stays in the first-level cache; across first where tiles are finished.
     const bool last = index + 1 == blocks.end, along_rows = last && job.shares == 1;
-    const int64_t high = down.end - down.begin, wide = across.end - across.begin;
     for (int64_t i = 0; i < high * wide; ++i) {
       const int64_t d = along_rows ? i / wide : i % high, a = along_rows ? i % wide : i / high;
       const Tile tile = job.tile(group, down.begin + d, across.begin + a);
       const auto multiply = tile_kernel<Math>(tile.rows, ceil_div(tile.lanes, kLanes), job.depthwise);
+      const int64_t panel = d / panel_tiles;
+      const Unit* const first_row = rows.first + panel * rows.step + d % panel_tiles * kTileRows;
+      const int64_t row_pitch = job.depthwise ? lanes.padded(lanes.channels) : rows.padded(rows.left(panel));
       float* const sum = sums.at(d, a);
       for (int64_t t = 0; t < job.taps(); ++t) {
-        multiply(scratch.runs[t], scratch.rows + d * scratch.row_panel, scratch.lanes + a * scratch.lane_panel,
+        multiply(scratch.runs[t], first_row, row_pitch, lanes.first + a * lanes.step,
                  sum + t * job.tile_rows * kTileLanes, index > blocks.begin);
       }
       if (last) finished(tile, sum);
