@@ -73,33 +73,36 @@ class MaskedLayer(nn.Module):
         return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-def _baseline(model: nn.Sequential, scores: list[torch.Tensor], keep: float, subnet) -> nn.Sequential:
-    remaining = iter(scores)
-    layers = [
-        MaskedLayer(m, next(remaining), keep, subnet) if isinstance(m, (nn.Linear, nn.Conv2d)) else m for m in model
-    ]
-    return nn.Sequential(*layers)
+def masked_layers(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if hasattr(m, "scores")]
 
 
-def _fused(model: nn.Sequential, scores: list[torch.Tensor], keep: float) -> nn.Sequential:
+def _baseline(model: nn.Module, scores: list[torch.Tensor], keep: float, subnet) -> nn.Module:
+    plain = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    for (name, layer), s in zip(plain, scores, strict=True):
+        model.set_submodule(name, MaskedLayer(layer, s, keep, subnet))
+    return model
+
+
+def _fused(model: nn.Module, scores: list[torch.Tensor], keep: float) -> nn.Module:
     ek.convert(model, ek.TopK(keep))
-    masked = [m for m in model if hasattr(m, "scores")]
-    for m, s in zip(masked, scores, strict=True):
+    layers = masked_layers(model)
+    for m, s in zip(layers, scores, strict=True):
         m.scores.data.copy_(s)
-    if len(masked) > 1:
+    if len(layers) > 1:
         ek.share_selection(model)
     return model
 
 
-def model_of(column: str, template: Callable[[], nn.Sequential], keep: float, device: torch.device) -> nn.Sequential:
+def model_of(column: str, template: Callable[[], nn.Module], keep: float, device: torch.device) -> nn.Module:
     """``template()`` with its layers masked the way ``column`` does it; same weights and scores in every column."""
     torch.manual_seed(0)
     model = template().to(device)
-    weights = [m.weight for m in model if isinstance(m, (nn.Linear, nn.Conv2d))]
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     scores = [nn.init.kaiming_uniform_(torch.empty_like(w), a=5**0.5) for w in weights]
     if column == "dense":
         return model
-    if column in ("fused", "staged"):
+    if column in ("fused", "graphed", "staged"):
         return _fused(model, scores, keep)
     if column == "GetSubnet":
         return _baseline(model, scores, keep, GetSubnet)

@@ -1,13 +1,14 @@
 """``pytest benchmarks/ --benchmark-only``: every row is checked against the oracle, then its columns are timed."""
 
+import functools
+
 import pytest
 import torch
 from columns import fused_backend
 from measure import interleave, replay, replayed_seconds
+from peaks import peak_of
 from report import Result, print_table, write_results
 from rows import LAYER_COLUMNS, Setup
-
-import edgepop_kernels as ek
 
 
 def pytest_addoption(parser):
@@ -28,13 +29,13 @@ def pytest_configure(config):
 def pytest_generate_tests(metafunc):
     option = metafunc.config.getoption
     cases = []
-    for row in metafunc.module.ROWS:
+    for row in metafunc.module.ROWS if torch.device(option("--device")).type == "cpu" else metafunc.module.GPU_ROWS:
         if row.full and not option("--full"):
             continue
         marks = pytest.mark.benchmark(group=f"{row.group}: {row}", timer=replayed_seconds)
         cases += [
             pytest.param(row, column, id=f"{row}-{column}".replace(" ", "-"), marks=marks)
-            for column in _columns(row, option("--compile"))
+            for column in _columns(row, metafunc.config)
         ]
     metafunc.parametrize(("row", "column"), cases)
 
@@ -43,10 +44,10 @@ def pytest_terminal_summary(terminalreporter, config):
     results = config.stash[_ARENA].results
     if not results:
         return
-    setup = config.stash[_ARENA].setup
-    print_table(terminalreporter, setup, results)
+    arena = config.stash[_ARENA]
+    print_table(terminalreporter, arena.setup, arena.peak, results)
     if config.getoption("--results"):
-        write_results(config.getoption("--results"), setup, results)
+        write_results(config.getoption("--results"), arena.setup, arena.peak, results)
 
 
 @pytest.fixture
@@ -54,11 +55,13 @@ def arena(request):
     return request.config.stash[_ARENA]
 
 
-def _columns(row, with_compile):
+def _columns(row, config):
     if row.columns != LAYER_COLUMNS:
         return row.columns
-    staged = ("staged",) if ek.backends().get("staged", "not built") is None else ()
-    return (*row.columns, *staged, *(("compile",) if with_compile else ()))
+    on_gpu = torch.device(config.getoption("--device")).type != "cpu"
+    graphed = ("graphed",) if on_gpu and row.group == "train" else ()
+    compiled = ("compile",) if config.getoption("--compile") or (on_gpu and row.compiled) else ()
+    return (*row.columns, "staged", *graphed, *compiled)
 
 
 class Arena:
@@ -68,7 +71,7 @@ class Arena:
         device = torch.device(config.getoption("--device"))
         self.setup = Setup(device, config.getoption("--backend") or fused_backend(device))
         self.results = []
-        self._with_compile = config.getoption("--compile")
+        self._config = config
         self._row = self._samples = None
 
     def enter(self, row, column, benchmark):
@@ -82,11 +85,15 @@ class Arena:
         replay(benchmark, self._samples[column])
 
     def _run(self, row):
-        contest = row.contest(_columns(row, self._with_compile), self.setup)
+        contest = row.contest(_columns(row, self._config), self.setup)
         contest.check()
         samples = interleave(contest.columns, self.setup.device, row.budget_s)
-        self.results.append(Result.of(row, contest, samples))
+        self.results.append(Result.of(row, contest, samples, self.peak))
         return samples
+
+    @functools.cached_property
+    def peak(self):
+        return peak_of(self.setup.device)
 
 
 _ARENA = pytest.StashKey[Arena]()

@@ -9,9 +9,11 @@ import gc
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from edgepop_kernels.tuning.roofline import Work
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
 SHORTEST_SAMPLE_S = 1e-4  # a call below this is repeated within its sample: perf_counter and the loop cost 0.2 us
@@ -23,8 +25,8 @@ class Contest:
 
     check: Callable[[], None]
     columns: dict[str, Callable[[], object]]
-    flops: float = 0.0  # of one call, multiplications and additions
-    bytes_read: float = 0.0  # of one call, each input once
+    flops: float = 0.0  # of one call, multiplications and additions, those with padding too
+    kernels: list[tuple[Work, str]] = field(default_factory=list)  # what one call must do at least, in which precision
 
 
 def _cpu_sample(call, repeat, scratch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 import edgepop_kernels as ek
+from edgepop_kernels.doctor import installed
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,15 @@ class Result:
     least_s: dict[str, float]
     rounds: dict[str, int]
     ratio: dict[str, float]  # column / fused: above 1 where fused is faster
-    gflops: float | None
-    gbytes: float | None
+    gflops: float | None  # operations with padding counted, as is customary
+    gbytes: float | None  # each operand of each kernel once
+    floor_s: float | None
+    floor_percent: float | None  # floor / fused: 100 where nothing faster is possible
 
     @classmethod
-    def of(cls, row, contest, samples):
+    def of(cls, row, contest, samples, peak):
+        traffic = sum(work.traffic for work, _ in contest.kernels)
+        floor = sum(peak.floor(work, precision) for work, precision in contest.kernels)
         median = {name: statistics.median(s) for name, s in samples.items()}
         fused = median["fused"]
         return cls(
@@ -39,29 +44,34 @@ class Result:
             {name: len(s) for name, s in samples.items()},
             {name: m / fused for name, m in median.items() if name != "fused"},
             contest.flops / fused / 1e9 if contest.flops else None,
-            contest.bytes_read / fused / 1e9 if contest.bytes_read else None,
+            traffic / fused / 1e9 if traffic else None,
+            floor or None,
+            100 * floor / fused if floor else None,
         )
 
 
-def print_table(terminal, setup, results):
+def print_table(terminal, setup, peak, results):
     terminal.section(f"medians of fused (backend {setup.backend}), and each column's multiple of it")
     columns = list(dict.fromkeys(name for r in results for name in r.ratio if name != "read"))
-    head = ["", "fused ms", *columns, "GFLOP/s", "GB/s", "reads"]
+    unit, scale = ("TFLOP/s", 1e3) if setup.device.type == "cuda" else ("GFLOP/s", 1)
+    head = ["", "fused ms", *columns, unit, "GB/s", "% of floor", "reads"]
     lines = [head]
     for r in results:
         ratios = [f"{r.ratio[c]:.2f}x" if c in r.ratio else "" for c in columns]
         reads = f"{1 / r.ratio['read']:.2f}" if "read" in r.ratio else ""
-        speed = [f"{v:.1f}" if v else "" for v in (r.gflops, r.gbytes)]
+        flops = r.gflops and r.gflops / scale
+        speed = [f"{v:.1f}" if v else "" for v in (flops, r.gbytes, r.floor_percent)]
         lines.append([f"{r.group} {r.row}", f"{r.median_s['fused'] * 1e3:.3f}", *ratios, *speed, reads])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for name, *cells in lines:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         terminal.write_line("  ".join([name.ljust(widths[0]), *padded]))
     terminal.write_line("reads: time of fused in units of one read of the same scores (torch.sum)")
+    terminal.write_line(f"% of floor: what the masked kernels must take at the peaks ({peak.source}), of fused's time")
 
 
-def write_results(path, setup, results):
-    record = {**environment(setup), "rows": [asdict(r) for r in results]}
+def write_results(path, setup, peak, results):
+    record = {**environment(setup), "peak": asdict(peak), "rows": [asdict(r) for r in results]}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(record, indent=1) + "\n")
 
@@ -78,12 +88,20 @@ def environment(setup):
         "versions": {
             "edgepop_kernels": ek.__version__,
             "torch": torch.__version__,
+            "triton": installed("triton"),
             "cuda": torch.version.cuda if cuda else None,
+            "driver": _driver() if cuda else None,
             "python": platform.python_version(),
         },
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def _driver():
+    """The version of NVIDIA's driver, as its own tool says."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
 
 
 def _processor():

@@ -1,11 +1,9 @@
 """The rows of the table: which layer, shape, dtype and pass; what each column of a row runs; what is checked first."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from columns import in_memory_order, kth_score, model_of, on_backend
 from measure import Contest
 from torch import nn
@@ -14,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import edgepop_kernels as ek
 from edgepop_kernels.testing import inputs, oracle
 from edgepop_kernels.testing.tolerances import assert_close
+from edgepop_kernels.tuning import roofline
 
 KEEP = 0.5
 RULE = ek.TopK(KEEP)
@@ -28,18 +27,43 @@ class Setup(NamedTuple):
 
     def on_its_backend(self, column, call):
         """The baselines and the dense layer are torch alone."""
-        if column == "fused":
+        if column in ("fused", "graphed"):
             return on_backend(self.backend, call)
         return on_backend("staged", call) if column == "staged" else call
 
 
-def _pass_name(dtype, backward):
+def pass_name(dtype, backward):
     return f"{'f32' if dtype == torch.float32 else 'bf16'} {'fwd+bwd' if backward else 'fwd'}"
 
 
-def _autocast(dtype, device):
+def autocast(dtype, device):
     """Reduced precision is autocast over float32 weights, as in training."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32)
+
+
+def randn(shape, seed, device):
+    """Drawn where it is used: the host takes seconds for the larger rows of a GPU."""
+    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+
+
+def precision(layer, dtype, device):
+    """Of the products of a layer (nn.Linear or nn.Conv2d), as the roofline names it."""
+    if dtype != torch.float32:
+        return "half"
+    if device.type == "cpu":
+        return "float32"
+    switches = torch.backends.cuda.matmul if isinstance(layer, nn.Linear) else torch.backends.cudnn.conv
+    return "tf32" if switches.fp32_precision == "tf32" else "float32"
+
+
+def cost(layer, x_size, dtype):
+    """The roofline's numbers of a dense layer (nn.Linear or nn.Conv2d) with scores, float32 weight, x of ``x_size``."""
+    element = dtype.itemsize
+    if isinstance(layer, nn.Linear):
+        return roofline.linear(x_size.numel() // x_size[-1], layer.in_features, layer.out_features, element)
+    return roofline.conv2d(
+        tuple(x_size), tuple(layer.weight.shape), element, layer.stride, layer.padding, layer.dilation
+    )
 
 
 @dataclass(frozen=True)
@@ -51,6 +75,7 @@ class SelectRow:
     warm: bool
     kind: str = "normal"
     full: bool = False
+    compiled = False
     group = "select"
     columns = ("fused", "GetSubnet", "GetSubnetFaster", "read")
     budget_s = 0.5
@@ -78,7 +103,8 @@ class SelectRow:
                 found = cut.threshold.item(), cut.index.item()
                 assert found == (last.item(), index), f"layer {layer}: cut {found}, expected {(last.item(), index)}"
 
-        return Contest(check, {name: calls[name] for name in columns}, bytes_read=4.0 * sum(self.sizes))
+        work = roofline.select(sum(self.sizes))
+        return Contest(check, {name: calls[name] for name in columns}, kernels=[(work, "float32")])
 
 
 @dataclass(frozen=True)
@@ -88,30 +114,36 @@ class LayerRow:
     dtype: torch.dtype
     backward: bool
     full: bool = field(default=False, kw_only=True)
+    compiled: bool = field(default=False, kw_only=True)
     columns = LAYER_COLUMNS
     budget_s = 0.3
 
     def contest(self, columns, setup):
         device = setup.device
         memory_format = torch.channels_last if len(self.x_shape) == 4 else torch.contiguous_format
-        x = torch.randn(self.x_shape, generator=inputs.generator(1)).to(device, self.dtype, memory_format=memory_format)
+        x = randn(self.x_shape, 1, device).to(self.dtype, memory_format=memory_format)
         x.requires_grad_(self.backward)
         models = {column: model_of(column, self.template, KEEP, device) for column in columns}
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             y = models["dense"](x.float())
         flops = float(counter.get_total_flops()) * (3 if self.backward else 1)  # y, dx and dW are products of one size
-        dy = torch.randn(y.shape, generator=inputs.generator(2)).to(device, self.dtype, memory_format=memory_format)
+        dy = randn(y.shape, 2, device).to(self.dtype, memory_format=memory_format)
+        (dense,) = models["dense"]
+        layer = cost(dense, x.shape, self.dtype)
+        work = [roofline.select(layer.weight), layer.forward()]
+        work += [layer.input_grad(), layer.score_grad()] if self.backward else []
+        kernels = [(w, precision(dense, self.dtype, device)) for w in work]
 
         def call_of(column):
             model = models[column]
             leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
 
             def forward():
-                with torch.no_grad(), _autocast(self.dtype, device):
+                with torch.no_grad(), autocast(self.dtype, device):
                     return (model(x),)
 
             def forward_backward():
-                with _autocast(self.dtype, device):
+                with autocast(self.dtype, device):
                     y = model(x)
                 return y, *torch.autograd.grad(y, leaves, dy)
 
@@ -120,13 +152,17 @@ class LayerRow:
         calls = {column: call_of(column) for column in columns}
 
         def check():
-            (layer,) = models["fused"]
-            want = oracle.answer(self.oracle, x, layer.weight, layer.scores, RULE, None, dy)
+            (fused,) = models["fused"]
             got = calls["fused"]()
-            for name, out, ref in zip(("y", "dx", "dscores"), got, (want.y, want.dx, want.dscores), strict=False):
+            if not self.backward:
+                effective = fused.weight.double() * oracle.mask(fused.scores, RULE)
+                assert_close("y", got[0], self.oracle(x.double(), effective, None), self.dtype)
+                return
+            want = oracle.answer(self.oracle, x, fused.weight, fused.scores, RULE, None, dy)
+            for name, out, ref in zip(("y", "dx", "dscores"), got, (want.y, want.dx, want.dscores), strict=True):
                 assert_close(name, out, ref, self.dtype)
 
-        return Contest(check, calls, flops)
+        return Contest(check, calls, flops, kernels)
 
 
 @dataclass(frozen=True)
@@ -135,7 +171,7 @@ class LinearRow(LayerRow):
     group = "linear"
 
     def __str__(self):
-        return f"{'x'.join(map(str, self.shape))} {_pass_name(self.dtype, self.backward)}"
+        return f"{'x'.join(map(str, self.shape))} {pass_name(self.dtype, self.backward)}"
 
     @property
     def x_shape(self):
@@ -155,7 +191,7 @@ class ConvRow(LayerRow):
     def __str__(self):
         batch, channels, size, out, kernel, stride = self.shape
         strided = f" s{stride}" if stride > 1 else ""
-        return f"{batch}x{channels}x{size}x{size} {out}k{kernel}{strided} {_pass_name(self.dtype, self.backward)}"
+        return f"{batch}x{channels}x{size}x{size} {out}k{kernel}{strided} {pass_name(self.dtype, self.backward)}"
 
     @property
     def x_shape(self):
@@ -170,90 +206,3 @@ class ConvRow(LayerRow):
     def oracle(self, x, weight, bias):
         kernel, stride = self.shape[4:]
         return oracle.conv2d(stride, kernel // 2)(x, weight, bias)
-
-
-def conv4():
-    """Conv4 of Ramanujan et al. 2020 for 32x32 images: no biases, 2.4 million weights."""
-
-    def pair(a, b):
-        return (
-            nn.Conv2d(a, b, 3, padding=1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(b, b, 3, padding=1, bias=False),
-            nn.ReLU(),
-        )
-
-    convs = (*pair(3, 64), nn.MaxPool2d(2), *pair(64, 128), nn.MaxPool2d(2), nn.Flatten())
-    return nn.Sequential(*convs, *_mlp(8192, 256, 256, 10)).to(memory_format=torch.channels_last)
-
-
-def mlp():
-    """The fully connected net 784-300-100-10 of Zhou et al. 2019, without biases."""
-    return nn.Sequential(*_mlp(784, 300, 100, 10))
-
-
-def _mlp(*features):
-    layers = []
-    for a, b in pairwise(features):
-        layers += [nn.Linear(a, b, bias=False), nn.ReLU()]
-    return layers[:-1]
-
-
-@dataclass(frozen=True)
-class TrainRow:
-    """A whole training step: forward, cross entropy, backward, SGD with momentum on the scores (dense: the weights)."""
-
-    label: str
-    template: object
-    x_shape: tuple[int, ...]
-    dtype: torch.dtype
-    full: bool = False
-    group = "train"
-    columns = LAYER_COLUMNS
-    budget_s = 1.5
-
-    def __str__(self):
-        return f"{self.label} batch {self.x_shape[0]} {_pass_name(self.dtype, True)}"
-
-    def contest(self, columns, setup):
-        device = setup.device
-        x = torch.randn(self.x_shape, generator=inputs.generator(1)).to(device)
-        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        labels = torch.randint(10, self.x_shape[:1], generator=inputs.generator(2)).to(device)
-        models = {column: model_of(column, self.template, KEEP, device) for column in columns}
-
-        def call_of(column):
-            model = models[column]
-            trained = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
-
-            def step():
-                optimizer.zero_grad()
-                with _autocast(self.dtype, device):
-                    loss = F.cross_entropy(model(x), labels)
-                loss.backward()
-                optimizer.step()
-
-            return setup.on_its_backend(column, step)
-
-        def check():
-            def logits():
-                with torch.no_grad(), _autocast(self.dtype, device):
-                    return models["fused"](x)
-
-            want = x.double()
-            for m in models["fused"]:
-                if hasattr(m, "scores"):
-                    weight = m.weight.detach().double() * oracle.mask(m.scores, RULE)
-                    want = F.linear(want, weight) if weight.dim() == 2 else F.conv2d(want, weight, padding=m.padding)
-                else:
-                    want = m(want)
-            # Roundings of each masked layer add up in quadrature.
-            depth = sum(hasattr(m, "scores") for m in models["fused"])
-            out = setup.on_its_backend("fused", logits)()
-            assert_close("logits", out, want, self.dtype, factor=depth**0.5)
-
-        calls = {column: call_of(column) for column in columns}
-        with FlopCounterMode(display=False) as counter:
-            calls["dense"]()
-        return Contest(check, calls, float(counter.get_total_flops()))

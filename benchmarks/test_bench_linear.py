@@ -14,6 +14,11 @@ ROWS = [
     for dtype in (torch.float32, torch.bfloat16)
     for backward in (False, True)
 ]
+GPU_ROWS = [
+    LinearRow(torch.bfloat16, backward, (rows, 4096, 4096), compiled=backward)
+    for rows in (32, 128, 1024, 8192)
+    for backward in (False, True)
+]
 
 
 def test_linear(row, column, arena, benchmark):

@@ -29,6 +29,11 @@ ROWS = [
     )
     for warm in (False, True)
 ]
+GPU_ROWS = [
+    SelectRow(label, tuple(sizes), warm)
+    for label, sizes in (("2359296", [2_359_296]), ("16777216", [16_777_216]), ("ResNet-50", RESNET50))
+    for warm in (False, True)
+]
 
 
 def test_select(row, column, arena, benchmark):

@@ -1,12 +1,24 @@
-"""Training steps of two small networks, keep 0.5."""
+"""Training steps of whole networks, keep 0.5."""
 
 import torch
-from rows import TrainRow, conv4, mlp
+from networks import conv4, conv6, mlp, resnet18, resnet50
+from train_rows import TrainRow
+
+BF16, FLOAT32 = torch.bfloat16, torch.float32
+MLP = "MLP 784-300-100-10"
 
 ROWS = [
-    TrainRow("Conv4", conv4, (16, 3, 32, 32), torch.bfloat16),
-    TrainRow("Conv4", conv4, (128, 3, 32, 32), torch.float32, full=True),
-    TrainRow("MLP 784-300-100-10", mlp, (64, 784), torch.float32),
+    TrainRow("Conv4", conv4, (16, 3, 32, 32), BF16),
+    TrainRow("Conv4", conv4, (128, 3, 32, 32), FLOAT32, full=True),
+    TrainRow(MLP, mlp, (64, 784), FLOAT32),
+]
+# Compiling a ResNet takes torch.compile over a minute: --compile asks for it.
+GPU_ROWS = [
+    TrainRow("Conv4", conv4, (128, 3, 32, 32), BF16, compiled=True),
+    TrainRow("Conv6", conv6, (128, 3, 32, 32), BF16, compiled=True),
+    TrainRow(MLP, mlp, (64, 784), FLOAT32, compiled=True),
+    TrainRow("ResNet-18", resnet18, (128, 3, 224, 224), BF16),
+    TrainRow("ResNet-50", resnet50, (128, 3, 224, 224), BF16),
 ]
 
 

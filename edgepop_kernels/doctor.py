@@ -22,7 +22,7 @@ def report() -> str:
         ("native module", _native_module()),
         ("python", f"{platform.python_version()}, {platform.platform()}"),
         ("torch", torch.__version__),
-        ("triton", _installed("triton")),
+        ("triton", installed("triton")),
         ("cpu", _cpu()),
         ("threads", f"{torch.get_num_threads()} on {os.cpu_count()} CPUs"),
         ("OpenMP", _openmp()),
@@ -44,7 +44,7 @@ def _native_module():
         return str(error)
 
 
-def _installed(package):
+def installed(package):
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -54,6 +54,7 @@ def test_the_floor_is_the_longer_of_the_two_times():
     assert PEAK.floor(Work(50.0, 100.0), "half") == 5.0
     assert PEAK.floor(Work(5.0, 100.0), "half") == 1.0
     assert PEAK.floor(roofline.select(200), "float32") == 8.0  # no operations, no precision
+    assert Peak(None, {"half": 10.0}, "").floor(Work(50.0, 1e9), "half") == 5.0
     with pytest.raises(KeyError):
         PEAK.floor(Work(1.0, 1.0), "tf32")
 

@@ -21,16 +21,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Peak:
-    """What a device does at best. bandwidth: bytes/s of its memory; flops: FLOP/s by precision, as ``Problem`` names
-    them; source: where the numbers are from."""
+    """What a device does at best. bandwidth: bytes/s of its memory, None where caches hold the operands; flops: FLOP/s
+    by precision, as ``Problem`` names them; source: where the numbers are from."""
 
-    bandwidth: float
+    bandwidth: float | None
     flops: dict[str, float]
     source: str
 
     def floor(self, work: Work, precision: str) -> float:
         """Seconds that ``work`` takes at least. Raises KeyError for a precision without a peak."""
-        return max(work.traffic / self.bandwidth, work.flops / self.flops[precision] if work.flops else 0.0)
+        moving = work.traffic / self.bandwidth if self.bandwidth else 0.0
+        return max(moving, work.flops / self.flops[precision] if work.flops else 0.0)
 
 
 def _sheet(name, bandwidth, half, tf32, float32):

@@ -1,0 +1,51 @@
+"""The networks whose training steps are timed, dense; what masks them is in columns.py."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from edgepop_kernels.recipes.resnets import imagenet_resnet
+
+_CHANNELS_LAST = torch.channels_last
+
+
+def conv4() -> nn.Sequential:
+    """Conv4 of Ramanujan et al. 2020 for 32x32 images: no biases, 2.4 million weights."""
+    return _conv_net((64, 128), 8192)
+
+
+def conv6() -> nn.Sequential:
+    """Conv6 of Ramanujan et al. 2020 for 32x32 images: no biases, 2.3 million weights."""
+    return _conv_net((64, 128, 256), 4096)
+
+
+def mlp() -> nn.Sequential:
+    """The fully connected net 784-300-100-10 of Zhou et al. 2019, without biases."""
+    return nn.Sequential(*_mlp(784, 300, 100, 10))
+
+
+def resnet18() -> nn.Sequential:
+    """ResNet-18 for 224x224 images."""
+    return imagenet_resnet("resnet18").to(memory_format=_CHANNELS_LAST)
+
+
+def resnet50() -> nn.Sequential:
+    """ResNet-50 for 224x224 images."""
+    return imagenet_resnet("resnet50").to(memory_format=_CHANNELS_LAST)
+
+
+def _conv_net(widths, features):
+    layers = []
+    for before, width in pairwise((3, *widths)):
+        for channels in (before, width):
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.ReLU()]
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), *_mlp(features, 256, 256, 10)).to(memory_format=_CHANNELS_LAST)
+
+
+def _mlp(*features):
+    layers = []
+    for a, b in pairwise(features):
+        layers += [nn.Linear(a, b, bias=False), nn.ReLU()]
+    return layers[:-1]

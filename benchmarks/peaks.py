@@ -1,0 +1,42 @@
+"""The peaks a row's floor is computed from: the data sheet of a known GPU, measured on any other device.
+
+A CPU's floor is that of the operations alone: the operands of a row stay in its caches, whose bandwidth depends on
+which. What selection costs beside a read of its scores stands in the column "reads".
+"""
+
+import statistics
+
+import torch
+from measure import interleave
+
+from edgepop_kernels.tuning.roofline import PEAKS, Peak
+
+_MATRIX = {"cpu": 1024, "cuda": 8192}  # of the square product that is timed
+_READ = 2**30  # bytes: past every cache
+
+
+def peak_of(device: torch.device) -> Peak:
+    """The data sheet's where the device has one here, else what torch's own products and sums achieve: about 2 s."""
+    if device.type == "cuda" and torch.cuda.get_device_name(device) in PEAKS:
+        return PEAKS[torch.cuda.get_device_name(device)]
+    n = _MATRIX[device.type]
+    product = 2.0 * n**3
+    flops = {"float32": product / _seconds(_product(torch.float32, n, device), device)}
+    flops["half"] = product / _seconds(_product(torch.bfloat16, n, device), device)
+    if device.type == "cpu":
+        return Peak(None, flops, f"measured: torch.mm, {n} x {n}")
+    previous = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    flops["tf32"] = product / _seconds(_product(torch.float32, n, device), device)
+    torch.backends.cuda.matmul.fp32_precision = previous
+    values = torch.ones(_READ // 4, device=device)
+    return Peak(_READ / _seconds(values.sum, device), flops, f"measured: torch.mm, {n} x {n}; torch.sum, 1 GiB")
+
+
+def _product(dtype, n, device):
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    return lambda: a @ b
+
+
+def _seconds(call, device):
+    return statistics.median(interleave({"call": call}, device, budget_s=0.3)["call"])

@@ -1,0 +1,102 @@
+"""Whole training steps."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from columns import masked_layers, model_of
+from measure import Contest
+from rows import KEEP, LAYER_COLUMNS, RULE, autocast, cost, pass_name, precision, randn
+from torch.utils.flop_counter import FlopCounterMode
+
+import edgepop_kernels as ek
+from edgepop_kernels.testing import oracle
+from edgepop_kernels.testing.tolerances import assert_close
+from edgepop_kernels.tuning import roofline
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """A whole training step: forward, cross entropy, backward, SGD with momentum on the scores (dense: the weights).
+
+    Column "graphed" is "fused" as one CUDA graph.
+    """
+
+    label: str
+    template: object
+    x_shape: tuple[int, ...]
+    dtype: torch.dtype
+    full: bool = False
+    compiled: bool = False
+    group = "train"
+    columns = LAYER_COLUMNS
+    budget_s = 1.5
+
+    def __str__(self):
+        return f"{self.label} batch {self.x_shape[0]} {pass_name(self.dtype, True)}"
+
+    def contest(self, columns, setup):
+        device = setup.device
+        x = randn(self.x_shape, 1, device)
+        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        labels = torch.arange(self.x_shape[0], device=device) % 10
+        models = {column: model_of(column, self.template, KEEP, device) for column in columns}
+
+        def call_of(column):
+            model = models[column]
+            trained = [p for p in model.parameters() if p.requires_grad]
+            optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
+
+            def step(x, labels):
+                optimizer.zero_grad()
+                with autocast(self.dtype, device):
+                    loss = F.cross_entropy(model(x), labels)
+                loss.backward()
+                optimizer.step()
+                return loss
+
+            if column == "graphed":
+                with ek.use_backend(setup.backend):
+                    step = ek.graphed_step(step, model, optimizer, x, labels)
+            return setup.on_its_backend(column, lambda: step(x, labels))
+
+        def check():
+            def logits():
+                with torch.no_grad(), autocast(self.dtype, device):
+                    return models["fused"](x)
+
+            plain = ek.materialize(copy.deepcopy(models["fused"])).double()
+            layers = masked_layers(models["fused"])
+            with torch.no_grad():
+                for layer, m in zip(_products(plain), layers, strict=True):
+                    layer.weight.copy_(m.weight.double() * oracle.mask(m.scores, RULE))
+                want = plain(x.double())
+            # Roundings of each masked layer add up in quadrature.
+            assert_close("logits", setup.on_its_backend("fused", logits)(), want, self.dtype, len(layers) ** 0.5)
+
+        kernels = self._kernels(models["dense"], x)
+        calls = {column: call_of(column) for column in columns}
+        with FlopCounterMode(display=False) as counter:
+            calls["dense"]()
+        return Contest(check, calls, float(counter.get_total_flops()), kernels)
+
+    def _kernels(self, model, x):
+        """Selection, and of each layer the three products, the first without a gradient to its input."""
+        found = []
+
+        def note(layer, inputs, output):
+            layer_cost = cost(layer, inputs[0].shape, self.dtype)
+            work = [roofline.select(layer_cost.weight), layer_cost.forward(), layer_cost.score_grad()]
+            work += [layer_cost.input_grad()] if inputs[0].requires_grad else []
+            found.extend((w, precision(layer, self.dtype, x.device)) for w in work)
+
+        hooks = [layer.register_forward_hook(note) for layer in _products(model)]
+        model(x)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+
+def _products(model):
+    return [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
