@@ -5,6 +5,7 @@ from .backends import backends, use_backend
 from .convert import convert, materialize
 from .cut import Cut, Draw
 from .functional import mask, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
+from .graphed import graphed_step
 from .nn import (
     FusedSparseConv,
     FusedSparseLinear,
@@ -38,6 +39,7 @@ __all__ = [
     "TopK",
     "backends",
     "convert",
+    "graphed_step",
     "init",
     "kept_count",
     "mask",

@@ -6,6 +6,7 @@ from torch import nn
 from . import functional
 from .cut import Selection
 from .nn import MaskedLayer
+from .nn.masked import remember
 from .rules import Bernoulli, Frozen
 
 _SHARED = "_edgepop_shared_selection"
@@ -42,7 +43,7 @@ class _SharedSelection:
         selections = functional.select_all([m.ranked for m in layers], [m.forward_rule() for m in layers], hints)
         for layer, selection in zip(layers, selections, strict=True):
             layer.shared_cut = selection
-            layer.remember(selection)
+        remember(layers, selections)
 
     def forget(self, model, args, output):
         for layer in self.layers:

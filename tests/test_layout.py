@@ -13,6 +13,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 # A module imports only what stands before it.
 ORDER = [
+    "capture",
     "reference",
     "rules",
     "cut",
@@ -27,6 +28,7 @@ ORDER = [
     "sharing",
     "convert",
     "phases",
+    "graphed",
 ]
 # Users of the public API, who import the package itself; `also` is what else of it they may name.
 USERS = {

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .. import checks, functional, init
+from .. import capture, checks, functional, init
 from ..cut import Cut, Selection
 from ..rules import Bernoulli, Frozen, GlobalTopK, Ranked, Rule, Threshold
 
@@ -26,6 +26,7 @@ class MaskedLayer(nn.Module):
     shared_cut: Selection | None = None  # this forward's selection, set by share_selection
     group = None  # what share_selection put this layer in
     _last_cut: Cut | None = None
+    _captured_cuts: tuple[Cut, ...] = ()  # whose memory CUDA graphs read and write
 
     def mask_with(self, rule: Rule) -> None:
         """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
@@ -86,13 +87,8 @@ class MaskedLayer(nn.Module):
                 raise ValueError("rule: GlobalTopK ranks the layers of a network together; call share_selection(model)")
             return self.group.selection_of(self)
         selection = functional.select(self.ranked, rule, self.hint())
-        self.remember(selection)
+        remember([self], [selection])
         return selection
-
-    def remember(self, selection: Selection) -> None:
-        """Keeps a cut as the next selection's warm start; not one that export's fake tensors stand for."""
-        real = isinstance(selection, Cut) and type(selection.data) is torch.Tensor
-        self._last_cut = selection if real else None
 
     def hint(self) -> Cut | None:
         """The last cut, where it can start the next selection."""
@@ -202,6 +198,24 @@ class MaskedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule}"
+
+
+def remember(layers: list[MaskedLayer], selections: list[Selection]) -> None:
+    """Keeps the cuts as the layers' next warm starts; not those that export's fake tensors stand for.
+
+    While a CUDA graph is captured they are copied to where this selection took its hints from, memory that the layer
+    holds from then on: what a replay selects is the start of the next replay.
+    """
+    if capture.capturing(layers[0].weight):
+        warm = [(m, s) for m, s in zip(layers, selections, strict=True) if m.hint() is not None]
+        if warm:
+            torch._foreach_copy_([m.hint().data for m, _ in warm], [s.data for _, s in warm])
+        for layer, _ in warm:
+            layer._captured_cuts += (layer.hint(),)
+        return
+    for layer, selection in zip(layers, selections, strict=True):
+        real = isinstance(selection, Cut) and type(selection.data) is torch.Tensor
+        layer._last_cut = selection if real else None
 
 
 class MaskedConv2d(MaskedLayer, nn.Conv2d):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from ... import capture
 from .kernels.draw import draw_kernel
 from .kernels.select import BINS, select_compact_kernel, select_finish_kernel, select_histogram_kernel
 from .launch import launch
@@ -16,12 +17,13 @@ _CHUNK = 32768  # scores a block reads
 _TILE = 4096
 _WORDS = 16  # of packed bits that a block draws: 1024 weights
 _LEAST_CAPACITY = 4096  # candidates of a layer: an eighth of it, at least this many
+_captured: set["_Plan"] = set()  # tables that CUDA graphs read: these outlive the cache
 
 
 class _Layer(NamedTuple):
     """Scores that fill their memory without gaps, as four dimensions from the outermost in memory inwards."""
 
-    address: int
+    offset: int  # in elements, from the first layer's scores
     numel: int
     kept: int
     raw: int
@@ -38,21 +40,24 @@ class _Plan(NamedTuple):
 def select(scores, kept, of, hint):
     device = scores[0].device
     filling = [_filling(s) for s in scores]
+    first = filling[0][0]
     plan = _plan(
         tuple(
-            _Layer(s.data_ptr(), s.numel(), m, int(kind != "abs"), *dimensions)
+            _Layer((s.data_ptr() - first.data_ptr()) // 4, s.numel(), m, int(kind != "abs"), *dimensions)
             for (s, dimensions), m, kind in zip(filling, kept, of, strict=True)
         ),
         device,
     )
+    if capture.capturing(first):
+        _captured.add(plan)
     count = len(scores)
     cuts = torch.empty(count, 2, dtype=torch.int64, device=device)
     zeros = torch.zeros(count * (5 + BINS.value), dtype=torch.int32, device=device)
     done, *counters, histograms = zeros.split([count] * 5 + [count * BINS.value])
     candidates = torch.empty(2, plan.candidates, dtype=torch.int32, device=device)
     if hint is not None:
-        _attempt(plan, done, histograms, hint.contiguous(), counters[:2], candidates, cuts, last=False)
-    _attempt(plan, done, histograms, None, counters[2:], candidates, cuts, last=True)
+        _attempt(first, plan, done, histograms, hint.contiguous(), counters[:2], candidates, cuts, last=False)
+    _attempt(first, plan, done, histograms, None, counters[2:], candidates, cuts, last=True)
     return cuts
 
 
@@ -65,22 +70,24 @@ def draw(scores, seed):
     return bits
 
 
-def _attempt(plan, done, histograms, hints, counters, candidates, cuts, last):
+def _attempt(scores, plan, done, histograms, hints, counters, candidates, cuts, last):
     """Settles the layers that are not done and whose bracket, around the hint or else from a histogram, holds."""
     warm = hints is not None
     grid, shape = (len(plan.chunks),), {"CHUNK": _CHUNK, "TILE": _TILE, "num_warps": 8}
     if not warm:
-        launch(select_histogram_kernel, grid, cuts, (plan.layers, plan.chunks, done, histograms), **shape)
+        launch(select_histogram_kernel, grid, cuts, (scores, plan.layers, plan.chunks, done, histograms), **shape)
     state = (done, histograms, hints, *counters, *candidates)
-    launch(select_compact_kernel, grid, cuts, (plan.layers, plan.chunks, *state), WARM=warm, **shape)
+    launch(select_compact_kernel, grid, cuts, (scores, plan.layers, plan.chunks, *state), WARM=warm, **shape)
     finish = {"WARM": warm, "LAST": last, "TILE": _TILE, "num_warps": 16}
-    launch(select_finish_kernel, (len(plan.layers),), cuts, (plan.layers, *state, cuts), **finish)
+    launch(select_finish_kernel, (len(plan.layers),), cuts, (scores, plan.layers, *state, cuts), **finish)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)
 def _plan(layers, device):
-    """The tables on the device; made when a network's scores are first seen, so nothing is copied while a CUDA graph
-    is captured that has been warmed up."""
+    """The tables on the device; made when a network's scores are first seen, so that there is nothing to copy while a
+    CUDA graph is captured."""
+    if capture.capturing(torch.empty(0, device=device)):
+        raise RuntimeError("select: run the step once before it is captured: its tables are copied from the host")
     rows, chunks, first = [], [], 0
     for i, layer in enumerate(layers):
         capacity = max(min(layer.numel, _LEAST_CAPACITY), layer.numel // 8)

@@ -19,8 +19,8 @@ A layer is read in memory order, ``layers`` saying how a position maps to the lo
 import triton
 import triton.language as tl
 
-# A row of `layers`: address, numel, kept, raw, first candidate, capacity, sizes of the inner three dimensions in
-# memory, strides of the logical index in all four.
+# A row of `layers`: offset in elements from the first layer's scores, numel, kept, raw, first candidate, capacity,
+# sizes of the inner three dimensions in memory, strides of the logical index in all four.
 FIELDS = tl.constexpr(13)
 BINS = tl.constexpr(2048)
 HALF_WIDTH = tl.constexpr(1 << 16)  # keys on each side of a hint: 0.8 % of the score's value, scale-free
@@ -64,21 +64,21 @@ def bracket(row, layer, histograms, hints, WARM: tl.constexpr):
 
 
 @triton.jit
-def tile_of_scores(row, first, TILE: tl.constexpr):
+def tile_of_scores(scores, row, first, TILE: tl.constexpr):
     """(keys, positions, inside) of TILE scores from position ``first``, a multiple of TILE, of this row's layer."""
-    scores_at = tl.multiple_of(tl.load(row).to(tl.pointer_type(tl.float32)), 16)
+    scores_at = scores + tl.multiple_of(tl.load(row), 4)
     numel = tl.load(row + 1)
     position = first + tl.arange(0, TILE)
     inside = position < numel
     if first + TILE <= numel:  # no mask, so that four scores come with one load
-        scores = tl.load(scores_at + position)
+        loaded = tl.load(scores_at + position)
     else:
-        scores = tl.load(scores_at + position, mask=inside, other=0.0)
-    return ordered_key(scores, tl.load(row + 3) != 0), position, inside
+        loaded = tl.load(scores_at + position, mask=inside, other=0.0)
+    return ordered_key(loaded, tl.load(row + 3) != 0), position, inside
 
 
 @triton.jit
-def select_histogram_kernel(layers, chunks, done, histograms, CHUNK: tl.constexpr, TILE: tl.constexpr):
+def select_histogram_kernel(scores, layers, chunks, done, histograms, CHUNK: tl.constexpr, TILE: tl.constexpr):
     chunk = tl.program_id(0)
     layer = tl.load(chunks + 2 * chunk)
     row = layers + layer * FIELDS
@@ -86,7 +86,7 @@ def select_histogram_kernel(layers, chunks, done, histograms, CHUNK: tl.constexp
         first = tl.load(chunks + 2 * chunk + 1) * CHUNK
         counts = tl.zeros((BINS,), tl.int32)
         for i in range(CHUNK // TILE):
-            keys, _, inside = tile_of_scores(row, first + i * TILE, TILE)
+            keys, _, inside = tile_of_scores(scores, row, first + i * TILE, TILE)
             digits = (keys >> (20 + tl.load(row + 3)).to(tl.uint32)).to(tl.int32)
             counts += tl.histogram(digits, BINS, mask=inside)
         tl.atomic_add(histograms + layer * BINS + tl.arange(0, BINS), counts, mask=counts > 0)
@@ -94,6 +94,7 @@ def select_histogram_kernel(layers, chunks, done, histograms, CHUNK: tl.constexp
 
 @triton.jit
 def select_compact_kernel(
+    scores,  # of the first layer
     layers,
     chunks,
     done,
@@ -119,7 +120,7 @@ def select_compact_kernel(
         first = tl.load(chunks + 2 * chunk + 1) * CHUNK
         higher = 0
         for i in range(CHUNK // TILE):
-            keys, position, inside = tile_of_scores(row, first + i * TILE, TILE)
+            keys, position, inside = tile_of_scores(scores, row, first + i * TILE, TILE)
             higher += tl.sum((inside & (keys > highest)).to(tl.int32))
             candidate = inside & (keys >= lowest) & (keys <= highest)
             order = tl.cumsum(candidate.to(tl.int32), 0)
@@ -132,7 +133,7 @@ def select_compact_kernel(
 
 
 @triton.jit
-def composites(row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE: tl.constexpr):
+def composites(scores, row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE: tl.constexpr):
     """(composite int64, inside) of TILE candidates, or of TILE scores of the layer where the bracket failed."""
     slot = first + tl.arange(0, TILE)
     inside = slot < size
@@ -140,7 +141,7 @@ def composites(row, first, size, lowest, hit, candidate_keys, candidate_position
         keys = tl.load(candidate_keys + tl.load(row + 4) + slot, mask=inside, other=0).to(tl.uint32, bitcast=True)
         position = tl.load(candidate_positions + tl.load(row + 4) + slot, mask=inside, other=0)
     else:
-        keys, position, _ = tile_of_scores(row, first, TILE)
+        keys, position, _ = tile_of_scores(scores, row, first, TILE)
     n1 = tl.load(row + 6).to(tl.int32)
     n2 = tl.load(row + 7).to(tl.int32)
     n3 = tl.load(row + 8).to(tl.int32)
@@ -154,6 +155,7 @@ def composites(row, first, size, lowest, hit, candidate_keys, candidate_position
 
 @triton.jit
 def select_finish_kernel(
+    scores,
     layers,
     done,
     histograms,
@@ -187,7 +189,9 @@ def select_finish_kernel(
             counts = tl.zeros((256,), tl.int32)
             first = tl.zeros((), tl.int32)
             while first < size:
-                composite, inside = composites(row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE)
+                composite, inside = composites(
+                    scores, row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE
+                )
                 leading = composite >> digit_at
                 inside = inside & ((leading >> 8) == prefix)
                 counts += tl.histogram((leading & 255).to(tl.int32), 256, mask=inside)
@@ -199,7 +203,9 @@ def select_finish_kernel(
         one = tl.zeros((), tl.int64)
         first = tl.zeros((), tl.int32)
         while first < size:
-            composite, inside = composites(row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE)
+            composite, inside = composites(
+                scores, row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE
+            )
             inside = inside & ((composite >> tl.minimum(resolved, 63).to(tl.int64)) == prefix)
             one += tl.sum(tl.where(inside, composite, 0))
             first += TILE

@@ -1,0 +1,128 @@
+"""A whole training step as one CUDA graph: for networks whose kernels are shorter than their launches."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from .nn import MaskedLayer
+
+_WARMUPS = 3  # torch's own number: enough for lazy states, kernels' compilation and cuDNN's choices
+
+
+class GraphedStep:
+    """What ``graphed_step`` returns: called like the step itself."""
+
+    def __init__(self, step, model, optimizer, examples):
+        self._step, self._model, self._optimizer = step, model, optimizer
+        self._inputs = [example.detach().clone() for example in examples]
+        self._graph = self._settings = self._result = None
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), undone(model, optimizer):
+            for _ in range(_WARMUPS):
+                step(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def __call__(self, *inputs: torch.Tensor):
+        check_inputs(inputs, self._inputs)
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            mine.copy_(given)
+        settings = read_by_python(self._model, self._optimizer)
+        if settings != self._settings:
+            self._capture()
+            self._settings = settings
+        self._graph.replay()
+        return self._result
+
+    def _capture(self):
+        pool = None if self._graph is None else self._graph.pool()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            self._result = self._step(*self._inputs)
+        self._graph = graph
+
+
+def graphed_step(
+    step: Callable, model: nn.Module, optimizer: torch.optim.Optimizer, *examples: torch.Tensor
+) -> GraphedStep:
+    """Captures a training step into one CUDA graph and returns what replays it.
+
+    step      ``step(*inputs)``: zeroes the gradients, forward, loss, backward, ``optimizer.step()``; returns tensors,
+              or None. It must read no value back (``.item()``, printing) and take the same way on every call
+    model     on CUDA, its masked layers included; its weights, its buffers and the optimizer's state are left as they
+              were found, a state that the first step makes (momentum) at zero
+    examples  CUDA tensors of the inputs' shapes and dtypes; their values do not matter
+    returns   a callable: ``graphed(*inputs)`` copies the inputs in, replays, and returns the step's own result, memory
+              that the next call overwrites
+
+    Selection in a replay starts from the cuts of the replay before. Nothing is allocated and the host waits for
+    nothing. What a graph cannot follow is captured anew when it has changed: the numbers of the optimizer's groups
+    (learning rate), the layers' rules, training and evaluation mode. An optimizer whose step counts must be told so
+    (``Adam(capturable=True)``). Where the learning rate changes at every step, give it as a tensor
+    (``SGD(lr=torch.tensor(0.1, device="cuda"), fused=True)``).
+
+    Raises ValueError where something is not on CUDA; from the call, TypeError and ValueError for inputs unlike the
+    examples.
+    """
+    if not examples:
+        raise ValueError("examples: expected a CUDA tensor for each input of the step, got none")
+    for i, example in enumerate(examples):
+        _check_on_cuda(f"examples[{i}]", example)
+    for name, parameter in model.named_parameters():
+        _check_on_cuda(f"model: parameter {name}", parameter)
+    return GraphedStep(step, model, optimizer, examples)
+
+
+def _check_on_cuda(name, tensor):
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a CUDA tensor, got {type(tensor).__name__}")
+    if not tensor.is_cuda:
+        raise ValueError(f"{name}: a CUDA graph is captured from CUDA tensors, got one on {tensor.device}")
+
+
+def check_inputs(given: tuple, examples: list[torch.Tensor]) -> None:
+    """Raises TypeError or ValueError for inputs that a graph captured with ``examples`` cannot take."""
+    if len(given) != len(examples):
+        raise TypeError(f"inputs: the step was captured with {len(examples)} tensors, got {len(given)}")
+    for i, (tensor, example) in enumerate(zip(given, examples, strict=True)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"inputs[{i}]: expected a tensor, got {type(tensor).__name__}")
+        if (tensor.shape, tensor.dtype) != (example.shape, example.dtype):
+            raise ValueError(
+                f"inputs[{i}]: the step was captured with {tuple(example.shape)} {example.dtype}, "
+                f"got {tuple(tensor.shape)} {tensor.dtype}"
+            )
+
+
+def read_by_python(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
+    """The values that a captured step holds as constants."""
+    groups = [
+        [v for k, v in group.items() if k != "params" and not isinstance(v, torch.Tensor)]
+        for group in optimizer.param_groups
+    ]
+    modules = [(m.training, m.rule if isinstance(m, MaskedLayer) else None) for m in model.modules()]
+    return groups, modules
+
+
+@contextmanager
+def undone(model: nn.Module, optimizer: torch.optim.Optimizer):
+    """Steps inside leave parameters, buffers, random numbers and the optimizer's state as they were, in the same
+    memory; state that they made stays, at zero."""
+    kept = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+    kept += [(t, t.detach().clone()) for t in _state_tensors(optimizer)]
+    known = {id(t) for t, _ in kept}
+    generators = torch.cuda.get_rng_state_all()
+    yield
+    with torch.no_grad():
+        for tensor, value in kept:
+            tensor.copy_(value)
+        for tensor in _state_tensors(optimizer):
+            if id(tensor) not in known:
+                tensor.zero_()
+    torch.cuda.set_rng_state_all(generators)
+
+
+def _state_tensors(optimizer):
+    return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
