@@ -87,7 +87,7 @@ class Arena:
     def _run(self, row):
         contest = row.contest(_columns(row, self._config), self.setup)
         contest.check()
-        samples = interleave(contest.columns, self.setup.device, row.budget_s)
+        samples = interleave(contest.columns, self.setup.device, row.budget_s, row.launches)
         self.results.append(Result.of(row, contest, samples, self.peak))
         return samples
 

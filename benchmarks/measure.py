@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from edgepop_kernels.tuning.roofline import Work
+from edgepop_kernels.tuning.timing import cold_seconds, scratch
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
 SHORTEST_SAMPLE_S = 1e-4  # a call below this is repeated within its sample: perf_counter and the loop cost 0.2 us
@@ -29,37 +30,32 @@ class Contest:
     kernels: list[tuple[Work, str]] = field(default_factory=list)  # what one call must do at least, in which precision
 
 
-def _cpu_sample(call, repeat, scratch):
+def _cpu_sample(call, repeat):
     start = time.perf_counter()
     for _ in range(repeat):
         call()
     return (time.perf_counter() - start) / repeat
 
 
-def _cuda_sample(call, repeat, scratch):
-    # Writing a buffer larger than L2 empties it of the operands and gives the host time to enqueue the call.
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    scratch.zero_()
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
 def interleave(
-    columns: dict[str, Callable], device: torch.device, budget_s: float, seed: int = 0
+    columns: dict[str, Callable], device: torch.device, budget_s: float, launches: bool = False, seed: int = 0
 ) -> dict[str, list[float]]:
     """Seconds of each sample of each column; a column gets about ``budget_s``, its rounds spread over all rounds.
 
+    launches: whether a GPU's time includes the host's, where that is longer.
     On a machine that turns slow under way, rounds end early once every column has had MIN_ROUNDS.
     """
-    sample = _cuda_sample if device.type == "cuda" else _cpu_sample
-    scratch = torch.empty(2**28, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+    if device.type == "cuda":
+        emptied = scratch(device)
+
+        def sample(call, repeat):
+            return cold_seconds(call, emptied, launches)
+    else:
+        sample = _cpu_sample
     rounds, repeat = {}, {}
     for name, call in columns.items():
         call()  # compiles, allocates, and gives a warm start its hint
-        once = max(min(sample(call, 1, scratch) for _ in range(2)), 1e-7)
+        once = max(min(sample(call, 1) for _ in range(2)), 1e-7)
         repeat[name] = max(1, round(SHORTEST_SAMPLE_S / once)) if device.type == "cpu" else 1
         rounds[name] = min(max(int(budget_s / (once * repeat[name])), MIN_ROUNDS), MAX_ROUNDS)
 
@@ -76,7 +72,7 @@ def interleave(
             if time.perf_counter() > deadline and min(map(len, samples.values())) >= MIN_ROUNDS:
                 break
             for name in due:
-                samples[name].append(sample(columns[name], repeat[name], scratch))
+                samples[name].append(sample(columns[name], repeat[name]))
     finally:
         gc.enable()
     return samples

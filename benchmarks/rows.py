@@ -79,6 +79,7 @@ class SelectRow:
     group = "select"
     columns = ("fused", "GetSubnet", "GetSubnetFaster", "read")
     budget_s = 0.5
+    launches = False
 
     def __str__(self):
         return f"{self.label} {self.kind} {'warm' if self.warm else 'cold'}"
@@ -117,6 +118,7 @@ class LayerRow:
     compiled: bool = field(default=False, kw_only=True)
     columns = LAYER_COLUMNS
     budget_s = 0.3
+    launches = False
 
     def contest(self, columns, setup):
         device = setup.device

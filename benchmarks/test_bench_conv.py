@@ -3,6 +3,8 @@
 import torch
 from rows import ConvRow
 
+from edgepop_kernels.tuning.workloads import RESNET50
+
 ROWS = [
     ConvRow(dtype, backward, shape, full=full)
     for shape, full in (
@@ -16,18 +18,6 @@ ROWS = [
     for dtype in (torch.float32, torch.bfloat16)
     for backward in (False, True)
 ]
-# The distinct convolutions of ResNet-50 for 224x224 images: in_channels, size, out_channels, kernel, stride.
-RESNET50 = [(3, 224, 64, 7, 2)]
-for width, size, before in ((64, 56, 64), (128, 28, 256), (256, 14, 512), (512, 7, 1024)):
-    stride = 1 if before == width else 2
-    RESNET50 += [
-        (before, size * stride, width, 1, 1),
-        (width, size * stride, width, 3, stride),
-        (width, size, 4 * width, 1, 1),
-        (before, size * stride, 4 * width, 1, stride),
-        (4 * width, size, width, 1, 1),
-        (width, size, width, 3, 1),
-    ]
 GPU_ROWS = [
     ConvRow(
         torch.bfloat16,
@@ -37,7 +27,7 @@ GPU_ROWS = [
         compiled=shape == (64, 56, 64, 3, 1) and backward,
     )
     for batch in (32, 256)
-    for shape in dict.fromkeys(RESNET50)
+    for shape in RESNET50
     for backward in (False, True)
 ]
 

@@ -32,6 +32,7 @@ class TrainRow:
     group = "train"
     columns = LAYER_COLUMNS
     budget_s = 1.5
+    launches = True
 
     def __str__(self):
         return f"{self.label} batch {self.x_shape[0]} {pass_name(self.dtype, True)}"

@@ -5,8 +5,9 @@ recipes, which need the extra ``train``.
 """
 
 import sys
+from pathlib import Path
 
-from . import doctor
+from . import doctor, tune
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
         return
     try:
         from .recipes.cli import app
+        from .recipes.errors import UserError
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == __package__:
             raise
@@ -28,6 +30,17 @@ def main() -> None:
     def _doctor():
         """Report versions, CPU, GPUs, threads, and which backends run here."""
         print(doctor.report())
+
+    @app.command("tune")
+    def _tune(output: Path | None = None, only: str = "", minutes: float = 30.0):
+        """Find this GPU's tiles and write its table: --only what a layer's text holds, --minutes at most."""
+        reason = tune.unavailable()
+        if reason is not None:
+            raise UserError(f"tune: {reason}")
+        try:
+            tune.tune(output, only, minutes)
+        except OSError as error:
+            raise UserError(f"tune: {error}") from error
 
     app(prog_name="edgepop")
 

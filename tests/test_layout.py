@@ -36,7 +36,8 @@ USERS = {
     "methods": set(),
     "testing": {"rules"},
     "doctor": {"backends"},
-    "__main__": {"doctor", "recipes"},
+    "tune": {"backends", "reference", "rules", "testing", "tuning"},
+    "__main__": {"doctor", "recipes", "tune"},
 }
 INTERFACE_LIBRARIES = {"typer", "rich", "click"}
 

@@ -1,10 +1,12 @@
 """From a problem to a tile: the device's table where it has a near entry, else a rule of thumb."""
 
+import dataclasses
 import functools
 import json
 import math
+import os
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 from .tile import Problem, Tile
 
@@ -35,14 +37,31 @@ def tile_for(problem: Problem, device: Device) -> Tile:
 @functools.cache
 def table(device: str) -> dict[Problem, Tile]:
     """The tuned entries of a device, empty where none are committed."""
-    file = resources.files(__package__) / "tables" / f"{slug(device)}.json"
+    return read_table(table_file(device))
+
+
+def table_file(device: str) -> Path:
+    """Where a device's table lies, or would."""
+    return Path(__file__).with_name("tables") / f"{device.lower().replace(' ', '-')}.json"
+
+
+def read_table(file: Path) -> dict[Problem, Tile]:
+    """The entries of a table, empty where there is no such file."""
     if not file.is_file():
         return {}
     return {Problem(**entry["problem"]): Tile(**entry["tile"]) for entry in json.loads(file.read_text())["entries"]}
 
 
-def slug(device: str) -> str:
-    return device.lower().replace(" ", "-")
+def write_table(file: Path, entries: dict[Problem, Tile]) -> None:
+    """Writes a table whole or not at all, entries in a fixed order; tables read before are forgotten."""
+    rows = sorted(entries.items(), key=lambda entry: dataclasses.astuple(entry[0]))
+    record = {"entries": [{"problem": dataclasses.asdict(p), "tile": dataclasses.asdict(t)} for p, t in rows]}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, file)
+    table.cache_clear()
+    tile_for.cache_clear()
 
 
 def _octaves(a, b):

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from dataclasses import dataclass, field
 
 import torch
 import triton.language as tl
@@ -20,7 +21,9 @@ def launch(kernel, grid: tuple[int, ...], tensor: torch.Tensor, args: tuple, **m
         return
     device = torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
     with device:
-        kernel[grid](*args, **OPTIONS, **meta)
+        binary = kernel[grid](*args, **OPTIONS, **meta)
+    if _trial is not None:
+        _trial.binaries.append(binary)
 
 
 def operands(dtype: torch.dtype, switch: str) -> dict:
@@ -38,11 +41,36 @@ def kind(dtype: torch.dtype, switch: str) -> str:
 
 
 def tile(problem: Problem, device: torch.device) -> Tile:
-    return tile_for(problem, _device(device))
+    chosen = tile_for(problem, device_of(device))
+    return chosen if _trial is None else _trial.tiles.setdefault(problem, chosen)
+
+
+@dataclass
+class Trial:
+    """tiles: tried before those of the device's table; problems that asked for another are added with what they got.
+    binaries: what was launched (None under the interpreter)."""
+
+    tiles: dict[Problem, Tile] = field(default_factory=dict)
+    binaries: list = field(default_factory=list)
+
+
+_trial: Trial | None = None
+
+
+@contextlib.contextmanager
+def trial(tiles: dict[Problem, Tile] | None = None):
+    """Yields the Trial that all launches inside, of any thread, are part of."""
+    global _trial
+    _trial = Trial(dict(tiles or {}))
+    try:
+        yield _trial
+    finally:
+        _trial = None
 
 
 @functools.cache
-def _device(device):
+def device_of(device: torch.device) -> Device:
+    """What tiles are chosen by."""
     if device.type != "cuda":
         return H200  # the interpreter walks the tiles of a real device
     properties = torch.cuda.get_device_properties(device)
