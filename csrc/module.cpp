@@ -108,9 +108,10 @@ void step(const std::vector<ParameterArg>& parameters, const std::vector<Ranking
   std::vector<cpu::Parameter> updated;
   updated.reserve(parameters.size());
   for (const auto& [value, grad, moments, count, arg] : parameters) {
-    updated.push_back({reinterpret_cast<float*>(value), reinterpret_cast<const float*>(grad),
-                       {reinterpret_cast<float*>(moments[0]), reinterpret_cast<float*>(moments[1]),
-                        reinterpret_cast<float*>(moments[2])}, count, update(arg)});
+    const auto moment = [&](size_t i) { return reinterpret_cast<float*>(moments[i]); };
+    const cpu::Elements elements = {reinterpret_cast<float*>(value), reinterpret_cast<const float*>(grad),
+                                    {moment(0), moment(1), moment(2)}};
+    updated.push_back({elements, count, update(arg)});
   }
   const std::vector<cpu::Ranking> rankings = rankings_of(layers);
   py::gil_scoped_release release;

@@ -1,6 +1,6 @@
 """edgepop_kernels: masked training without paying for the mask."""
 
-from . import init
+from . import init, optim
 from .backends import backends, use_backend
 from .convert import convert, materialize
 from .cut import Cut, Draw
@@ -46,6 +46,7 @@ __all__ = [
     "masked_conv2d",
     "masked_linear",
     "materialize",
+    "optim",
     "pack_mask",
     "select",
     "select_all",

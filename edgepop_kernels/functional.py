@@ -55,11 +55,13 @@ def _rank(scores, rules, hints):
     data = ops.select(
         [s.detach() for s in scores], kept, [rule.of for rule in rules], _stacked(hints, scores[0].device)
     )
-    cuts = [Cut(row, rule.of) for row, rule in zip(data.unbind(), rules, strict=True)]
-    return [
-        cut.with_ties(s.numel() - 1) if isinstance(rule, Percentile) else cut
-        for cut, rule, s in zip(cuts, rules, scores, strict=True)
-    ]
+    return [ranked_cut(row, rule, s.numel()) for row, rule, s in zip(data.unbind(), rules, scores, strict=True)]
+
+
+def ranked_cut(data: torch.Tensor, rule: TopK | Percentile, numel: int) -> Cut:
+    """The cut under ``rule`` where ``data`` is what ops.select found for it."""
+    cut = Cut(data, rule.of)
+    return cut.with_ties(numel - 1) if isinstance(rule, Percentile) else cut
 
 
 def _stacked(hints, device):

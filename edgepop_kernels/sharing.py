@@ -43,6 +43,9 @@ class _SharedSelection:
 
     def select(self, model, args):
         layers = [m for m in self.layers if isinstance(m, MaskedLayer) and not isinstance(m.forward_rule(), _ALONE)]
+        for layer in layers:
+            layer.shared_cut = layer.known_cut()
+        layers = [m for m in layers if m.shared_cut is None]
         if not layers:
             return
         hints = [m.hint() for m in layers]

@@ -25,6 +25,7 @@ ORDER = [
     "functional",
     "init",
     "nn",
+    "optim",
     "sharing",
     "convert",
     "phases",

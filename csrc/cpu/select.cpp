@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kChunk = 16384;  // scores: 64 KB, a unit of work and of the search for a tie
 constexpr int64_t kGather = 2048;  // scores: 8 KB on the stack, where the layout makes a copy necessary
-constexpr int64_t kRewrite = 2048;  // scores: with gradient and momentum 24 KB, which the scan finds in its cache
 constexpr int64_t kLargestChunk = 65536;
 constexpr int64_t kFewTies = 4096;           // positions: 32 KB on the stack
 constexpr int64_t kScoresPerThread = 65536;  // fewer are read sooner than a second thread starts
@@ -48,7 +47,7 @@ int64_t chunk_size(int64_t slice) { return slice == 0 ? kChunk : std::max<int64_
 
 class Selection {
  public:
-  Selection(const std::vector<Ranking>& rankings, const Rewrite* rewrite);
+  Selection(const std::vector<Ranking>& rankings, const RewriteScan* first_scan);
   void run(int threads);
 
  private:
@@ -61,7 +60,7 @@ class Selection {
   void drop_settled();
 
   const SelectKernels& kernels_ = kernels().select;
-  const Rewrite* rewrite_;  // null once all ranges are rewritten
+  const RewriteScan* first_scan_;  // null after the first round
   std::vector<Layer> layers_;
   std::vector<Chunk> chunks_;
   std::vector<Layer*> open_layers_;  // not settled when the round began
@@ -70,7 +69,8 @@ class Selection {
   std::unique_ptr<int32_t[]> inside_;
 };
 
-Selection::Selection(const std::vector<Ranking>& rankings, const Rewrite* rewrite) : rewrite_(rewrite) {
+Selection::Selection(const std::vector<Ranking>& rankings, const RewriteScan* first_scan)
+    : first_scan_(first_scan) {
   layers_.reserve(rankings.size());
   open_layers_.reserve(rankings.size());
   int64_t capacity = 0;
@@ -125,7 +125,7 @@ void Selection::run(int threads) {
 }
 
 void Selection::drop_settled() {
-  rewrite_ = nullptr;
+  first_scan_ = nullptr;
   const auto layer_end = std::remove_if(open_layers_.begin(), open_layers_.end(), [](Layer* l) { return l->settled; });
   open_layers_.erase(layer_end, open_layers_.end());
   const auto chunk_end = std::remove_if(open_chunks_.begin(), open_chunks_.end(),
@@ -137,13 +137,14 @@ void Selection::scan(Chunk* chunk, int32_t* staged) {
   Layer& layer = layers_[static_cast<size_t>(chunk->layer)];
   const Scores& scores = layer.search.scores();
   float gathered[kGather];
-  const int64_t step = !scores.dense() ? kGather : rewrite_ != nullptr ? kRewrite : chunk->end - chunk->begin;
+  const int64_t step = scores.dense() ? chunk->end - chunk->begin : kGather;
   Tally sum = {0, 0, 0, 0};
   for (int64_t begin = chunk->begin; begin < chunk->end; begin += step) {
     const int64_t n = std::min(step, chunk->end - begin);
-    if (rewrite_ != nullptr) (*rewrite_)(static_cast<size_t>(chunk->layer), begin, begin + n);
-    const Tally tally = kernels_.scan(scores.range(begin, n, gathered), n, layer.search.of(), layer.bracket,
-                                      staged + sum.inside);
+    int32_t* const inside = staged + sum.inside;
+    const Tally tally = first_scan_ != nullptr
+                            ? (*first_scan_)(static_cast<size_t>(chunk->layer), begin, n, layer.bracket, inside)
+                            : kernels_.scan(scores.range(begin, n, gathered), n, layer.search.of(), layer.bracket, inside);
     sum.above += tally.above;
     sum.at_hi += tally.at_hi;
     sum.inside += tally.inside;
@@ -242,9 +243,9 @@ void select(const std::vector<Ranking>& rankings, int threads) {
   Selection(rankings, nullptr).run(static_cast<int>(std::min<int64_t>(threads, busy)));
 }
 
-void select(const std::vector<Ranking>& rankings, int threads, const Rewrite& rewrite) {
+void select(const std::vector<Ranking>& rankings, int threads, const RewriteScan& rewrite_scan) {
   const int64_t busy = 1 + total(rankings) / kRewrittenPerThread;
-  Selection(rankings, &rewrite).run(static_cast<int>(std::min<int64_t>(threads, busy)));
+  Selection(rankings, &rewrite_scan).run(static_cast<int>(std::min<int64_t>(threads, busy)));
 }
 
 }  // namespace edgepop::cpu

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../common/keys.h"
+#include "select_kernels.h"
 
 namespace edgepop::cpu {
 
@@ -27,11 +28,13 @@ struct Ranking {
 // Scratch: 4 bytes for each score of a small layer, for every 8th of a large one; no copy of the scores.
 void select(const std::vector<Ranking>& rankings, int threads);
 
-// Called from many threads, with disjoint ranges of memory that cover the dense scores of rankings[ranking].
-using Rewrite = std::function<void(size_t ranking, int64_t begin, int64_t end)>;
+// Changes the scores [begin, begin + n) of rankings[ranking], counted in memory, and scans what they have become
+// (SelectKernels::scan). Called from many threads, once for every score.
+using RewriteScan =
+    std::function<Tally(size_t ranking, int64_t begin, int64_t n, Bracket bracket, int32_t* inside)>;
 
-// The same for scores that `rewrite` is about to change, each range just before its first scan: what was written is
-// read from the first-level cache. A warm start's hint is a cut of the scores before. All rankings dense, none keeps 0.
-void select(const std::vector<Ranking>& rankings, int threads, const Rewrite& rewrite);
+// The cuts of scores that their first scan changes: what they become is ranked. A hint is a cut of the scores before.
+// All scores dense, no ranking that keeps nothing.
+void select(const std::vector<Ranking>& rankings, int threads, const RewriteScan& rewrite_scan);
 
 }  // namespace edgepop::cpu

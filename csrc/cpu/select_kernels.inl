@@ -23,20 +23,25 @@ void codes(const float* scores, int64_t n, int32_t* out) {
   for (; i < n; ++i) out[i] = code_at(of, scores + i);
 }
 
+// Scans call before(i, count) just before they read the scores [i, i + count), whole blocks but for the last: an
+// optimizer writes them there (update.inl).
+
 // Bracket of one code: two counts and nothing to store.
-template <Of of>
-Tally scan_code(const float* scores, int64_t n, int32_t code) {
+template <Of of, class Before>
+Tally scan_code(const float* scores, int64_t n, int32_t code, const Before& before) {
   const Codes at = every(code), below = every(code - 1);
   Count above_at = no_count(), above_below = no_count();
   int64_t i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     prefetch_block(scores + i);
+    before(i, kBlock);
     for (int u = 0; u < kUnroll; ++u) {
       const Codes c = load_loose<of>(scores + i + u * kLanes);
       add(&above_at, above(c, at));
       add(&above_below, above(c, below));
     }
   }
+  before(i, n - i);
   const int64_t higher = total(above_at);
   Tally tally = {static_cast<int32_t>(higher), static_cast<int32_t>(total(above_below) - higher), 0, 0};
   for (; i < n; ++i) {
@@ -48,9 +53,9 @@ Tally scan_code(const float* scores, int64_t n, int32_t code) {
   return tally;
 }
 
-template <Of of>
-Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out) {
-  if (bracket.lo == bracket.hi) return scan_code<of>(scores, n, bracket.lo);
+template <Of of, class Before>
+Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out, const Before& before) {
+  if (bracket.lo == bracket.hi) return scan_code<of>(scores, n, bracket.lo, before);
   const Codes hi = every(bracket.hi), below_lo = every(bracket.lo - 1);
   Count higher = no_count();
   // The bracket touches some blocks, at random. A branch would mispredict its way through them, so they are listed
@@ -60,6 +65,7 @@ Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out) {
   int64_t listed = 0, i = 0;
   for (; i + kBlock <= n; i += kBlock) {
     prefetch_block(scores + i);
+    before(i, kBlock);
     Lanes inside = {};
     for (int u = 0; u < kUnroll; ++u) {
       const Codes code = load_loose<of>(scores + i + u * kLanes);
@@ -77,6 +83,7 @@ Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out) {
     }
   }
   tally.above = static_cast<int32_t>(total(higher));
+  before(i, n - i);
   for (; i < n; ++i) {
     const int32_t c = code_at(of, scores + i);
     out[tally.inside] = c;
@@ -137,8 +144,14 @@ void codes_of(const float* scores, int64_t n, Of of, int32_t* out) {
   of == Of::abs ? codes<Of::abs>(scores, n, out) : codes<Of::raw>(scores, n, out);
 }
 
+template <class Before>
+Tally scan_after(const Before& before, const float* scores, int64_t n, Of of, Bracket bracket, int32_t* out) {
+  return of == Of::abs ? scan<Of::abs>(scores, n, bracket, out, before)
+                       : scan<Of::raw>(scores, n, bracket, out, before);
+}
+
 Tally scan_of(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* out) {
-  return of == Of::abs ? scan<Of::abs>(scores, n, bracket, out) : scan<Of::raw>(scores, n, bracket, out);
+  return scan_after([](int64_t, int64_t) {}, scores, n, of, bracket, out);
 }
 
 int64_t find_of(const float* scores, int64_t n, Of of, int32_t code, int64_t* rank) {

@@ -15,15 +15,26 @@ struct Piece {
   int64_t begin, end;
 };
 
-void update(const Parameter& p, int64_t begin, int64_t end) {
+Elements from(const Elements& e, int64_t begin) {
   const auto at = [&](float* moment) { return moment == nullptr ? nullptr : moment + begin; };
-  const int64_t n = end - begin;
+  return {e.value + begin, e.grad + begin, {at(e.moments[0]), at(e.moments[1]), at(e.moments[2])}};
+}
+
+void update(const Parameter& p, int64_t begin, int64_t end) {
+  const Elements elements = from(p.elements, begin);
   if (const Sgd* sgd = std::get_if<Sgd>(&p.update)) {
-    kernels().update.sgd(*sgd, p.value + begin, p.grad + begin, at(p.moments[0]), n);
+    kernels().update.sgd(*sgd, elements, end - begin);
   } else {
-    kernels().update.adam(std::get<Adam>(p.update), p.value + begin, p.grad + begin, at(p.moments[0]),
-                          at(p.moments[1]), at(p.moments[2]), n);
+    kernels().update.adam(std::get<Adam>(p.update), elements, end - begin);
   }
+}
+
+Tally update_scan(const Parameter& p, int64_t begin, int64_t n, Of of, Bracket bracket, int32_t* inside) {
+  const Elements elements = from(p.elements, begin);
+  if (const Sgd* sgd = std::get_if<Sgd>(&p.update)) {
+    return kernels().update.sgd_scan(*sgd, elements, n, of, bracket, inside);
+  }
+  return kernels().update.adam_scan(std::get<Adam>(p.update), elements, n, of, bracket, inside);
 }
 
 void update_all(const Parameter* first, const Parameter* last, int threads) {
@@ -45,7 +56,9 @@ void update_all(const Parameter* first, const Parameter* last, int threads) {
 void step(const std::vector<Parameter>& parameters, const std::vector<Ranking>& rankings, int threads) {
   const Parameter* const ranked = parameters.data();
   update_all(ranked + rankings.size(), ranked + parameters.size(), threads);
-  select(rankings, threads, [&](size_t i, int64_t begin, int64_t end) { update(ranked[i], begin, end); });
+  select(rankings, threads, [&](size_t i, int64_t begin, int64_t n, Bracket bracket, int32_t* inside) {
+    return update_scan(ranked[i], begin, n, rankings[i].of, bracket, inside);
+  });
 }
 
 }  // namespace edgepop::cpu

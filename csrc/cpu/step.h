@@ -8,14 +8,13 @@
 
 #include "../common/update.h"
 #include "select.h"
+#include "update_kernels.h"
 
 namespace edgepop::cpu {
 
 // `count` float32 elements that fill one range of memory; gradient and moments fill theirs in the same order.
 struct Parameter {
-  float* value;
-  const float* grad;
-  float* moments[3];  // Sgd: the buffer; Adam: m, v and, for AMSGrad, the largest v. Null where there is none
+  Elements elements;
   int64_t count;
   std::variant<Sgd, Adam> update;
 };

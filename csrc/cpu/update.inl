@@ -1,6 +1,5 @@
-// The kernels of update_kernels.h for one instruction set. Included by isa_kernels.inl.
+// The kernels of update_kernels.h for one instruction set. Included by isa_kernels.inl, after those of selection.
 #include "update_kernels.h"
-#include "vec.h"
 
 namespace edgepop::cpu::EDGEPOP_ISA {
 namespace {
@@ -13,43 +12,83 @@ struct VecMath {
   static Vec larger(Vec a, Vec b) { return (b <= a) | (a != a) ? a : b; }
 };
 
-// Calls run(i, n) for the vectors of [0, count); a whole vector's n is a constant, so that nothing of it is masked.
-template <class Run>
-inline void for_each_lanes(int64_t count, const Run& run) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) run(i, kLanes);
-  if (i < count) run(i, count - i);
-}
-
+// Whole vectors are told by a constant n: nothing of them is masked.
 inline Vec load_lanes(const float* p, int64_t n) { return n == kLanes ? load(p) : load(p, n); }
 inline void store_lanes(float* p, Vec a, int64_t n) { n == kLanes ? store(p, a) : store(p, a, n); }
 
-void sgd(const Sgd& given, float* value, const float* grad, float* buffer, int64_t count) {
-  const Sgd s = given;  // a copy: nothing that is stored can change it
-  for_each_lanes(count, [&](int64_t i, int64_t n) {
-    Vec p = load_lanes(value + i, n), b = zero();
-    if (s.momentum != 0.0f && !s.first) b = load_lanes(buffer + i, n);
-    update<VecMath>(s, load_lanes(grad + i, n), &p, &b);
-    store_lanes(value + i, p, n);
-    if (s.momentum != 0.0f) store_lanes(buffer + i, b, n);
-  });
+// Updates n <= kLanes elements from the i-th on. Copies: nothing that is stored can change them.
+struct SgdStep {
+  Sgd s;
+  Elements e;
+
+  void operator()(int64_t i, int64_t n) const {
+    const bool remembers = s.momentum != 0.0f;
+    __builtin_prefetch(e.grad + i + kAhead);
+    if (remembers) __builtin_prefetch(e.moments[0] + i + kAhead);
+    Vec p = load_lanes(e.value + i, n), b = zero();
+    if (remembers && !s.first) b = load_lanes(e.moments[0] + i, n);
+    update<VecMath>(s, load_lanes(e.grad + i, n), &p, &b);
+    store_lanes(e.value + i, p, n);
+    if (remembers) store_lanes(e.moments[0] + i, b, n);
+  }
+};
+
+struct AdamStep {
+  Adam s;
+  Elements e;
+
+  void operator()(int64_t i, int64_t n) const {
+    float *const m_at = e.moments[0] + i, *const v_at = e.moments[1] + i;
+    const bool amsgrad = e.moments[2] != nullptr;
+    __builtin_prefetch(e.grad + i + kAhead);
+    __builtin_prefetch(m_at + kAhead);
+    __builtin_prefetch(v_at + kAhead);
+    Vec p = load_lanes(e.value + i, n), m = load_lanes(m_at, n), v = load_lanes(v_at, n), largest = zero();
+    if (amsgrad) largest = load_lanes(e.moments[2] + i, n);
+    update<VecMath>(s, load_lanes(e.grad + i, n), &p, &m, &v, amsgrad ? &largest : nullptr);
+    store_lanes(e.value + i, p, n);
+    store_lanes(m_at, m, n);
+    store_lanes(v_at, v, n);
+    if (amsgrad) store_lanes(e.moments[2] + i, largest, n);
+  }
+};
+
+// Elements [begin, begin + count).
+template <class Step>
+inline void update_range(const Step& step, int64_t begin, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) step(begin + i, kLanes);
+  if (i < count) step(begin + i, count - i);
 }
 
-void adam(const Adam& given, float* value, const float* grad, float* m, float* v, float* largest, int64_t count) {
-  const Adam s = given;
-  for_each_lanes(count, [&](int64_t i, int64_t n) {
-    Vec p = load_lanes(value + i, n), first = load_lanes(m + i, n), second = load_lanes(v + i, n), most = zero();
-    if (largest != nullptr) most = load_lanes(largest + i, n);
-    update<VecMath>(s, load_lanes(grad + i, n), &p, &first, &second, largest == nullptr ? nullptr : &most);
-    store_lanes(value + i, p, n);
-    store_lanes(m + i, first, n);
-    store_lanes(v + i, second, n);
-    if (largest != nullptr) store_lanes(largest + i, most, n);
-  });
+template <class Step>
+void update_all(const Step& step, int64_t n) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    prefetch_block(step.e.value + i);
+    update_range(step, i, kBlock);
+  }
+  update_range(step, i, n - i);
+}
+
+template <class Step>
+Tally update_scan(const Step& step, int64_t n, Of of, Bracket bracket, int32_t* inside) {
+  const auto before = [&step](int64_t i, int64_t count) { update_range(step, i, count); };
+  return scan_after(before, step.e.value, n, of, bracket, inside);
+}
+
+void sgd(const Sgd& s, const Elements& e, int64_t n) { update_all(SgdStep{s, e}, n); }
+void adam(const Adam& s, const Elements& e, int64_t n) { update_all(AdamStep{s, e}, n); }
+
+Tally sgd_scan(const Sgd& s, const Elements& e, int64_t n, Of of, Bracket bracket, int32_t* inside) {
+  return update_scan(SgdStep{s, e}, n, of, bracket, inside);
+}
+Tally adam_scan(const Adam& s, const Elements& e, int64_t n, Of of, Bracket bracket, int32_t* inside) {
+  return update_scan(AdamStep{s, e}, n, of, bracket, inside);
 }
 
 }  // namespace
 
-constexpr UpdateKernels kUpdateKernels = {sgd, adam};
+constexpr UpdateKernels kUpdateKernels = {sgd, adam, sgd_scan, adam_scan};
 
 }  // namespace edgepop::cpu::EDGEPOP_ISA

@@ -4,14 +4,23 @@
 #include <cstdint>
 
 #include "../common/update.h"
+#include "select_kernels.h"
 
 namespace edgepop::cpu {
 
-// n consecutive elements of a parameter, its gradient and what the optimizer remembers of it, in place. Where an
-// argument of common/update.h may be null, so may it here.
+// Consecutive elements of a parameter, of its gradient and of what the optimizer remembers of it.
+struct Elements {
+  float* value;
+  const float* grad;
+  float* moments[3];  // Sgd: the buffer; Adam: m, v and, for AMSGrad, the largest v. Null where there is none
+};
+
+// Each updates n elements in place. The scans of the updated ones are SelectKernels::scan, at no second read.
 struct UpdateKernels {
-  void (*sgd)(const Sgd&, float* value, const float* grad, float* buffer, int64_t n);
-  void (*adam)(const Adam&, float* value, const float* grad, float* m, float* v, float* largest, int64_t n);
+  void (*sgd)(const Sgd&, const Elements&, int64_t n);
+  void (*adam)(const Adam&, const Elements&, int64_t n);
+  Tally (*sgd_scan)(const Sgd&, const Elements&, int64_t n, Of of, Bracket bracket, int32_t* inside);
+  Tally (*adam_scan)(const Adam&, const Elements&, int64_t n, Of of, Bracket bracket, int32_t* inside);
 };
 
 }  // namespace edgepop::cpu

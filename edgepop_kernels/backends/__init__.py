@@ -90,3 +90,16 @@ def _implementation(chosen, op, device, dtype):
             return getattr(backend.ops, op)
         reasons.append(f"{backend.name}: {reason}")
     raise AssertionError("the reference refuses nothing")
+
+
+def optimizer_step(parameter: torch.Tensor) -> Callable | None:
+    """The ``step`` that updates ``parameter``; None where the chosen backend has none, and torch's own does it."""
+    return _optimizer_step(_chosen, parameter.device, parameter.dtype)
+
+
+@functools.cache
+def _optimizer_step(chosen, device, dtype):
+    for backend in _AUTO if chosen == "auto" else (_BACKENDS[chosen],):
+        if hasattr(backend.ops, "step") and not (backend.unavailable() or backend.refuses(device, dtype)):
+            return backend.ops.step
+    return None

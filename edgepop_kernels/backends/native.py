@@ -55,31 +55,43 @@ def _mask(scores, cut, of):
 def select(scores, kept, of, hint):
     cuts = torch.empty(len(scores), 2, dtype=torch.int64)
     hint = None if hint is None else hint.contiguous()
-    layers = []
+    hints = [0] * len(scores) if hint is None else range(hint.data_ptr(), hint.data_ptr() + 16 * len(scores), 16)
     flat = [s if s.dim() <= 4 else s.reshape(-1) for s in scores]
-    for layer, (s, m, kind) in enumerate(zip(flat, kept, of, strict=True)):
-        lead = 4 - s.dim()
-        layers.append(
-            (
-                s.data_ptr(),
-                (1,) * lead + tuple(s.shape),
-                (0,) * lead + s.stride(),
-                _OF[kind],
-                m,
-                cuts.data_ptr() + 16 * layer,
-                0 if hint is None else hint.data_ptr() + 16 * layer,
-            )
-        )
-    _native.select(layers, torch.get_num_threads())
+    _native.select(_rankings(flat, kept, of, hints, cuts), torch.get_num_threads())
+    return cuts
+
+
+def _rankings(scores, kept, of, hints, cuts):
+    """hints: addresses of cuts, 0 where there is none; cuts: int64 [layers, 2], to be written."""
+    first = cuts.data_ptr()
+    rows = enumerate(zip(scores, kept, of, hints, strict=True))
+    return [(s.data_ptr(), *_sequence(s), _OF[kind], m, first + 16 * row, hint) for row, (s, m, kind, hint) in rows]
+
+
+def _sequence(scores):
+    """Sizes and strides of four dimensions."""
+    lead = 4 - scores.dim()
+    return (1,) * lead + tuple(scores.shape), (0,) * lead + scores.stride()
+
+
+def step(updates, rankings):
+    """Carries out each Update in place; the cuts of the first of them, which are scores, each by its Ranking."""
+    cuts = torch.empty(len(rankings), 2, dtype=torch.int64)
+    parameters = []
+    for value, grad, moments, coefficients in updates:
+        addresses = [m.data_ptr() for m in moments] + [0] * (3 - len(moments))
+        parameters.append((value.data_ptr(), grad.data_ptr(), addresses, value.numel(), coefficients))
+    scores = [value for value, *_ in updates[: len(rankings)]]
+    hints = [0 if r.hint is None else r.hint.data.data_ptr() for r in rankings]
+    layers = _rankings(scores, [r.kept for r in rankings], [r.of for r in rankings], hints, cuts)
+    _native.step(parameters, layers, torch.get_num_threads())
     return cuts
 
 
 def draw(scores, seed):
     bits = torch.empty(-(-scores.numel() // 64) * 8 + 8, dtype=torch.uint8)
     s = scores if scores.dim() <= 4 else scores.reshape(-1)
-    lead = 4 - s.dim()
-    size, stride = (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()
-    _native.draw(s.data_ptr(), size, stride, seed.data_ptr(), bits.data_ptr(), torch.get_num_threads())
+    _native.draw(s.data_ptr(), *_sequence(s), seed.data_ptr(), bits.data_ptr(), torch.get_num_threads())
     return bits
 
 

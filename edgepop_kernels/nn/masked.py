@@ -1,6 +1,7 @@
 """What all masked layers share: scores, rule, selection, freezing; and the products over torch's two layers."""
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,16 @@ from torch import nn
 from .. import capture, checks, functional, init
 from ..cut import Cut, Selection
 from ..rules import Bernoulli, Frozen, GlobalTopK, Ranked, Rule, Threshold
+
+
+class _Known(NamedTuple):
+    """A cut, and what it belongs to."""
+
+    cut: Cut
+    rule: Rule
+    scores: torch.Tensor
+    version: int
+    address: int
 
 
 class MaskedLayer(nn.Module):
@@ -27,6 +38,7 @@ class MaskedLayer(nn.Module):
     group = None  # what share_selection put this layer in
     _last_cut: Cut | None = None
     _captured_cuts: tuple[Cut, ...] = ()  # whose memory CUDA graphs read and write
+    _known: "_Known | None" = None
 
     def mask_with(self, rule: Rule) -> None:
         """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
@@ -86,9 +98,29 @@ class MaskedLayer(nn.Module):
             if self.group is None:
                 raise ValueError("rule: GlobalTopK ranks the layers of a network together; call share_selection(model)")
             return self.group.selection_of(self)
-        selection = functional.select(self.ranked, rule, self.hint())
+        selection = self.known_cut() or functional.select(self.ranked, rule, self.hint())
         remember([self], [selection])
         return selection
+
+    def know(self, cut: Cut, scores: torch.Tensor) -> None:
+        """Takes the cut under this layer's rule of ``scores`` as they stand, from who wrote them: while these are what
+        the layer ranks, and neither they nor the rule change, forwards select nothing."""
+        known = _Known(cut, self.rule, scores, scores._version, scores.data_ptr())
+        self.__dict__.update(_known=known, _last_cut=cut)  # nn.Module's own way takes 4 us, each layer and step
+
+    def known_cut(self) -> Cut | None:
+        """The cut that ``know`` was given, while it is that of the scores as they stand."""
+        # A compiled or captured forward would hold on to the cut of the step in which it was made.
+        if torch.compiler.is_compiling() or self._known is None or capture.capturing(self.weight):
+            return None
+        known, scores = self._known, self.ranked
+        stands = scores is known.scores and scores._version == known.version and scores.data_ptr() == known.address
+        return known.cut if stands and self.rule == known.rule else None
+
+    def forget(self) -> None:
+        """Drops what earlier cuts say: to be called after writes that torch's version counter does not see, those
+        through ``scores.data`` and of other processes."""
+        self._known = self._last_cut = None
 
     def hint(self) -> Cut | None:
         """The last cut, where it can start the next selection."""
@@ -171,10 +203,14 @@ class MaskedLayer(nn.Module):
             return self.mask_bits, self.rule
         return self.scores, self.forward_rule()
 
+    def __getstate__(self):
+        # A copy's scores count their versions anew.
+        return self.__dict__ | {"_known": None}
+
     def _apply(self, fn, recurse=True):
         # Scores stay float32 under .half() and .bfloat16(): rounded to 8 bits, thousands of them would tie at the cut.
         held = [t for p in self._float32_parameters() if p is not None for t in (p, p.grad)]
-        self._last_cut = None  # it may be on the device left behind
+        self.forget()  # its cuts may be on the device left behind
 
         def keep_float32(t):
             moved = fn(t)

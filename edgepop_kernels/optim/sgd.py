@@ -1,0 +1,70 @@
+"""Stochastic gradient descent on scores."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.sgd import sgd
+
+from .step import ScoreOptimizer, Update
+
+
+class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
+    """torch.optim.SGD in one pass over memory, which also finds the cuts of masked layers for their next forward.
+
+    params  as torch.optim takes them, groups too; or the network itself, for all its parameters
+    model   the network, where ``params`` is not it: its masked layers under TopK or Percentile whose scores are among
+            the parameters select nothing in their next forward. Without it only the update is done
+
+    The other arguments are torch.optim.SGD's, as are state, param groups and schedulers: a state_dict of either loads
+    into the other. Values equal torch's to the rounding of float32, the cuts are exact. A cut serves as long as the
+    scores, counted by torch's version counter, and the rule stand as the step left them; like autograd's own check,
+    the counter does not see writes through ``scores.data``: after those call ``layer.forget()``.
+
+    float32 parameters on the CPU are updated by the native kernel; others by torch's, and their layers select in
+    forward. Raises ValueError and TypeError for arguments, as torch does, and in ``step`` for a sparse gradient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable | nn.Module,
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        model: nn.Module | None = None,
+    ):
+        params = self._find_scores(params, model)
+        super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
+
+    def _updates(self, group, params, values, grads):
+        momentum = float(group["momentum"])
+        settings = (
+            float(group["lr"]),
+            momentum,
+            1.0 - group["dampening"],
+            float(group["weight_decay"]),
+            -1.0 if group["maximize"] else 1.0,
+            float(group["nesterov"]),
+        )
+        first, later = (*settings, 1.0), (*settings, 0.0)
+        for p, value, grad in zip(params, values, grads, strict=True):
+            if momentum == 0:
+                yield Update(value, grad, (), later)
+            elif self.state[p].get("momentum_buffer") is None:
+                self.state[p]["momentum_buffer"] = buffer = torch.empty_like(value)
+                yield Update(value, grad, (buffer,), first)
+            else:
+                yield Update(value, grad, (self._moment(p, "momentum_buffer", value),), later)
+
+    def _torch_step(self, group, params):
+        remembers = group["momentum"] != 0
+        buffers = [self.state[p].get("momentum_buffer") if remembers else None for p in params]
+        options = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize", "foreach", "fused")
+        sgd(params, [p.grad for p in params], buffers if remembers else [], **{name: group[name] for name in options})
+        if remembers:
+            for p, buffer in zip(params, buffers, strict=True):
+                self.state[p]["momentum_buffer"] = buffer

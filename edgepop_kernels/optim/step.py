@@ -1,0 +1,154 @@
+"""What the score optimizers share: which parameters a kernel updates, and which layers get a cut from it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from .. import functional
+from ..backends import optimizer_step
+from ..cut import Cut
+from ..nn import MaskedLayer
+from ..rules import Percentile, TopK
+
+
+class Update(NamedTuple):
+    """One parameter's update as a backend's ``step`` takes it; the tensors float32 and of one layout without gaps.
+
+    moments       what the optimizer remembers: the momentum buffer, or Adam's averages
+    coefficients  fields of csrc/common/update.h in their order
+    """
+
+    value: torch.Tensor
+    grad: torch.Tensor
+    moments: tuple[torch.Tensor, ...]
+    coefficients: tuple[float, ...]
+
+
+class Ranking(NamedTuple):
+    """What a backend's ``step`` is told of a parameter that is scores: how many are kept, ranked by what."""
+
+    kept: int
+    of: str
+    hint: Cut | None
+
+
+class _Scores:
+    """The scores of one masked layer, which keep their parameter as long as the optimizer does."""
+
+    def __init__(self, layer: MaskedLayer):
+        self.layer, self.rule, self.kept = layer, None, 0
+
+    def ranking(self) -> Ranking | None:
+        """None where the cut does not follow from these scores alone: under other rules, or in a plain layer."""
+        rule = getattr(self.layer, "rule", None)
+        if rule is not self.rule:
+            self.kept = rule.kept(self.layer.ranked.numel()) if isinstance(rule, (TopK, Percentile)) else 0
+            self.rule = rule
+        return Ranking(self.kept, rule.of, self.layer.hint()) if self.kept > 0 else None
+
+
+class ScoreOptimizer:
+    """Mixin over an optimizer of torch: everything is torch's but ``step``.
+
+    A subclass says how parameters are updated: ``_updates`` by the kernel, ``_torch_step`` by torch's own function.
+    """
+
+    _scores: dict[torch.Tensor, _Scores]
+
+    def _find_scores(self, params, model: nn.Module | None):
+        """The parameters to optimize; keeps whose scores are among them."""
+        if isinstance(params, nn.Module):
+            if model is not None and model is not params:
+                raise ValueError("model: params is a module already; expected None")
+            model, params = params, params.parameters()
+        elif model is not None and not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        layers = [] if model is None else [m for m in model.modules() if isinstance(m, MaskedLayer)]
+        self._scores = {layer.ranked: _Scores(layer) for layer in layers}
+        return params
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_scores": self._scores}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+        """One step; the loss that ``closure`` returns, where one is given. Parameters without gradient stand still.
+
+        Raises ValueError for a sparse gradient, before anything is changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.layout != torch.strided:
+                    raise ValueError(
+                        f"params: a gradient is {p.grad.layout}; {type(self).__name__} takes dense ones, "
+                        "torch.optim.SGD and SparseAdam take sparse ones"
+                    )
+        ours = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            native = [p for p in params if _is_native(group, p)]
+            if len(native) < len(params):
+                taken = set(native)
+                self._torch_step(group, [p for p in params if p not in taken])
+            if native:
+                values = [_without_gaps(p) for p in native]
+                grads = [_laid_out(p.grad, value) for p, value in zip(native, values, strict=True)]
+                ours += zip(native, self._updates(group, native, values, grads), strict=True)
+        if ours:
+            self._step(ours)
+        return loss
+
+    def _step(self, ours: list[tuple[torch.Tensor, Update]]) -> None:
+        scored, others, rankings = [], [], []
+        for p, update in ours:
+            scores = self._scores.get(p)
+            ranking = None if scores is None else scores.ranking()
+            if ranking is None:
+                others.append(update)
+            else:
+                scored.append((p, scores, update))
+                rankings.append(ranking)
+        run = optimizer_step(ours[0][0])
+        cuts = run([update for *_, update in scored] + others, rankings)
+        for p, update in ours:
+            if update.value is not p:
+                p.copy_(update.value)
+        torch.autograd.graph.increment_version([p for p, _ in ours])
+        for (p, scores, _), row in zip(scored, cuts.unbind(), strict=True):
+            scores.layer.know(functional.ranked_cut(row, scores.rule, p.numel()), p)
+
+    def _moment(self, p: torch.Tensor, name: str, value: torch.Tensor) -> torch.Tensor:
+        """The state ``name`` of ``p`` in the layout of ``value``; a state loaded in another is laid out anew."""
+        state = self.state[p]
+        moment = _laid_out(state[name], value)
+        if moment is not state[name]:
+            state[name] = moment
+        return moment
+
+
+def _is_native(group, p):
+    return (
+        p.dtype == p.grad.dtype == torch.float32
+        and not group.get("capturable", False)
+        and optimizer_step(p) is not None
+    )
+
+
+def _without_gaps(p):
+    """``p`` itself where its elements fill one range of memory, in whatever order; else a copy that does."""
+    if p.is_contiguous() or torch.empty_like(p).stride() == p.stride():
+        return p
+    return p.clone(memory_format=torch.contiguous_format)
+
+
+def _laid_out(t, like):
+    """``t``, or a copy, with the strides of ``like``."""
+    if (t.is_contiguous() and like.is_contiguous()) or t.stride() == like.stride():
+        return t
+    return torch.empty_like(like).copy_(t)

@@ -1,0 +1,428 @@
+"""Score optimizers: torch.optim's arithmetic and state, the reference's cuts, and no cut that outlives its scores."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+import edgepop_kernels as ek
+from edgepop_kernels import functional, reference
+from edgepop_kernels.backends import native
+from edgepop_kernels.testing import inputs
+
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+PAIRS = {
+    "sgd": (ek.optim.ScoreSGD, torch.optim.SGD, dict(lr=0.05)),
+    "momentum": (ek.optim.ScoreSGD, torch.optim.SGD, dict(lr=0.05, momentum=0.9, dampening=0.3, weight_decay=1e-3)),
+    "nesterov": (
+        ek.optim.ScoreSGD,
+        torch.optim.SGD,
+        dict(lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3, maximize=True),
+    ),
+    "adam": (ek.optim.ScoreAdam, torch.optim.Adam, dict(lr=0.01, weight_decay=1e-3)),
+    "amsgrad": (ek.optim.ScoreAdam, torch.optim.Adam, dict(lr=0.01, betas=(0.0, 0.9), amsgrad=True, maximize=True)),
+    "adamw": (ek.optim.ScoreAdamW, torch.optim.AdamW, dict(lr=0.01, betas=(0.8, 0.95))),
+}
+
+
+def score_layer(scores, rule=None):
+    """A masked layer with the given float32 scores of shape (O, I) or (O, I, kh, kw), of any layout."""
+    kind = ek.FusedSubnetLinear if scores.dim() == 2 else ek.FusedSubnetConv
+    sizes = (scores.shape[1], scores.shape[0], *scores.shape[2:3])
+    layer = kind(*sizes, bias=False, rule=rule or ek.TopK(0.3))
+    layer.scores = nn.Parameter(scores)
+    return layer
+
+
+def expected_cut(layer):
+    kept = layer.rule.kept(layer.ranked.numel())
+    data = reference.select([layer.ranked.detach()], [kept], [layer.rule.of], None)[0]
+    return functional.ranked_cut(data, layer.rule, layer.ranked.numel()).data
+
+
+def assert_knows(layer):
+    """The layer knows its cut, and it is the reference's."""
+    assert layer.known_cut() is not None
+    assert torch.equal(layer.known_cut().data, expected_cut(layer))
+
+
+def distance(a, b):
+    return torch.linalg.vector_norm(a.double() - b.double()).item()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_thousand_steps_are_torchs_to_rounding(name):
+    """As near to the same steps in float64 as torch's float32 is, within a factor of two: the orders of rounding differ
+    in Adam alone. Masks that hang on a last bit may differ, so scores are compared, and cuts with the reference."""
+    ours, theirs, options = PAIRS[name]
+    torch.manual_seed(3)
+    start = torch.randn(31, 37)
+    layer = score_layer(start.clone())
+    other, exact = nn.Parameter(start.clone()), nn.Parameter(start.double())
+    optimizers = ours(layer, **options), theirs([other], **options), theirs([exact], **options)
+    for step in range(1000):
+        # A pull to zero and noise: magnitudes stay where rounding matters at every step.
+        noise = torch.randn(31, 37, generator=inputs.generator(step))
+        for p in (layer.scores, other, exact):
+            pull = -p.detach() if options.get("maximize") else p.detach()
+            p.grad = pull * 0.1 + noise.to(p.dtype)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_knows(layer)
+    assert 0 < distance(layer.scores, exact) <= 2 * distance(other, exact)
+    states = [next(iter(o.state.values())) for o in optimizers if o.state]
+    for key in states[0] if states else ():
+        mine, torchs, double = (state[key] for state in states)
+        assert mine.dtype == torchs.dtype
+        assert distance(mine, double) <= 2 * distance(torchs, double)
+
+
+GRADS = {
+    "none": lambda s: torch.zeros_like(s),
+    "normal": lambda s: torch.randn(s.shape, generator=inputs.generator(5)),
+    "large": lambda s: 100 * torch.randn(s.shape, generator=inputs.generator(6)),
+    "to_one": lambda s: s.nan_to_num(0, 0, 0) - 1,  # with lr 1 every number becomes 1
+    "nonfinite": lambda s: inputs.scores("nonfinite", s.shape, 7),
+}
+
+
+RULES = (ek.TopK(0.3), ek.TopK(0.9, "raw"), ek.TopK(0.01), ek.Percentile(0.5))
+
+
+def check_hostile(kind, shape):
+    for i, grad in enumerate(GRADS.values()):
+        for j, rule in enumerate(RULES):
+            torch.set_num_threads(1 + (i + j) % 2)
+            layer = score_layer(inputs.scores(kind, shape), rule)
+            optimizer = ek.optim.ScoreSGD(layer, lr=1.0, momentum=0.5)
+            for _ in range(2):  # without a hint, and with the cut of the scores before
+                layer.scores.grad = grad(layer.scores.detach())
+                optimizer.step()
+                assert_knows(layer)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (17, 1), (3, 1367), (60, 331)], ids=str)
+@pytest.mark.parametrize("kind", inputs.SCORES)
+def test_cuts_of_hostile_scores(kind, shape):
+    check_hostile(kind, shape)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_every_instruction_set(isa):
+    code = """
+from test_optim import *
+for kind in ("normal", "few", "nonfinite", "denormal"):
+    check_hostile(kind, (67, 307))
+for name in ("nesterov", "amsgrad"):
+    test_a_thousand_steps_are_torchs_to_rounding(name)
+print("passed")
+"""
+    env = {**os.environ, "EDGEPOP_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    if "does not have it" in run.stderr or "allowed are" in run.stderr:
+        pytest.skip(run.stderr.splitlines()[-1])
+    assert run.stdout == "passed\n", run.stderr
+
+
+@pytest.mark.parametrize("grad_layout", inputs.layouts(4))
+@pytest.mark.parametrize("layout", inputs.layouts(4, expanded=False))
+@pytest.mark.parametrize("name", ["momentum", "amsgrad"])
+def test_layouts_of_scores_and_gradient(name, layout, grad_layout):
+    """The index of a cut is logical, and ties abound: the same whatever the layout."""
+    ours, theirs, options = PAIRS[name]
+    start = inputs.scores("tied", (7, 5, 3, 3))
+    layer = score_layer(inputs.lay_out(start, layout))
+    assert layer.scores.stride() == inputs.lay_out(start, layout).stride()
+    other = nn.Parameter(start.clone())
+    optimizers = ours(layer, **options), theirs([other], **options)
+    for step in range(3):
+        grad = inputs.lay_out(inputs.scores("tied", start.shape, step + 1), grad_layout)
+        layer.scores.grad, other.grad = grad, grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert_knows(layer)
+    torch.testing.assert_close(layer.scores, other, rtol=1e-6, atol=1e-6)
+
+
+def network():
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 36, 20), nn.Linear(20, 10)
+    )
+    ek.convert(model, ek.TopK(0.4), include=["0", "4"])
+    model[5] = ek.FusedSparseLinear(20, 10, keep=0.5)
+    return model
+
+
+def train(model, optimizer, steps, seed=0):
+    g = inputs.generator(seed)
+    for _ in range(steps):
+        x, y = torch.randn(4, 1, 8, 8, generator=g), torch.randint(10, (4,), generator=g)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+MASKED = (0, 4, 5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_network_selects_once_and_never_again(shared):
+    """Scores, weights that score themselves, biases and BatchNorm in one optimizer."""
+    model = network()
+    if shared:
+        ek.share_selection(model)
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1, momentum=0.9)
+    train(model, optimizer, 1)
+    for i in MASKED:
+        assert_knows(model[i])
+    with mock.patch.object(functional.ops, "select", side_effect=AssertionError("selected")):
+        train(model, optimizer, 3)
+    for i in MASKED:
+        assert_knows(model[i])
+        assert torch.equal(reference.mask(model[i].ranked.detach(), model[i].select().data, "abs"), model[i].mask())
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_training_equals_torchs_optimizer(name):
+    """Every parameter after 10 steps, param groups of their own settings, a scheduler on both."""
+    ours, theirs, options = PAIRS[name]
+    results = []
+    for kind in (ours, theirs):
+        model = network()
+        groups = [{"params": [p for p in model.parameters() if p.dim() > 1]}]
+        groups += [{"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0, "lr": 0.02}]
+        extra = {"model": model} if kind is ours else {}
+        optimizer = kind(groups, **options, **extra)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+        for step in range(10):
+            train(model, optimizer, 1, seed=step)
+            scheduler.step()
+        assert optimizer.param_groups[1]["lr"] == 0.02 * 0.5**3
+        results.append(dict(model.named_parameters()))
+    for key, p in results[0].items():
+        torch.testing.assert_close(p, results[1][key], rtol=1e-4, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("direction", ["from torch", "to torch"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_states_load_both_ways(name, direction):
+    ours, theirs, options = PAIRS[name]
+    first, second = (theirs, ours) if direction == "from torch" else (ours, theirs)
+    start = inputs.scores("normal", (9, 11))
+
+    def run(optimizer, p, steps):
+        for step in steps:
+            p.grad = inputs.scores("normal", start.shape, step)
+            optimizer.step()
+
+    p, q = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    whole, before = theirs([p], **options), first([q], **options)
+    run(whole, p, range(8))
+    run(before, q, range(4))
+    after = second([q], lr=7.0)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    assert after.state_dict()["state"].keys() == before.state_dict()["state"].keys()
+    assert after.param_groups[0]["lr"] == options["lr"]
+    run(after, q, range(4, 8))
+    torch.testing.assert_close(q, p, rtol=1e-6, atol=1e-6)
+
+
+def test_a_state_of_another_layout_is_laid_out_anew():
+    layer = score_layer(inputs.scores("normal", (4, 3, 5, 5)))
+    optimizer = ek.optim.ScoreSGD(layer, lr=0.1, momentum=0.9)
+    layer.scores.grad = inputs.scores("normal", (4, 3, 5, 5), 1)
+    optimizer.step()
+    state = optimizer.state[layer.scores]
+    plain = state["momentum_buffer"].clone()
+    state["momentum_buffer"] = plain.contiguous(memory_format=torch.channels_last)
+    optimizer.step()
+    expected = torch.empty_like(plain).copy_(plain).mul_(0.9).add_(layer.scores.grad)
+    torch.testing.assert_close(state["momentum_buffer"], expected, rtol=1e-6, atol=1e-6)
+
+
+# What may happen to a layer between a step and the next forward.
+CHANGES = {
+    "load_state_dict": lambda layer: layer.load_state_dict({k: v.flip(0) * 2 for k, v in layer.state_dict().items()}),
+    "in place": lambda layer: layer.scores.detach()[0].mul_(-3),
+    "clamped": lambda layer: layer.scores.detach().clamp_(-0.5, 0.5),
+    "one entry": lambda layer: layer.scores.detach()[3].fill_(7),
+    "another tensor as data": lambda layer: setattr(layer.scores, "data", layer.scores.data.flip(0).clone()),
+    "another parameter": lambda layer: setattr(layer, "scores", nn.Parameter(layer.scores.detach().flip(0).clone())),
+    "keep": lambda layer: setattr(layer, "keep", 0.7),
+    "rule": lambda layer: setattr(layer, "rule", ek.TopK(0.3, "raw")),
+    "percentile": lambda layer: setattr(layer, "rule", ek.Percentile(0.3)),
+    "reset": lambda layer: layer.reset_scores(),
+    "forgotten after .data": lambda layer: (layer.scores.data.neg_().add_(1), layer.forget()),
+    "to float64 and back": lambda layer: layer.double().float(),
+    "frozen and thawed": lambda layer: (layer.freeze(keep_scores=True), layer.scores.detach().mul_(-2), layer.thaw()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_cut_outlives_its_scores(change):
+    layer = score_layer(inputs.scores("normal", (40, 30)))
+    optimizer = ek.optim.ScoreSGD(layer, lr=0.1)
+    layer.scores.grad = inputs.scores("normal", (40, 30), 1)
+    optimizer.step()
+    assert_knows(layer)
+    CHANGES[change](layer)
+    assert layer.known_cut() is None
+    assert torch.equal(layer.select().data, expected_cut(layer))
+    y = layer(torch.eye(30)).t()
+    assert torch.equal(y, layer.weight.masked_fill(~ek.mask(layer.scores.detach(), layer.rule), 0))
+
+
+def test_no_cut_outlives_a_step_of_another_optimizer():
+    layer = score_layer(inputs.scores("normal", (40, 30)))
+    layer.scores.grad = inputs.scores("normal", (40, 30), 1)
+    ek.optim.ScoreSGD(layer, lr=0.1).step()
+    for other in (torch.optim.SGD([layer.scores], lr=0.1), ek.optim.ScoreSGD([layer.scores], lr=0.1)):
+        other.step()  # the latter knows no layers
+        assert layer.known_cut() is None
+        assert torch.equal(layer.select().data, expected_cut(layer))
+
+
+def test_no_layer_knows_the_cut_of_scores_that_it_has_no_more():
+    layer = score_layer(inputs.scores("normal", (40, 30)))
+    optimizer = ek.optim.ScoreSGD(layer, lr=0.1)
+    layer.scores.grad = inputs.scores("normal", (40, 30), 1)
+    layer.scores = nn.Parameter(inputs.scores("normal", (40, 30), 2))
+    optimizer.step()
+    assert layer.known_cut() is None
+    assert torch.equal(layer.select().data, expected_cut(layer))
+
+
+def test_copies_know_nothing_of_their_original():
+    layer = score_layer(inputs.scores("normal", (40, 30)))
+    optimizer = ek.optim.ScoreSGD(layer, lr=0.1, momentum=0.9)
+    layer.scores.grad = inputs.scores("normal", (40, 30), 1)
+    optimizer.step()
+    twin, steps = copy.deepcopy((layer, optimizer))
+    assert twin.known_cut() is None
+    twin.scores.grad = layer.scores.grad.clone()
+    steps.step()
+    assert_knows(twin)
+    assert_knows(layer)
+    optimizer.step()
+    assert torch.equal(twin.scores, layer.scores)
+
+
+def test_what_backward_saved_is_guarded():
+    """The kernel writes through an address; autograd must see it all the same."""
+    layer = score_layer(inputs.scores("normal", (8, 6)))
+    optimizer = ek.optim.ScoreSGD(layer, lr=0.1)
+    y = layer(torch.randn(3, 6, requires_grad=True)).sum()
+    layer.scores.grad = torch.ones_like(layer.scores)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_compiled_forwards_select_for_themselves():
+    layer = score_layer(inputs.scores("normal", (40, 30)))
+    optimizer = ek.optim.ScoreSGD(layer, lr=1.0)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.eye(30)
+    for step in range(3):
+        layer.scores.grad = inputs.scores("normal", (40, 30), step)
+        optimizer.step()
+        assert torch.equal(compiled(x).t(), layer.weight.masked_fill(~layer.mask(), 0))
+
+
+def test_closure_missing_gradients_and_empty_parameters():
+    p, still, empty = (nn.Parameter(torch.ones(n)) for n in (5, 3, 0))
+    optimizer = ek.optim.ScoreSGD([p, still, empty], lr=0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (p**2).sum() + empty.sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 5
+    assert torch.equal(p, torch.zeros(5))
+    assert torch.equal(still, torch.ones(3))
+    assert optimizer.state_dict()["state"] == {}
+
+
+def test_a_sparse_gradient_is_refused_before_anything_moves():
+    table = nn.Embedding(4, 2, sparse=True)
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    table(torch.tensor([1])).sum().backward()
+    for kind in (ek.optim.ScoreSGD, ek.optim.ScoreAdam, ek.optim.ScoreAdamW):
+        with pytest.raises(ValueError, match=r"params: a gradient is torch\.sparse_coo"):
+            kind([p, table.weight], lr=0.1).step()
+    assert torch.equal(p, torch.ones(3))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_other_dtypes_and_the_reference_backend_take_torchs_step(name):
+    ours, theirs, options = PAIRS[name]
+    for dtype, backend in ((torch.float64, "auto"), (torch.bfloat16, "auto"), (torch.float32, "reference")):
+        pair = [nn.Parameter(inputs.scores("normal", (5, 7)).to(dtype)) for _ in range(2)]
+        single = nn.Parameter(torch.ones(4))  # beside the others, and native where that is allowed
+        optimizers = ours([pair[0], single], **options), theirs([pair[1]], **options)
+        with ek.use_backend(backend):
+            for step in range(3):
+                single.grad = torch.ones(4)
+                for p, optimizer in zip(pair, optimizers, strict=True):
+                    p.grad = inputs.scores("normal", (5, 7), step).to(dtype)
+                    optimizer.step()
+        assert torch.equal(*pair)
+        assert not torch.equal(single, torch.ones(4))
+
+
+def test_layers_that_rank_together_or_nothing_are_left_to_forward():
+    model = nn.Sequential(*(ek.FusedSubnetLinear(6, 6, rule=ek.GlobalTopK(0.5)) for _ in range(2)))
+    model.append(ek.FusedSupermaskLinear(6, 6))
+    ek.share_selection(model)
+    optimizer = ek.optim.ScoreAdam(model, lr=0.1)
+    for _ in range(2):
+        model(torch.randn(3, 6)).square().sum().backward()
+        optimizer.step()
+    assert [layer.known_cut() for layer in model] == [None] * 3
+
+
+def test_materialized_layers_are_plain_parameters():
+    model = network()
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1)
+    train(model, optimizer, 1)
+    ek.materialize(model)
+    train(model, ek.optim.ScoreSGD(model, lr=0.1), 1)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "sentence"),
+    [
+        (dict(lr=-1.0), ValueError, "learning rate: -1.0"),
+        (dict(momentum=-0.5), ValueError, "momentum value: -0.5"),
+        (dict(nesterov=True), ValueError, "Nesterov momentum requires"),
+        (dict(model=3), TypeError, "model: expected a torch.nn.Module, got int"),
+        (dict(params=nn.Linear(2, 2), model=nn.Linear(2, 2)), ValueError, "model: params is a module already"),
+        (dict(params=[]), ValueError, "empty parameter list"),
+    ],
+)
+def test_bad_arguments(arguments, error, sentence):
+    arguments = {"params": [nn.Parameter(torch.ones(2))]} | arguments
+    with pytest.raises(error, match=sentence):
+        ek.optim.ScoreSGD(**arguments)
