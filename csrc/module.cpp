@@ -10,6 +10,10 @@
 #include "cpu/isa.h"
 #include "cpu/select.h"
 #include "cpu/step.h"
+#if defined(EDGEPOP_CUDA)
+#include "cuda/compiled.h"
+#include "cuda/select.h"
+#endif
 
 namespace py = pybind11;
 
@@ -128,6 +132,19 @@ void draw(uintptr_t scores, const Strides& size, const Strides& stride, uintptr_
             reinterpret_cast<uint8_t*>(bits), threads);
 }
 
+#if defined(EDGEPOP_CUDA)
+// Addresses of the first scores, the table of layers, the hints or 0, the cuts, the candidates and the scratch; a
+// cudaStream_t.
+void select_on_cuda(uintptr_t scores, uintptr_t layers, int64_t layer_count, int64_t chunk_count, uintptr_t hints, uintptr_t cuts,
+                    uintptr_t candidates, uintptr_t scratch, uintptr_t stream) {
+  py::gil_scoped_release release;
+  cuda::select({reinterpret_cast<uint32_t*>(scores), reinterpret_cast<const cuda::Layer*>(layers), layer_count, chunk_count,
+                reinterpret_cast<const Cut*>(hints), reinterpret_cast<Cut*>(cuts),
+                reinterpret_cast<uint64_t*>(candidates), reinterpret_cast<uint32_t*>(scratch)},
+               reinterpret_cast<void*>(stream));
+}
+#endif
+
 }  // namespace
 }  // namespace edgepop
 
@@ -145,4 +162,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);
   m.def("conv_backward_weight", &edgepop::conv_backward_weight);
+#if defined(EDGEPOP_CUDA)
+  py::module_ on_cuda = m.def_submodule("cuda", "What was compiled by nvcc; absent where it was not found.");
+  on_cuda.attr("compiled") = edgepop::cuda::compiled();
+  on_cuda.attr("select_chunk") = edgepop::cuda::kSelectChunk;
+  on_cuda.def("select_scratch", &edgepop::cuda::select_scratch);
+  on_cuda.def("select", &edgepop::select_on_cuda);
+#endif
 }

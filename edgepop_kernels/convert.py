@@ -77,8 +77,7 @@ def materialize(model: nn.Module) -> nn.Module:
     """
     layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
     masks = layer_masks(layers)  # all before any weight changes: one threshold may hang on all of them
-    for module in model.modules():
-        unshare_selection(module)
+    unshare_selection(model)
     for layer, mask in zip(layers, masks, strict=True):
         _materialize_layer(layer, mask)
     return model

@@ -20,6 +20,7 @@ def report() -> str:
     facts = [
         ("edgepop_kernels", f"{__version__}, {Path(__file__).parent}"),
         ("native module", _native_module()),
+        ("CUDA kernels", _cuda_kernels()),
         ("python", f"{platform.python_version()}, {platform.platform()}"),
         ("torch", torch.__version__),
         ("triton", installed("triton")),
@@ -42,6 +43,14 @@ def _native_module():
         return f"does not load: {error}"
     except RuntimeError as error:  # EDGEPOP_ISA names a set that this machine or this build lacks
         return str(error)
+
+
+def _cuda_kernels():
+    try:
+        from . import _native
+    except ImportError:
+        return "none"
+    return _native.cuda.compiled if hasattr(_native, "cuda") else "none: no nvcc was found when the module was built"
 
 
 def installed(package):

@@ -3,8 +3,10 @@
 
 #if defined(__CUDACC__)
 #define EDGEPOP_HOST_DEVICE __host__ __device__
+#define EDGEPOP_DEVICE __device__
 #else
 #define EDGEPOP_HOST_DEVICE
+#define EDGEPOP_DEVICE
 #endif
 
 // In front of a loop of constant length whose arrays are to stay in registers. The host's passes warn of the pragma.

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 
 from .. import reference
-from . import native, staged, triton
+from . import cuda, native, staged, triton
 
 logger = logging.getLogger("edgepop_kernels")
 
@@ -30,11 +30,15 @@ class Backend:
 _BACKENDS = {
     "native": Backend("native", native, native.unavailable, native.refuses),
     "triton": Backend("triton", triton, triton.unavailable, triton.refuses),
+    "cuda": Backend("cuda", cuda, cuda.unavailable, cuda.refuses),
     "staged": Backend("staged", staged, staged.unavailable, staged.refuses),
     "reference": Backend("reference", reference, lambda: None, lambda device, dtype: None),
 }
+# On CUDA tensors "cuda" is "triton" but for its selection. Which of the two selects faster is not yet measured on a GPU
+# (`make gpu` does); until then the one that needs no nvcc goes first.
+_ON_GPU = ("triton", "cuda")
 # "auto" takes the first of these, in this order, that accepts the call.
-_AUTO = tuple(_BACKENDS[name] for name in ("native", "triton", "reference"))
+_AUTO = tuple(_BACKENDS[name] for name in ("native", *_ON_GPU, "reference"))
 _chosen = "auto"
 
 

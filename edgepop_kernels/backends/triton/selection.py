@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ... import capture
+from ..memory_order import filling
 from .kernels.draw import draw_kernel
 from .kernels.select import BINS, select_compact_kernel, select_finish_kernel, select_histogram_kernel
 from .launch import launch
@@ -39,12 +40,12 @@ class _Plan(NamedTuple):
 
 def select(scores, kept, of, hint):
     device = scores[0].device
-    filling = [_filling(s) for s in scores]
-    first = filling[0][0]
+    filled = [filling(s) for s in scores]
+    first = filled[0][0]
     plan = _plan(
         tuple(
             _Layer((s.data_ptr() - first.data_ptr()) // 4, s.numel(), m, int(kind != "abs"), *dimensions)
-            for (s, dimensions), m, kind in zip(filling, kept, of, strict=True)
+            for (s, dimensions), m, kind in zip(filled, kept, of, strict=True)
         ),
         device,
     )
@@ -96,37 +97,3 @@ def _plan(layers, device):
         first += capacity
     table = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
     return _Plan(table, torch.tensor(chunks, dtype=torch.int32).reshape(-1, 2).to(device, non_blocking=True), first)
-
-
-def _filling(scores):
-    """(scores, (sizes, index strides)): the scores themselves where they fill their memory in any order of at most
-    four dimensions from an aligned address, as contiguous and channels_last parameters do; else a contiguous copy."""
-    if scores.data_ptr() % 16 == 0:
-        dimensions = _in_memory_order(tuple(scores.shape), scores.stride())
-        if dimensions is not None:
-            return scores, dimensions
-    scores = scores.clone(memory_format=torch.contiguous_format)
-    return scores, _in_memory_order(tuple(scores.shape), scores.stride())
-
-
-@functools.cache
-def _in_memory_order(shape, strides):
-    logical, dimensions = 1, []
-    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
-        if size != 1:
-            dimensions.append((stride, size, logical))
-        logical *= size
-    merged, filled = [], 1
-    for stride, size, index_stride in sorted(dimensions):
-        if stride != filled:
-            return None
-        filled *= size
-        if merged and merged[-1][0] * merged[-1][1] == index_stride:
-            merged[-1] = (merged[-1][0] * size, merged[-1][1])
-        else:
-            merged.append((size, index_stride))
-    if len(merged) > 4:
-        return None
-    merged += [(1, 0)] * (4 - len(merged))
-    sizes, index_strides = zip(*reversed(merged), strict=True)
-    return sizes, index_strides
