@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgepop_kernels.recipes import data, registry
-from edgepop_kernels.recipes.experiments import BayesianTickets
+from edgepop_kernels.recipes.bayesian_tickets import BayesianTickets
 from edgepop_kernels.recipes.interrupt import Stop
 from edgepop_kernels.recipes.trainer import Trainer
 
@@ -62,8 +62,8 @@ def train(recipe, digits) -> float:
 def tickets(table, digits, seeds) -> bool:
     start = time.perf_counter()
     criteria = ["low_variance", "high_variance"]
-    runs = [BayesianTickets(seed=seed).tickets(digits, torch.device("cpu"), criteria) for seed in seeds]
-    found = {name: [100 * run.curves[name][-1] for run in runs] for name in runs[0].curves}
+    runs = [BayesianTickets(seed=seed).tickets(digits, torch.device("cpu"), criteria).charts[0] for seed in seeds]
+    found = {name: [100 * run.lines[name][-1] for run in runs] for name in runs[0].lines}
     low, high = (statistics.mean(found[f"keep 0.2 by {criterion}"]) for criterion in criteria)
     within = low - high >= TICKET_GAP
     for name, accuracies in found.items():

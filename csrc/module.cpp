@@ -135,13 +135,14 @@ void draw(uintptr_t scores, const Strides& size, const Strides& stride, uintptr_
 #if defined(EDGEPOP_CUDA)
 // Addresses of the first scores, the table of layers, the hints or 0, the cuts, the candidates and the scratch; a
 // cudaStream_t.
-void select_on_cuda(uintptr_t scores, uintptr_t layers, int64_t layer_count, int64_t chunk_count, uintptr_t hints, uintptr_t cuts,
-                    uintptr_t candidates, uintptr_t scratch, uintptr_t stream) {
+void select_on_cuda(uintptr_t scores, uintptr_t layers, int64_t layer_count, int64_t chunk_count, uintptr_t hints,
+                    uintptr_t cuts, uintptr_t candidates, uintptr_t scratch, uintptr_t stream) {
   py::gil_scoped_release release;
-  cuda::select({reinterpret_cast<uint32_t*>(scores), reinterpret_cast<const cuda::Layer*>(layers), layer_count, chunk_count,
-                reinterpret_cast<const Cut*>(hints), reinterpret_cast<Cut*>(cuts),
-                reinterpret_cast<uint64_t*>(candidates), reinterpret_cast<uint32_t*>(scratch)},
-               reinterpret_cast<void*>(stream));
+  cuda::select(
+      {reinterpret_cast<uint32_t*>(scores), reinterpret_cast<const cuda::Layer*>(layers), layer_count, chunk_count,
+       reinterpret_cast<const Cut*>(hints), reinterpret_cast<Cut*>(cuts), reinterpret_cast<uint64_t*>(candidates),
+       reinterpret_cast<uint32_t*>(scratch)},
+      reinterpret_cast<void*>(stream));
 }
 #endif
 

@@ -77,7 +77,8 @@ def materialize(model: nn.Module) -> nn.Module:
     """
     layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
     masks = layer_masks(layers)  # all before any weight changes: one threshold may hang on all of them
-    unshare_selection(model)
+    for module in model.modules():
+        unshare_selection(module)
     for layer, mask in zip(layers, masks, strict=True):
         _materialize_layer(layer, mask)
     return model

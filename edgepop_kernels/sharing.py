@@ -15,18 +15,24 @@ _ALONE = (Frozen, Bernoulli)
 
 
 def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
-    """The masks of ``layers`` as evaluation uses them, those under equal GlobalTopK rules ranked together."""
-    loose = [layer for layer in layers if not isinstance(layer.rule, Frozen)]
-    selections = functional.select_all([m.ranked for m in loose], [m.settled_rule() for m in loose]) if loose else []
-    found = iter(functional.selected_mask(m.ranked, s) for m, s in zip(loose, selections, strict=True))
-    return [layer.mask() if isinstance(layer.rule, Frozen) else next(found) for layer in layers]
+    """The masks of ``layers`` as evaluation uses them, those under equal GlobalTopK rules that share a selection ranked
+    together."""
+    groups = {}
+    for layer in layers:
+        if not isinstance(layer.rule, Frozen):
+            groups.setdefault(layer.group, []).append(layer)
+    found = {}
+    for group in groups.values():
+        selections = functional.select_all([m.ranked for m in group], [m.settled_rule() for m in group])
+        found |= {m: functional.selected_mask(m.ranked, s) for m, s in zip(group, selections, strict=True)}
+    return [found[layer] if layer in found else layer.mask() for layer in layers]
 
 
 class _SharedSelection:
     """Hooks on a network's root: one select_all before its forward, nothing kept after it."""
 
     def __init__(self, model):
-        self.layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
+        self.layers = [m for m in model.modules() if isinstance(m, MaskedLayer) and m.group is None]
         for layer in self.layers:
             layer.group = self
         self.handles = [
@@ -69,7 +75,8 @@ def share_selection(model: nn.Module) -> nn.Module:
     """Makes every forward of ``model`` select all its masked layers' cuts in one call, instead of one call a layer.
 
     Layers under a GlobalTopK rule need it. Layers added later are not seen: call it again. Sub-modules called on their
-    own select for themselves. Returns the model; ``unshare_selection`` undoes it.
+    own select for themselves; layers that a part of the model shares already stay with it. Returns the model;
+    ``unshare_selection`` undoes it.
     """
     unshare_selection(model)
     if not any(isinstance(m, MaskedLayer) for m in model.modules()):

@@ -18,8 +18,8 @@ def by_definition(model, x):
     """I_v = sum of w_uv Z_u over the edges, Z_v = f_v(I_v), node after node; gradients flow to all u < v."""
     matrix = x.new_zeros(14, 14)
     starts = (0, 3, 8, 12)
-    for i, weight in enumerate(model.weights):
-        matrix[14 - len(weight) :, starts[i] : starts[i] + BLOCKS[i]] = weight
+    for i, wires in enumerate(model.wires):
+        matrix[14 - wires.out_channels :, starts[i] : starts[i] + BLOCKS[i]] = wires.weight[:, :, 0, 0]
     allowed = torch.zeros(14, 14, dtype=torch.bool)
     for start, size in zip(starts, BLOCKS, strict=True):
         allowed[start + size :, start : start + size] = True
@@ -52,7 +52,7 @@ def test_the_graph_is_its_definition():
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     for mine, parameter in zip(ours, model.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-4)
-    assert model.weights[0].grad[~kept[3:, :3]].any()  # no edges yet, and they learn
+    assert model.wires[0].weight.grad[:, :, 0, 0][~kept[3:, :3]].any()  # no edges yet, and they learn
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "batch", "stride": 2}], ids=str)
@@ -74,6 +74,33 @@ def test_pruning_dead_nodes_changes_nothing(edges, options):
     small = model.pruned()
     torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
     assert sum(small.blocks) == int(alive[3:].sum()) + 3 and small.alive()[small.blocks[0] :].all()
+
+
+def test_a_wiring_can_be_held():
+    """train_weights: the edges stay, and only their weights get a gradient."""
+    model = graph()
+    before = model.adjacency()
+    ek.train_weights(model)
+    model(torch.randn(2, 3, 6, 6)).square().sum().backward()
+    for wires in model.wires:
+        assert not wires.weight.grad[~wires.mask()].any()
+    with torch.no_grad():
+        for wires in model.wires:
+            wires.weight.normal_()
+    assert torch.equal(model.adjacency(), before) and torch.equal(model.pruned().alive().sum(), model.alive().sum())
+
+
+def test_two_graphs_of_one_size_rank_their_own_edges():
+    """Equal rules, one network: each graph still has its own threshold, for masks and for the plain network too."""
+    model = torch.nn.Sequential(graph(), torch.nn.Conv2d(2, 3, 1), graph())
+    with torch.no_grad():
+        for wires in model[2].wires:
+            wires.weight.mul_(100)
+    y = model.eval()(x := torch.randn(2, 3, 6, 6))
+    assert model[0].adjacency().sum() == model[2].adjacency().sum() == 25
+    plain = ek.materialize(model)
+    assert sum(int((wires.weight != 0).sum()) for wires in plain[0].wires) == 25
+    torch.testing.assert_close(plain(x), y, rtol=1e-4, atol=1e-5)
 
 
 def test_picture(tmp_path):
@@ -101,4 +128,4 @@ def test_edges_move():
         optimizer.step()
     after = model.adjacency()
     assert after.sum() == before.sum() == 25 and not torch.equal(after, before)
-    assert ek.kept_count(71, model.rule.keep) == 25
+    assert ek.kept_count(71, model.wires[0].keep) == 25

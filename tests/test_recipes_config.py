@@ -31,7 +31,7 @@ from edgepop_kernels.recipes.errors import ConfigError
         ({"widths": "300,x"}, "widths: expected whole numbers above 0, separated by commas, got '300,x'"),
         ({"widths": (300, 0)}, "widths: expected whole numbers above 0, separated by commas, got (300, 0)"),
         ({"seed": -1}, "seed: expected a whole number in [0, 2**32), got -1"),
-        ({"model": "conv3"}, "model: expected one of mlp, small-conv, conv2, conv4, conv6, conv8, got 'conv3'"),
+        ({"model": "conv3"}, "model: expected one of mlp, small-conv, lenet, conv2, "),
         ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16, got 'float16'"),
         ({"backend": "fast"}, "backend: expected one of auto, "),
         ({"init": "zeros"}, "init: expected one of signed_constant, "),
@@ -56,7 +56,7 @@ def test_text_and_json_forms_are_read():
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ConfigError, match="method: expected one of edge-popup, dense, supermask, wirings, got 'magic'"):
+    with pytest.raises(ConfigError, match=r"method: expected one of edge-popup, dense, .*, got 'magic'"):
         registry.from_dict({"method": "magic"})
 
 

@@ -1,13 +1,16 @@
-"""Experiments of several trainings: what is compared, that the stages follow from each other, and their files."""
+"""Recipes of several trainings: what is compared, that the stages follow from each other, and their files."""
 
 import csv
+import json
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import cli, data, experiments
+from edgepop_kernels.methods import criteria
+from edgepop_kernels.recipes import bayesian_tickets, cli, data, experiments, lottery_tickets, supermask_init
 from edgepop_kernels.recipes.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -19,42 +22,134 @@ def digits():
 
 
 def test_bayesian_tickets_compare_whole_and_masked(digits):
-    recipe = experiments.BayesianTickets(widths=(32,), epochs=4, keep=0.3)
+    recipe = bayesian_tickets.BayesianTickets(widths=(32,), epochs=4, keep=0.3)
     result = recipe.run(digits, CPU)
-    assert list(result.curves) == ["posterior", "unmasked", "keep 0.3 by low_variance"]
-    assert all(len(curve) == 4 and curve[-1] > 0.4 for curve in result.curves.values())
+    (chart,) = result.charts
+    assert list(chart.lines) == ["posterior", "unmasked", "keep 0.3 by low_variance"]
+    assert all(len(line) == 4 and line[-1] > 0.4 for line in chart.lines.values())
     assert sum(kept for _, kept, _ in result.layers) == ek.kept_count(64 * 32 + 32 * 10, 0.3)
     assert recipe.run(digits, CPU) == result
 
 
 def test_supermask_init_fine_tunes_the_best_mask(digits):
-    recipe = experiments.SupermaskInit(widths=(32,), epochs=5, fine_tune_lr=1e-6)
-    result = recipe.run(digits, CPU)
-    masks, weights, tuned = result.curves.values()
+    recipe = supermask_init.SupermaskInit(widths=(32,), epochs=5, fine_tune_lr=1e-6, patience=5)
+    test, training = recipe.run(digits, CPU).charts
+    masks, weights, tuned = test.lines.values()
     assert weights[-1] > 0.85
     # At so small a rate the network is still the best mask's.
     assert tuned[0] == pytest.approx(max(masks), abs=0.01)
-    assert [w for _, _, w in result.layers] == [64 * 32, 320]
+    assert training.name == "training" and training.lines["weights only"][-1] > 0.9
+
+
+def test_supermask_init_masks_a_residual_network_with_and_without_biases(digits):
+    for model, biases in (("wide-resnet28-8", True), ("cifar-resnet18", False)):
+        recipe = supermask_init.SupermaskInit(model=model, width_multiplier=0.05, epochs=1, batch_size=1437)
+        result = recipe.run(digits, CPU)
+        assert len(result.layers) == (29 if biases else 21) and all(kept == size for _, kept, size in result.layers)
+
+
+def test_the_rate_falls_where_training_stands_still(digits):
+    """Two epochs without a better training accuracy, then lr / 10: a patience of 2."""
+    recipe = supermask_init.SupermaskInit(lr=0.3, epochs=6, optimizer="sgd")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    rates, seen = [], []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])  # and no step: the accuracy stands still
+
+    def watched(recipe, model):
+        return Watched(model.parameters(), lr=recipe.lr)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments, "make_optimizer", watched)
+        batches = data.Batches(digits, 1437, 0)
+        found = experiments.fit(recipe, model, batches, patience=2, on_epoch=seen.append)
+    assert rates == pytest.approx([0.3, 0.3, 0.3, 0.03, 0.03, 0.003])
+    assert seen == found.test and len(set(found.train)) == 1
+
+
+QUICK = dict(widths=(32,), epochs=2, rounds=3, keep=0.5, keep_output=0.8)
+
+
+def test_lottery_tickets_prune_round_after_round(digits):
+    recipe = lottery_tickets.LotteryTickets(**QUICK, criteria="large_final,random,snip,magnitude_increase")
+    result = recipe.run(digits, CPU)
+    tickets, supermasks = result.charts
+    assert list(tickets.lines) == list(supermasks.lines) == ["large_final", "random", "snip", "magnitude_increase"]
+    first, second = 64 * 32, 32 * 10
+    kept = [100.0]
+    for _ in range(3):
+        first, second = ek.kept_count(first, 0.5), ek.kept_count(second, 0.8)
+        kept.append(100 * (first + second) / (64 * 32 + 32 * 10))
+    assert tickets.at == pytest.approx(kept) and tickets.log
+    assert result.layers == [("fc1", first, 64 * 32), ("fc2", second, 32 * 10)]
+    starts = {line[0] for line in tickets.lines.values()}
+    assert len(starts) == 1 and starts.pop() > 0.5  # one training of the whole network serves all lines
+    # A mask of what training made large is worth something before any training; a random one is not.
+    assert max(supermasks.lines["large_final"][1:]) > max(supermasks.lines["random"][1:]) + 0.2
+    assert recipe.run(digits, CPU) == result
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"kept": ",".join(criteria.MASK_1)}, {"pruned": ",".join(criteria.MASK_0)}, {"rescale": True, "sign": "same"}],
+    ids=str,
+)
+def test_lottery_tickets_compare_treatments(digits, settings):
+    recipe = lottery_tickets.LotteryTickets(**QUICK | {"rounds": 2}, criteria="large_final", **settings)
+    lines = recipe.run(digits, CPU).charts[0].lines
+    assert list(lines) == (settings.get("kept") or settings.get("pruned") or "large_final").split(",")
+    assert all(len(line) == 3 and min(line) > 0.1 for line in lines.values())
+    assert len({tuple(line) for line in lines.values()}) == len(lines)  # the treatments differ
+
+
+def test_pruned_weights_that_are_not_zero_stand_still(digits):
+    recipe = lottery_tickets.LotteryTickets(**QUICK, criteria="large_final", pruned="freeze_init")
+    batches = data.Batches(digits, 60, 0)
+    start = {"fc1": torch.randn(32, 64) / 8, "fc2": torch.randn(10, 32) / 6}
+    masks = {name: weight > 0 for name, weight in start.items()}
+    done = recipe._round(batches, start, masks, fused=False)
+    for name, mask in masks.items():
+        assert torch.equal(done.final[name][~mask], start[name][~mask])
+        assert (done.final[name][mask] != start[name][mask]).any()
+    zero = {name: weight * masks[name] for name, weight in start.items()}
+    fused, plain = (recipe._round(batches, zero, masks, fused=how) for how in (True, False))
+    for name in masks:
+        torch.testing.assert_close(fused.final[name], plain.final[name], rtol=1e-3, atol=1e-4)
 
 
 def test_the_command_writes_tables_and_pictures(tmp_path):
-    arguments = ["experiment", "bayesian-tickets", "--out", str(tmp_path), "--set", "epochs=1", "--set", "widths=8"]
-    done = CliRunner().invoke(cli.app, arguments)
+    arguments = ["bayesian-tickets-digits", "--epochs", "1", "--widths", "8", "--threads", "1"]
+    done = CliRunner().invoke(cli.app, ["train", *arguments, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
-    folder = tmp_path / "bayesian-tickets"
+    folder = tmp_path / "bayesian-tickets-digits"
     with open(folder / "curves.csv", newline="") as text:
         header, row = csv.reader(text)
     assert header == ["epoch", "posterior", "unmasked", "keep 0.2 by low_variance"] and row[0] == "1"
-    assert {path.name for path in folder.iterdir()} == {"curves.csv", "curves.png", "kept.csv", "kept.png"}
-    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    names = {"config.json", "curves.csv", "curves.png", "layers.csv", "layers.png"}
+    assert names <= {path.name for path in folder.iterdir()}
+    assert (folder / "layers.png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads((folder / "config.json").read_text())["config"]["widths"] == [8]
+    done = CliRunner().invoke(cli.app, ["train", *arguments, "--no-plots", "--out", str(tmp_path)])
+    assert done.exit_code == 0 and not list((tmp_path / "bayesian-tickets-digits-1").glob("*.png"))
 
 
-@pytest.mark.parametrize("arguments", [["experiment", "magic"], ["experiment", "supermask-init", "--set", "keep=0.5"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["supermask-init-digits", "--keep", "0.5"],
+        ["supermask-init-digits", "--tensorboard"],
+        ["lottery-tickets-digits", "--criteria", "large_final,largest"],
+        ["lottery-tickets-digits", "--pruned", "freeze_init", "--kept", "random_reinit"],
+    ],
+    ids=str,
+)
 def test_wrong_arguments_are_one_sentence(arguments):
-    done = CliRunner().invoke(cli.app, arguments)
+    done = CliRunner().invoke(cli.app, ["train", *arguments])
     assert done.exit_code == 2 and len(done.output.strip().splitlines()) == 1
 
 
 def test_a_wrong_setting_is_named():
     with pytest.raises(ConfigError, match="fine_tune_lr"):
-        experiments.SupermaskInit(fine_tune_lr=-1.0)
+        supermask_init.SupermaskInit(fine_tune_lr=-1.0)

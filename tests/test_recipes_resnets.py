@@ -8,6 +8,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 from edgepop_kernels.recipes import resnets
+from edgepop_kernels.recipes.layers import Layers
 
 
 def parameters(model):
@@ -25,7 +26,7 @@ def weights(model):
 )
 def test_imagenet_networks_have_the_published_number_of_parameters(name, published):
     with torch.device("meta"):
-        model = resnets.imagenet_resnet(name)
+        model = resnets.build(name, 3, 1000)
         assert model(torch.empty(2, 3, 224, 224)).shape == (2, 1000)
     assert parameters(model) == published
 
@@ -34,14 +35,14 @@ def test_imagenet_networks_have_the_published_number_of_parameters(name, publish
 def test_thirty_percent_is_what_hidden_networks_lists(name, millions):
     """Its table counts the kept weights at 30 %; ResNet-50 has 25,502,912 in all."""
     with torch.device("meta"):
-        found = weights(resnets.imagenet_resnet(name))
+        found = weights(resnets.build(name, 3, 1000))
     assert abs(0.3 * found / 1e6 - millions) < 0.1
     assert name != "resnet50" or found == 25_502_912
 
 
 def test_cifar_resnet18():
     with torch.device("meta"):
-        model = resnets.cifar_resnet18()
+        model = resnets.build("cifar-resnet18", 3, 10)
         assert model(torch.empty(2, 3, 32, 32)).shape == (2, 10)
     assert parameters(model) == 11_173_962 and weights(model) == 11_164_352
 
@@ -49,7 +50,7 @@ def test_cifar_resnet18():
 def test_wide_resnet28_8():
     """By hand: the convolutions of widths 16 -> 128 -> 256 -> 512, two per block, and a 1x1 where widths change."""
     with torch.device("meta"):
-        model = resnets.wide_resnet28_8()
+        model = resnets.build("wide-resnet28-8", 3, 10)
         assert model(torch.empty(2, 3, 32, 32)).shape == (2, 10)
     expected, inputs = 3 * 16 * 9, 16
     for width in (128, 256, 512):
@@ -60,15 +61,15 @@ def test_wide_resnet28_8():
 
 
 def test_masked_layers_take_their_place():
-    parts = resnets.Parts(
+    layers = Layers(
         conv=partial(ek.FusedSubnetConv, keep=0.3),
         norm=ek.NonAffineBatchNorm,
         linear=partial(ek.FusedSubnetLinear, bias=False, keep=0.3),
     )
     with ek.use_backend("reference"):
-        model = ek.share_selection(resnets.cifar_resnet18(parts=parts))
+        model = ek.share_selection(resnets.build("cifar-resnet18", 3, 10, layers))
         model(torch.randn(2, 3, 8, 8)).sum().backward()
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     assert len(trained) == 21 and all(n.endswith("scores") for n in trained)
     with pytest.raises(ValueError, match=r"^name: ."):
-        resnets.imagenet_resnet("resnet34")
+        resnets.build("resnet34", 3, 10)

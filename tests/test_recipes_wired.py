@@ -4,15 +4,19 @@ import pytest
 import torch
 from torch import nn
 
+import edgepop_kernels as ek
+from edgepop_kernels.methods.dynamic_graphs import Dynamics
 from edgepop_kernels.methods.graphs import StaticGraph
 from edgepop_kernels.recipes import wired
 
 
 def used(model):
     """Parameters, of the graphs' weights only the edges."""
-    graphs = [m for m in model.modules() if isinstance(m, StaticGraph)]
-    spare = sum(sum(w.numel() for w in g.weights) - g.edges for g in graphs)
-    return sum(p.numel() for p in model.parameters()) - spare
+    graphs = [m for m in model.modules() if isinstance(m, (StaticGraph, Dynamics))]
+    wires = [m for m in model.modules() if isinstance(m, ek.FusedSparseConv)]
+    return (
+        sum(p.numel() for p in model.parameters()) - sum(m.weight.numel() for m in wires) + sum(g.edges for g in graphs)
+    )
 
 
 def test_mobilenet_has_the_edges_of_its_width():
@@ -36,12 +40,52 @@ def test_mobilenet_trains():
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_tiny_classifier_is_tiny():
-    """The paper's "41k": edges, node functions of all but the outputs, downsampling, classifier."""
-    model = wired.TinyClassifier()
-    assert used(model) == 32_000 + 700 * (9 + 2) + (432 + 32 + 144 + 512 + 64) + 1010
-    assert 41_000 < used(model) < 42_000
-    y = model(torch.randn(2, 3, 32, 32))
-    assert y.shape == (2, 10)
-    nn.functional.cross_entropy(y, torch.tensor([1, 7])).backward()
-    assert model.graph.weights[0].grad.any() and model.graph.adjacency().sum() == 32_000
+DOWN = (432 + 16) + (144 + 16) + (512 + 32)  # weights and biases of the three convolutions before the graph
+NORMS = 2 * 16 + 2 * 32
+
+
+@pytest.mark.parametrize(("time", "nodes"), [("static", 700), ("discrete", 800), ("continuous", 800)])
+def test_tiny_classifiers_have_the_published_number_of_parameters(time, nodes):
+    """The authors' "less than 42k": edges, a 3x3 convolution for each node that sends, downsampling, classifier; norms,
+    which have a scale and a shift for each of these nodes, are on top (43,058 in all where every node sends)."""
+    with torch.device("meta"):
+        model = wired.TinyClassifier(time)
+    weights = 32_000 + 9 * nodes + DOWN + 1010
+    assert 40_000 < weights < 42_000
+    assert used(model) == weights + NORMS + 2 * nodes == (41_958 if time == "static" else 43_058)
+
+
+@pytest.mark.parametrize("image", [(3, 32, 32), (1, 28, 28), (1, 8, 8)], ids=str)
+@pytest.mark.parametrize("time", wired.GRAPHS)
+def test_tiny_classifiers_take_every_image_and_train(time, image):
+    model = wired.TinyClassifier(time, image, 7, nodes=60, edges=400)
+    y = model(torch.randn(2, *image))
+    assert y.shape == (2, 7)
+    nn.functional.cross_entropy(y, torch.tensor([1, 6])).backward()
+    wires = [m for m in model.modules() if isinstance(m, ek.FusedSparseConv)]
+    assert sum(int(m.mask().sum()) for m in wires) == 400
+    assert all(m.weight.grad[~m.mask()].any() for m in wires[:1])  # what is no edge learns
+    assert model.graph.adjacency().sum() == 400
+
+
+@pytest.mark.parametrize("time", wired.GRAPHS)
+def test_a_random_wiring_is_drawn_once_and_held(time):
+    torch.manual_seed(1)
+    model = wired.TinyClassifier(time, (1, 8, 8), nodes=60, edges=400)
+    weights = [p.clone() for p in model.parameters()]
+    wired.hold_random_wiring(model)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), weights, strict=True))
+    held = model.graph.adjacency()
+    largest = wired.TinyClassifier(time, (1, 8, 8), nodes=60, edges=400)
+    largest.load_state_dict({n: p for n, p in model.state_dict().items() if not n.endswith("mask_bits")})
+    assert held.sum() == 400 and not torch.equal(held, largest.graph.adjacency())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()
+    assert torch.equal(model.graph.adjacency(), held)
+
+
+def test_bad_sizes_are_named():
+    for arguments, name in ((dict(time="later"), "time"), (dict(nodes=49), "nodes"), (dict(edges=10**6), "edges")):
+        with pytest.raises(ValueError, match=rf"^{name}: ."):
+            wired.TinyClassifier(**arguments)

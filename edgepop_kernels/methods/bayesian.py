@@ -60,10 +60,14 @@ def _signs(like):
     return torch.randint(0, 2, like.shape, device=like.device, dtype=like.dtype).mul_(2).sub_(1)
 
 
+def kl(model: nn.Module) -> Tensor:
+    """The KL of all variational layers of ``model``, a scalar."""
+    return sum(m.kl() for m in model.modules() if isinstance(m, VariationalLinear))
+
+
 def negative_elbo(model: nn.Module, logits: Tensor, labels: Tensor, examples: int) -> Tensor:
     """Mean cross-entropy plus the KL of all variational layers over ``examples``, the size of the training set."""
-    kl = sum(m.kl() for m in model.modules() if isinstance(m, VariationalLinear))
-    return F.cross_entropy(logits, labels) + kl / examples
+    return F.cross_entropy(logits, labels) + kl(model) / examples
 
 
 @torch.no_grad()

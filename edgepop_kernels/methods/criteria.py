@@ -29,7 +29,8 @@ CRITERIA = {
 SIGNS = ("any", "same", "different")
 MASK_1 = ("rewind", "random_reinit", "random_reshuffle", "signed_reinit", "signed_reshuffle", "signed_constant")
 MASK_1 += ("random_signed_constant",)
-MASK_0 = ("zero", "freeze_init", "freeze_init_zero_mask", "freeze_init_zero_all")
+MASK_0 = ("zero", "freeze_init", "freeze_init_zero_mask", "freeze_init_zero_all", "freeze_init_zero_reshuffle")
+MASK_0 += ("freeze_init_zero_rev",)
 
 
 def scores(
@@ -97,16 +98,27 @@ def treat_pruned(action: str, initial: Tensor, final: Tensor, mask: Tensor) -> T
     """The layer's weights before retraining, kept ones rewound to w_i, pruned ones by a mask-0 action.
 
     zero: 0. freeze_init: w_i. freeze_init_zero_mask: 0 where training shrank the weight, else w_i.
-    freeze_init_zero_all: the same, and kept weights that training shrank start at 0 too. Pruned weights that are not 0
-    count in the forward and must stand still: train a plain layer whose weight's gradient is multiplied by the mask.
+    freeze_init_zero_all: the same, and kept weights that training shrank start at 0 too. Two controls of
+    freeze_init_zero_mask: freeze_init_zero_reshuffle zeroes as many pruned weights, drawn at random;
+    freeze_init_zero_rev those that training grew. Pruned weights that are not 0 count in the forward and must stand
+    still: train a plain layer whose weight's gradient is multiplied by the mask.
     """
     if action not in MASK_0:
         raise ValueError(f"action: expected one of {', '.join(map(repr, MASK_0))}, got {action!r}")
     if action == "zero":
         return initial.masked_fill(~mask, 0)
     shrank = final.abs() < initial.abs()
-    zeroed = {"freeze_init": mask & False, "freeze_init_zero_mask": shrank & ~mask, "freeze_init_zero_all": shrank}
-    return initial.masked_fill(zeroed[action], 0)
+    if action == "freeze_init_zero_reshuffle":
+        zeroed = torch.zeros_like(mask)
+        zeroed[~mask] = _shuffled(shrank[~mask])
+    else:
+        zeroed = {
+            "freeze_init": mask & False,
+            "freeze_init_zero_mask": shrank & ~mask,
+            "freeze_init_zero_all": shrank,
+            "freeze_init_zero_rev": (final.abs() > initial.abs()) & ~mask,
+        }[action]
+    return initial.masked_fill(zeroed, 0)
 
 
 def _ranks(value):

@@ -7,6 +7,7 @@ Every weight trains, edge or not: w_uv moves by <Z_u, -lr dL/dI_v>, which is wha
 """
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,8 +46,9 @@ class StaticGraph(nn.Module):
     """A graph of ``sum(blocks)`` nodes with ``edges`` learned edges; its last block is the output, taken before f.
 
     Input (N, blocks[0], H, W), what flows into the first block; output (N, blocks[-1], H', W'). norm: of all nodes;
-    stride: of the first block, H' is H / stride. One parameter per block, weights[i] of shape (nodes of later blocks,
-    blocks[i]): w_uv at row v, column u; all are ranked together. Raises ValueError.
+    stride: of the first block, H' is H / stride. One 1x1 convolution per block, wires[i] with a weight of shape (nodes
+    of later blocks, blocks[i], 1, 1): w_uv at row v, column u; all are ranked together. ``train_weights`` holds the
+    present wiring. Raises ValueError.
     """
 
     def __init__(self, blocks: tuple[int, ...], edges: int, *, norm: str = "instance", stride: int = 1):
@@ -60,19 +62,17 @@ class StaticGraph(nn.Module):
             raise ValueError(f"edges: expected 1 to {possible}, what these blocks allow, got {edges}")
         self.blocks, self.edges = blocks, edges
         self.nodes = nn.ModuleList(ChannelNodes(size, norm, 1 if i else stride) for i, size in enumerate(blocks[:-1]))
-        self.weights = nn.ParameterList(
-            nn.Parameter(torch.empty(rows, size)) for rows, size in zip(later, blocks, strict=False)
+        rule = ek.GlobalTopK(share_of(edges, possible))
+        self.wires = nn.ModuleList(
+            ek.FusedSparseConv(size, rows, 1, bias=False, rule=rule) for rows, size in zip(later, blocks, strict=False)
         )
-        for weight in self.weights:
-            ek.init.kaiming_normal_(weight)
-        # Half an edge less, so that kept_count's truncation yields exactly `edges`.
-        self.rule = ek.GlobalTopK((edges - 0.5) / possible)
+        for wires in self.wires:
+            ek.init.kaiming_normal_(wires.weight)
+        ek.share_selection(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        cuts = ek.select_all(list(self.weights), [self.rule] * len(self.weights))
-        for i, (nodes, weight, cut) in enumerate(zip(self.nodes, self.weights, cuts, strict=True)):
-            z = nodes(x[:, : self.blocks[i]])
-            arriving = ek.masked_conv2d(z, weight[:, :, None, None], None, self.rule, cut=cut)
+        for i, (nodes, wires) in enumerate(zip(self.nodes, self.wires, strict=True)):
+            arriving = wires(nodes(x[:, : self.blocks[i]]))
             x = arriving if i == 0 else x[:, self.blocks[i] :] + arriving
         return x
 
@@ -80,14 +80,11 @@ class StaticGraph(nn.Module):
     def adjacency(self) -> Tensor:
         """Bool [nodes, nodes], true at (v, u) for an edge u -> v."""
         total = sum(self.blocks)
-        adjacency = torch.zeros(total, total, dtype=torch.bool, device=self.weights[0].device)
-        cuts = ek.select_all(list(self.weights), [self.rule] * len(self.weights))
-        for start, weight, cut in zip(self._starts(), self.weights, cuts, strict=False):
-            rows, columns = weight.shape
-            # W * M of a matrix of ones is M: the layer itself says what it keeps.
-            eye = torch.eye(columns, device=weight.device)
-            kept = ek.masked_linear(eye, torch.ones_like(weight), weight, self.rule, cut=cut)
-            adjacency[total - rows :, start : start + columns] = kept.t() > 0
+        adjacency = torch.zeros(total, total, dtype=torch.bool, device=self.wires[0].weight.device)
+        for start, wires in zip(self._starts(), self.wires, strict=False):
+            mask = wires.mask()[:, :, 0, 0]
+            rows, columns = mask.shape
+            adjacency[total - rows :, start : start + columns] = mask
         return adjacency
 
     @torch.no_grad()
@@ -102,34 +99,45 @@ class StaticGraph(nn.Module):
 
     @torch.no_grad()
     def pruned(self) -> "StaticGraph":
-        """The same function without its dead nodes; inputs stay, blocks that died whole are left out."""
+        """The same function without its dead nodes, its wiring frozen; inputs stay, blocks that died whole are left
+        out."""
         alive = self.alive()
         alive[: self.blocks[0]] = True
         chosen = [part.nonzero().flatten() for part in alive.split(list(self.blocks))]
         used = [i for i, part in enumerate(chosen) if len(part)]
         live = self.adjacency()[alive][:, alive]
         small = StaticGraph(tuple(len(chosen[i]) for i in used), int(live.sum()), **self.nodes[0].settings)
-        small.to(self.weights[0].device).train(self.training)
+        small.to(live.device).train(self.training)
         for j, i in enumerate(used[:-1]):
             small.nodes[j] = self.nodes[i].chosen(chosen[i])
-            later = alive[-len(self.weights[i]) :]
-            small.weights[j].copy_(self.weights[i][later][:, chosen[i]])
+            wires, later = self.wires[i], alive[-self.wires[i].out_channels :]
+            small.wires[j].weight.copy_(wires.weight[later][:, chosen[i]])
+            small.wires[j].freeze(wires.mask()[later][:, chosen[i]])
         return small
 
     def picture(self, path: Path) -> Path:
         """Writes the wiring as a PNG: rows are receiving nodes, columns sending ones, lines the blocks."""
-        from matplotlib.figure import Figure
-
-        adjacency = self.adjacency().cpu()
-        figure = Figure(figsize=(6, 6), layout="constrained")
-        axes = figure.add_subplot()
-        axes.imshow(adjacency.numpy(), cmap="binary", interpolation="nearest")
-        for start in self._starts()[1:]:
-            axes.axhline(start - 0.5, linewidth=0.5)
-            axes.axvline(start - 0.5, linewidth=0.5)
-        axes.set(title=f"{int(adjacency.sum()):,} edges", xlabel="from node", ylabel="to node")
-        figure.savefig(path, format="png", dpi=150)
-        return path
+        return picture(self.adjacency(), path, self._starts()[1:])
 
     def _starts(self):
         return list(itertools.accumulate(self.blocks[:-1], initial=0))
+
+
+def share_of(edges: int, possible: int) -> float:
+    """The fraction to keep for exactly ``edges``: half an edge less, which ``kept_count``'s truncation rounds up."""
+    return (edges - 0.5) / possible
+
+
+def picture(adjacency: Tensor, path: Path, lines: Sequence[int] = ()) -> Path:
+    """Writes a wiring, bool [nodes, nodes] with (v, u) for an edge u -> v, as a PNG with ``lines`` between nodes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(adjacency.cpu().numpy(), cmap="binary", interpolation="nearest")
+    for start in lines:
+        axes.axhline(start - 0.5, linewidth=0.5)
+        axes.axvline(start - 0.5, linewidth=0.5)
+    axes.set(title=f"{int(adjacency.sum()):,} edges", xlabel="from node", ylabel="to node")
+    figure.savefig(path, format="png", dpi=150)
+    return path

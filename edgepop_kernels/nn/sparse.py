@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from ..rules import Ranked, Rule, TopK
-from .masked import MaskedConv2d, MaskedLayer, MaskedLinear
+from ..rules import Ranked, Rule
+from .masked import MaskedLayer
+from .ranked import RankedConv2d, RankedLinear
 
 
 class SelfScored(MaskedLayer):
@@ -31,53 +32,17 @@ class SelfScored(MaskedLayer):
         return [self.weight]
 
 
-class FusedSparseConv(SelfScored, MaskedConv2d):
+class FusedSparseConv(SelfScored, RankedConv2d):
     """nn.Conv2d that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
 
     nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1]; rule: in place of ``TopK(keep)``.
     Input (N, C, H, W) or (C, H, W), as ``masked_conv2d`` with ``scores=None``.
     """
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
-        *,
-        keep: float = 0.5,
-        rule: Rule | None = None,
-    ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        self.mask_with(TopK(keep) if rule is None else rule)
 
-
-class FusedSparseLinear(SelfScored, MaskedLinear):
+class FusedSparseLinear(SelfScored, RankedLinear):
     """nn.Linear that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
 
     nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1]; rule: in place of ``TopK(keep)``.
     Input (..., in_features), as ``masked_linear`` with ``scores=None``.
     """
-
-    def __init__(
-        self,
-        in_features,
-        out_features,
-        bias=True,
-        device=None,
-        dtype=None,
-        *,
-        keep: float = 0.5,
-        rule: Rule | None = None,
-    ):
-        super().__init__(in_features, out_features, bias, device, dtype)
-        self.mask_with(TopK(keep) if rule is None else rule)

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import checkpoint, data, experiments, export, job, plots, registry
+from . import checkpoint, data, export, job, registry
 from .errors import ConfigError, Interrupted, UserError
+from .experiments import Experiment
 from .report import Report
 
 UsageError = typer.BadParameter.__base__  # typer exports only this subclass of it
@@ -65,11 +65,16 @@ def _with_settings(function):
 
     An option left out is not passed on: the recipe's own value counts.
     """
-    fields = {field.name: field for method in registry.METHODS.values() for field in dataclasses.fields(method)}
+    fields: dict[str, list[dataclasses.Field]] = {}
+    for method in registry.METHODS.values():
+        for field in dataclasses.fields(method):
+            fields.setdefault(field.name, []).append(field)
     options = []
-    for name, field in fields.items():
+    for name, (field, *others) in fields.items():
         flag = f"--{name.replace('_', '-')}"
-        text = f"{field.metadata['help']}: {field.metadata['allowed']}."
+        # A method may allow other values than the rest.
+        allowed = dict.fromkeys(f.metadata["allowed"] for f in (field, *others))
+        text = f"{field.metadata['help']}: {'; or '.join(allowed)}."
         if isinstance(field.default, bool):
             annotation = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)]
         else:
@@ -117,16 +122,19 @@ def train(
             raise ConfigError(f"dataset: expected one of {', '.join(registry.DEFAULTS)}, got {dataset!r}")
         recipe = registry.DEFAULTS[dataset]
         asked = {"dataset": dataset} | asked
-    job.start(recipe, registry.find(recipe).recipe.override(**asked), images, runs, outputs, report)
+    settings = registry.find(recipe).recipe.override(**asked)
+    run = job.experiment if isinstance(settings, Experiment) else job.start
+    run(recipe, settings, images, runs, outputs, report)
 
 
 @app.command()
 def recipes():
     """List the recipes, what each aims at, and who published that."""
+    indent = max(map(len, registry.RECIPES)) + 2
     for name, (recipe, goal, source) in registry.RECIPES.items():
         keep = f", keep {recipe.keep}" if hasattr(recipe, "keep") else ""
-        typer.echo(f"{name:<28}{recipe.model} on {recipe.dataset}{keep}, {recipe.epochs} epochs")
-        typer.echo(f"{'':<28}aims at: {goal} ({source})")
+        typer.echo(f"{name:<{indent}}{recipe.model} on {recipe.dataset}{keep}, {recipe.epochs} epochs")
+        typer.echo(f"{'':<{indent}}aims at: {goal} ({source})")
 
 
 @app.command(name="export")
@@ -140,28 +148,6 @@ def export_run(
     if which not in checkpoint.NAMES:
         raise ConfigError(f"checkpoint: expected one of {', '.join(checkpoint.NAMES)}, got {which!r}")
     for file in export.export(run, which, output, masks):
-        typer.echo(file)
-
-
-@app.command()
-def experiment(
-    name: Annotated[str, typer.Argument(help=f"{', '.join(experiments.EXPERIMENTS)}.")],
-    images: Annotated[Path | None, typer.Option("--data", help="Folder of the data set's files.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder that gets a folder of this name.")] = Path("experiments"),
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, as epochs=10; may be repeated.", metavar="NAME=VALUE")
-    ] = None,
-):
-    """Train several networks from one initialisation and draw their curves."""
-    if name not in experiments.EXPERIMENTS:
-        raise ConfigError(f"experiment: expected one of {', '.join(experiments.EXPERIMENTS)}, got {name!r}")
-    plots.check(True, False)
-    asked = dict(item.partition("=")[::2] for item in settings or ())
-    recipe = experiments.EXPERIMENTS[name]().override(**asked)
-    result = recipe.run(data.load(recipe.dataset, images), torch.device("cpu"))
-    for label, curve in result.curves.items():
-        typer.echo(f"{label:<32}{curve[-1]:.2%}")
-    for file in experiments.write(result, out / name):
         typer.echo(file)
 
 

@@ -1,6 +1,7 @@
 """The dense baseline: the same networks with plain torch layers, every weight trained."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import nn
@@ -9,6 +10,7 @@ import edgepop_kernels as ek
 
 from . import models
 from .config import Entry, Recipe
+from .layers import Layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +24,7 @@ class Dense(Recipe):
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         model = plain_network(self, image, classes)
-        for layer in model:
+        for layer in model.modules():
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 ek.init.kaiming_normal_(layer.weight)
         return model
@@ -30,10 +32,7 @@ class Dense(Recipe):
 
 def plain_network(recipe: Recipe, image: tuple[int, int, int], classes: int) -> nn.Module:
     """The recipe's architecture in torch's own layers: what a trained mask is exported to."""
-    layers = models.Layers(
-        conv=lambda inputs, outputs: nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        linear=lambda inputs, outputs: nn.Linear(inputs, outputs, bias=False),
-    )
+    layers = Layers(conv=partial(nn.Conv2d, bias=False), linear=partial(nn.Linear, bias=False))
     return models.build(
         recipe.model, image, classes, layers, widths=recipe.widths, width_multiplier=recipe.width_multiplier
     )

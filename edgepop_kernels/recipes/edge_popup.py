@@ -15,6 +15,7 @@ import edgepop_kernels as ek
 
 from . import models
 from .config import Entry, Recipe, choice, setting
+from .layers import Layers
 
 # Name -> (initialisation, whether it takes ``keep`` and ``scale``). "default" leaves what torch's layers start with.
 INITS = {
@@ -48,15 +49,16 @@ class EdgePopup(Recipe):
             raise self.wrong("scale", "none or paper with keep 1, hidden-networks divides by 1 - keep")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
-        layers = models.Layers(
-            conv=partial(ek.FusedSubnetConv, kernel_size=3, padding=1, bias=False, keep=self.keep),
+        layers = Layers(
+            conv=partial(ek.FusedSubnetConv, bias=False, keep=self.keep),
             linear=partial(ek.FusedSubnetLinear, bias=False, keep=self.keep),
+            norm=ek.NonAffineBatchNorm,
         )
         model = models.build(
             self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
         )
         draw, scalable = INITS[self.init]
-        for layer in model:
+        for layer in model.modules():
             if isinstance(layer, (ek.FusedSubnetConv, ek.FusedSubnetLinear)):
                 if scalable:
                     draw(layer.weight, self.keep, scale=self.scale)

@@ -10,9 +10,10 @@ import torch
 
 import edgepop_kernels as ek
 
-from . import checkpoint, data, plots, registry, runs, timing
+from . import checkpoint, data, experiments, plots, registry, runs, timing
 from .config import Recipe
 from .errors import ConfigError, Interrupted, NotFinite, UserError
+from .experiments import Experiment
 from .files import locked, write_atomic
 from .interrupt import Stop
 from .report import Report, Summary
@@ -39,16 +40,50 @@ def start(name: str, recipe: Recipe, images: Path | None, folder: Path, outputs:
         trainer = Trainer(recipe, data.load(recipe.dataset, images), device)
         run = runs.create(folder, name)
         with locked(run, wait=False):
-            record = {
-                "recipe": name,
-                "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
-                "data": None if images is None else str(images.resolve()),
-                "config": recipe.to_dict(),
-                "environment": _environment(device),
-            }
+            record = _record(name, recipe, images, device)
             runs.write_record(run, record)
             checkpoint.save(run, ["first", "last"], trainer.state())
             return _finish(trainer, run, record, outputs, report)
+
+
+def experiment(
+    name: str, recipe: Experiment, images: Path | None, folder: Path, outputs: Outputs, report: Report
+) -> experiments.Result:
+    """Run a recipe of several trainings in a new folder ``folder/name``, as ``start`` a recipe of one; without
+    checkpoints. Raises UserError."""
+    if outputs.tensorboard:
+        raise UserError(f"{name} compares several trainings and writes no TensorBoard scalars: leave out --tensorboard")
+    plots.check(outputs.plots, False)
+    device = _prepare(recipe)
+    recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
+    with _backend(recipe):
+        dataset = data.load(recipe.dataset, images)
+        run = runs.create(folder, name)
+        with locked(run, wait=False):
+            runs.write_record(run, _record(name, recipe, images, device))
+            report.line(f"{name}: {recipe.model} on {dataset.name} ({len(dataset.train):,} training images)")
+            report.line(f"run folder: {run}")
+            result = recipe.run(dataset, device)
+            for chart in result.charts:
+                report.line(f"{chart.title}, at {chart.x} {chart.at[-1]:.4g}:")
+                for label, line in chart.lines.items():
+                    report.line(f"  {label:<40}{line[-1]:.2%}")
+            goal = registry.goal(name, recipe)
+            if goal is not None:
+                report.line(f"aims at: {goal}")
+            for file in experiments.write(result, run, outputs.plots):
+                report.line(f"written: {file}")
+            return result
+
+
+def _record(name: str, recipe: Recipe, images: Path | None, device: torch.device) -> dict:
+    return {
+        "recipe": name,
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
+        "data": None if images is None else str(images.resolve()),
+        "config": recipe.to_dict(),
+        "environment": _environment(device),
+    }
 
 
 def resume(place: Path, asked: dict, images: Path | None, outputs: Outputs, report: Report) -> Summary:

@@ -5,11 +5,27 @@ import importlib.util
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
 from .files import read_bytes, read_csv, write_atomic
 from .runs import EPOCH_COLUMNS
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Accuracies (fractions) of several trainings, each at the places ``at`` of the axis ``x``: one table and picture.
+
+    name: of the files; title: of the picture; log: whether its axis is logarithmic.
+    """
+
+    name: str
+    title: str
+    x: str
+    at: list[float]
+    lines: dict[str, list[float]]
+    log: bool = False
 
 
 def check(pictures: bool, tensorboard: bool) -> None:
@@ -58,22 +74,29 @@ def _kept(layers: list[dict]):
     return figure
 
 
-def curves(accuracies: dict[str, list[float]], path: Path) -> Path:
-    """Accuracy (fractions) per epoch of several trainings, one line each."""
-    figure, axes = _axes("test accuracy", "epoch", "%")
-    for label, values in accuracies.items():
-        axes.plot(range(1, len(values) + 1), [100 * value for value in values], label=label)
-    axes.legend()
+def lines(chart: Chart, path: Path) -> Path:
+    """A logarithmic axis runs from large to small, as shares of weights are pruned."""
+    figure, axes = _axes(chart.title, chart.x, "%")
+    for label, values in chart.lines.items():
+        axes.plot(chart.at, [100 * value for value in values], label=label, marker="." if chart.log else None)
+    if chart.log:
+        axes.set_xscale("log")
+        axes.invert_xaxis()
+        ticks = chart.at[:: -(-len(chart.at) // 8)]
+        axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axes.minorticks_off()
+    axes.legend(fontsize="small")
     return _save(figure, path)
 
 
-def kept_by_size(layers: list[tuple[str, int, int]], path: Path) -> Path:
-    """Share kept of each layer (name, kept, weights) against its number of weights."""
-    figure, axes = _axes("weights kept, by the size of the layer", "weights", "%")
-    axes.set(xscale="log", ylim=(0, 105))
-    axes.scatter([weights for _, _, weights in layers], [100 * kept / weights for _, kept, weights in layers])
-    for name, kept, weights in layers:
-        axes.annotate(name, (weights, 100 * kept / weights))
+def masked_by_size(layers: list[tuple[str, int, int]], path: Path) -> Path:
+    """Share masked out of each layer (name, kept, weights) against its number of weights."""
+    figure, axes = _axes("weights masked out, by the size of the layer", "weights in layer", "%")
+    shares = [100 * (1 - kept / weights) for _, kept, weights in layers]
+    axes.set(xscale="log", ylim=(0, max(5, *shares) * 1.1))
+    axes.scatter([weights for _, _, weights in layers], shares)
+    for (name, _, weights), share in zip(layers, shares, strict=True):
+        axes.annotate(name, (weights, share), fontsize="x-small")
     return _save(figure, path)
 
 

@@ -3,13 +3,30 @@
 import difflib
 from typing import Any
 
-from . import dense, edge_popup, supermask, wirings
+from . import (
+    bayesian_tickets,
+    dense,
+    edge_popup,
+    lottery_tickets,
+    neural_graphs,
+    supermask,
+    supermask_init,
+    wirings,
+)
 from .config import Entry, Recipe
 from .errors import ConfigError, UserError
 
-_METHODS = (edge_popup.EdgePopup, dense.Dense, supermask.Supermask, wirings.Wirings)
-METHODS: dict[str, type[Recipe]] = {recipe.method: recipe for recipe in _METHODS}
-RECIPES: dict[str, Entry] = edge_popup.RECIPES | dense.RECIPES | supermask.RECIPES | wirings.RECIPES
+RECIPES: dict[str, Entry] = (
+    edge_popup.RECIPES
+    | dense.RECIPES
+    | supermask.RECIPES
+    | wirings.RECIPES
+    | neural_graphs.RECIPES
+    | lottery_tickets.RECIPES
+    | supermask_init.RECIPES
+    | bayesian_tickets.RECIPES
+)
+METHODS: dict[str, type[Recipe]] = {entry.recipe.method: type(entry.recipe) for entry in RECIPES.values()}
 
 # What `edgepop train --data FOLDER` runs when no recipe is named.
 DEFAULTS = {

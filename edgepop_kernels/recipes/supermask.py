@@ -16,6 +16,7 @@ import edgepop_kernels as ek
 from . import models
 from .config import Entry, Recipe, choice, flag, setting
 from .edge_popup import INITS
+from .layers import Layers
 
 RULES = ("threshold", "bernoulli")
 
@@ -36,14 +37,15 @@ class Supermask(Recipe):
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         rule = ek.Threshold(self.cutoff) if self.rule == "threshold" else ek.Bernoulli(self.at_eval)
         options = dict(bias=False, rule=rule, scores_init=self.scores_init, rescale=self.rescale)
-        layers = models.Layers(
-            conv=partial(ek.FusedSupermaskConv, kernel_size=3, padding=1, **options),
+        layers = Layers(
+            conv=partial(ek.FusedSupermaskConv, **options),
             linear=partial(ek.FusedSupermaskLinear, **options),
+            norm=ek.NonAffineBatchNorm,
         )
         model = models.build(
             self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
         )
-        for layer in model:
+        for layer in model.modules():
             if isinstance(layer, (ek.FusedSupermaskConv, ek.FusedSupermaskLinear)):
                 INITS[self.init][0](layer.weight)
         return ek.share_selection(model)

@@ -14,6 +14,7 @@ import edgepop_kernels as ek
 from . import models
 from .config import Entry, Recipe, choice, flag, setting
 from .edge_popup import INITS
+from .layers import Layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +28,14 @@ class Wirings(Recipe):
     init: str = choice("kaiming_normal", tuple(INITS), "how the weights are drawn")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
-        layers = models.Layers(
-            conv=partial(ek.FusedSparseConv, kernel_size=3, padding=1, bias=False, keep=self.keep),
+        layers = Layers(
+            conv=partial(ek.FusedSparseConv, bias=False, keep=self.keep),
             linear=partial(ek.FusedSparseLinear, bias=False, keep=self.keep),
         )
         model = models.build(
             self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
         )
-        masked = [layer for layer in model if isinstance(layer, (ek.FusedSparseConv, ek.FusedSparseLinear))]
+        masked = [layer for layer in model.modules() if isinstance(layer, (ek.FusedSparseConv, ek.FusedSparseLinear))]
         for layer in masked:
             INITS[self.init][0](layer.weight)
         if self.first_dense:

@@ -1,0 +1,204 @@
+"""Iterative pruning from one initialisation, with the parts of the lottery ticket algorithm exchanged for others.
+
+Zhou et al., "Deconstructing Lottery Tickets: Zeros, Signs, and the Supermask", NeurIPS 2019, arXiv 1905.01067: which
+weights a round keeps (mask criterion), what it resets them to (mask-1 action), what becomes of the others (mask-0
+action). A round's network before its training is a supermask: its accuracy tells what the mask alone is worth.
+"""
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import edgepop_kernels as ek
+
+from ..methods.criteria import CRITERIA, MASK_0, MASK_1, SIGNS, prune, scores, treat_kept, treat_pruned
+from . import models
+from .checkpoint import seed_everything
+from .config import Entry, choice, flag, positive, setting, whole
+from .data import Batches, Dataset
+from .experiments import Experiment, Result, fit
+from .layers import Layers
+from .plots import Chart
+from .trainer import evaluate
+
+# The nine that the paper compares.
+COMPARED = "large_final,small_final,large_init,small_init,large_init_large_final,small_init_small_final"
+COMPARED += ",magnitude_increase,movement,random"
+
+
+def names(default: str, allowed: tuple[str, ...], text: str) -> Any:
+    """A setting of one or more names, separated by commas."""
+    words = f"one or more of {', '.join(allowed)}, separated by commas"
+    return setting(default, text, words, lambda value: set(value.split(",")) <= set(allowed))
+
+
+def share(default: float, text: str) -> Any:
+    return setting(default, text, "a number in (0, 1]", lambda value: 0 < value <= 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LotteryTickets(Experiment):
+    """Trains the whole network once; then each round prunes by what the last one trained, resets and trains again.
+
+    One line for each combination of criterion, mask-1 and mask-0 action. Biases start at 0 and are never pruned.
+    """
+
+    method: ClassVar[str] = "lottery-tickets"
+
+    epochs: int = whole(10, 1, "passes over the training set")
+    batch_size: int = whole(60, 1, "images per step")
+    lr: float = positive(0.0012, "learning rate at its highest")
+    rounds: int = whole(24, 1, "pruning rounds")
+    keep: float = share(0.8, "fraction of weights kept; of a hidden linear layer, by each pruning round")
+    keep_conv: float = share(0.9, "the same of a convolution")
+    keep_output: float = share(0.9, "the same of the output layer")
+    criteria: str = names(COMPARED, tuple(CRITERIA), "mask criteria compared")
+    sign: str = choice("any", SIGNS, "weights whose sign training changed (same) or kept (different) go first")
+    kept: str = names("rewind", MASK_1, "mask-1 actions compared: what kept weights are reset to")
+    pruned: str = names("zero", MASK_0, "mask-0 actions compared: what becomes of pruned weights")
+    rescale: bool = flag(False, "dynamic weight rescaling: weights times numel / kept")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pruned != "zero" and (self.kept != "rewind" or self.rescale or self.weight_decay > 0):
+            raise self.wrong("pruned", "zero, where kept weights are not just rewound or all weights decay")
+
+    def run(self, data: Dataset, device: torch.device) -> Result:
+        batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
+        seed_everything(self.seed)
+        drawn = {name: ek.init.xavier_normal_(weight) for name, weight in _weights(self._plain(data)).items()}
+        initial = {name: weight.to(device) for name, weight in drawn.items()}
+        everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in initial.items()}
+        first = self._round(batches, initial, everything, fused=False)
+        gradient = self._gradient(batches, initial) if {"snip", "grad"} & set(self.criteria.split(",")) else None
+
+        choices = [list(dict.fromkeys(part.split(","))) for part in (self.criteria, self.kept, self.pruned)]
+        rounds = {}
+        for combination in itertools.product(*choices):
+            told = [name for name, options in zip(combination, choices, strict=True) if len(options) > 1]
+            seed_everything(self.seed)
+            later = self._rounds(batches, combination, initial, first, gradient)
+            rounds[", ".join(told) or combination[0]] = [first, *later]
+        # Every line prunes as many weights in a round.
+        kept = [sum(int(mask.sum()) for mask in done.masks.values()) for done in next(iter(rounds.values()))]
+        axis = dict(x="weights kept, %", at=[100 * count / kept[0] for count in kept], log=True)
+        tickets = {label: [done.after for done in line] for label, line in rounds.items()}
+        supermasks = {label: [done.before for done in line] for label, line in rounds.items()}
+        last = next(iter(rounds.values()))[-1].masks
+        return Result(
+            [
+                Chart("tickets", "test accuracy after the round's training", lines=tickets, **axis),
+                Chart("supermasks", "test accuracy before the round's training", lines=supermasks, **axis),
+            ],
+            [(name, int(mask.sum()), mask.numel()) for name, mask in last.items()],
+        )
+
+    def _rounds(self, batches, combination, initial, done, gradient) -> list["Round"]:
+        """All rounds of one line, after the training ``done`` of the whole network."""
+        criterion, kept, pruned = combination
+        found = []
+        for _ in range(self.rounds):
+            masks, start = {}, {}
+            for name, origin in initial.items():
+                alive, begun, final = done.masks[name], done.start[name], done.final[name]
+                score = torch.zeros_like(origin)  # survivors alone are ranked
+                at_start = None if gradient is None else gradient[name][alive]
+                score[alive] = scores(criterion, begun[alive], final[alive], gradient=at_start, sign=self.sign)
+                masks[name] = mask = prune(score, self._keep(name, initial), alive)
+                if pruned == "zero":
+                    start[name] = treat_kept(kept, origin, mask, self.rescale)
+                else:
+                    start[name] = treat_pruned(pruned, begun, final, mask)
+            done = self._round(batches, start, masks, fused=pruned == "zero")
+            found.append(done)
+        return found
+
+    def _round(self, batches, start: dict[str, Tensor], masks: dict[str, Tensor], *, fused: bool) -> "Round":
+        """Trains from ``start`` what the masks keep. fused: the pruned weights are 0, a masked layer leaves them out;
+        otherwise they count, and stand still."""
+        model = _filled(self._masked(batches.data) if fused else self._plain(batches.data), start)
+        for name, layer in _layers(model):
+            if fused:
+                layer.train_weight(masks[name])
+            else:
+                layer.weight.register_hook(partial(torch.mul, masks[name]))
+        before = evaluate(self, model, batches)[1]
+        after = fit(self, model, batches).test[-1]
+        return Round(masks, start, _weights(model), before, after)
+
+    def _gradient(self, batches, initial: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of the mean loss over the training set at the initial weights."""
+        model = _filled(self._plain(batches.data), initial)
+        for images, labels in batches.train(0):
+            (F.cross_entropy(model(images), labels, reduction="sum") / len(batches.data.train)).backward()
+        return {name: layer.weight.grad for name, layer in _layers(model)}
+
+    def _plain(self, data):
+        return self._build(data, Layers())
+
+    def _masked(self, data):
+        return self._build(data, Layers(conv=ek.FusedSubnetConv, linear=ek.FusedSubnetLinear))
+
+    def _build(self, data, layers):
+        sizes = dict(widths=self.widths, width_multiplier=self.width_multiplier)
+        return models.build(self.model, data.image, data.classes, layers, **sizes)
+
+    def _keep(self, name, initial):
+        if initial[name].dim() == 4:
+            return self.keep_conv
+        return self.keep_output if name == list(initial)[-1] else self.keep
+
+
+class Round(NamedTuple):
+    """masks, weights at the start and at the end of a training, by layer; test accuracy before and after it."""
+
+    masks: dict[str, Tensor]
+    start: dict[str, Tensor]
+    final: dict[str, Tensor]
+    before: float
+    after: float
+
+
+@torch.no_grad()
+def _filled(model, weights):
+    """The model with these weights, biases 0, on their device."""
+    for name, layer in _layers(model):
+        layer.weight.copy_(weights[name])
+        if layer.bias is not None:
+            layer.bias.zero_()
+    return model.to(next(iter(weights.values())).device)
+
+
+def _layers(model):
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+
+def _weights(model):
+    return {name: layer.weight.detach().clone() for name, layer in _layers(model)}
+
+
+_SOURCE = "Zhou et al. 2019 (arXiv 1905.01067), abstract"
+_CONV = {
+    "conv2": dict(lr=2e-4, epochs=27),
+    "conv4": dict(lr=3e-4, epochs=34),
+    "conv6": dict(lr=3e-4, epochs=40, keep_conv=0.85),
+}
+
+RECIPES = {
+    "lottery-tickets-digits": Entry(LotteryTickets(), "no published number", "this project"),
+    "lottery-tickets-mnist": Entry(
+        LotteryTickets(dataset="mnist", epochs=55), "86 % before any training, best mask", _SOURCE
+    ),
+} | {
+    f"lottery-tickets-{model}": Entry(
+        LotteryTickets(model=model, dataset="cifar10", **settings),
+        "41 % before any training, best mask of all networks",
+        _SOURCE,
+    )
+    for model, settings in _CONV.items()
+}

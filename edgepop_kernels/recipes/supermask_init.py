@@ -1,0 +1,81 @@
+"""Is a supermask a good initialisation? The comparison of the blog post "Super-Masks: Are They Good Initializations?".
+
+mshlis 2019: thresholded masks, on biases too, against trained weights, and weights trained on under the best mask.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+import edgepop_kernels as ek
+
+from . import models
+from .checkpoint import seed_everything
+from .config import Entry, positive, whole
+from .data import Batches, Dataset
+from .experiments import Experiment, Result, epochs_chart, fit
+from .layers import Layers
+from .trainer import kept_per_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupermaskInit(Experiment):
+    """Mask only; weights only from the same start; then the best mask is frozen and the weights are trained on with a
+    small lr. The norms train throughout. Every training lowers its lr on a plateau."""
+
+    method: ClassVar[str] = "supermask-init"
+
+    lr: float = positive(0.01, "learning rate at its highest")
+    fine_tune_lr: float = positive(1e-5, "learning rate of the weights under the best mask")
+    patience: int = whole(2, 1, "epochs without a better training accuracy, after which lr is divided by 10")
+
+    def run(self, data: Dataset, device: torch.device) -> Result:
+        seed_everything(self.seed)
+        layers = Layers(conv=_biases_masked(ek.FusedSupermaskConv), linear=_biases_masked(ek.FusedSupermaskLinear))
+        sizes = dict(widths=self.widths, width_multiplier=self.width_multiplier)
+        masked = models.build(self.model, data.image, data.classes, layers, **sizes).to(device)
+        for layer in masked.modules():
+            if isinstance(layer, (ek.FusedSupermaskConv, ek.FusedSupermaskLinear)):
+                ek.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        weights = ek.train_weights(copy.deepcopy(masked))  # scores start at 1: every weight is kept
+        ek.share_selection(masked)
+        batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
+        best = {"accuracy": -1.0}
+
+        def remember(accuracy: float) -> None:
+            if accuracy > best["accuracy"]:
+                best.update(accuracy=accuracy, state=copy.deepcopy(masked.state_dict()))
+
+        found = {"mask only": fit(self, masked, batches, patience=self.patience, on_epoch=remember)}
+        found["weights only"] = fit(self, weights, batches, patience=self.patience)
+        masked.load_state_dict(best["state"])
+        ek.train_weights(masked)
+        found["best mask, then weights"] = fit(self, masked, batches, patience=self.patience, lr=self.fine_tune_lr)
+        test = epochs_chart({name: accuracies.test for name, accuracies in found.items()})
+        training = {name: accuracies.train for name, accuracies in found.items()}
+        return Result([test, epochs_chart(training, "training", "training accuracy")], kept_per_layer(masked))
+
+
+def _biases_masked(layer):
+    """The layer with a mask on its bias, where the network asks for one."""
+    return lambda *sizes, bias=True, **options: layer(*sizes, bias=bias, mask_bias=bias, **options)
+
+
+_SOURCE = "mshlis 2019, Super-Masks: Are They Good Initializations?"
+_WIDE = dict(model="wide-resnet28-8", batch_size=128)
+
+RECIPES = {
+    # The scores start at 1, which takes four epochs of 23 steps to cross: nothing to be gained before.
+    "supermask-init-digits": Entry(SupermaskInit(patience=10), "no published number", "this project"),
+    "supermask-init-mnist": Entry(SupermaskInit(dataset="mnist", **_WIDE), "published as curves: all alike", _SOURCE),
+    "supermask-init-cifar10": Entry(
+        SupermaskInit(dataset="cifar10", **_WIDE),
+        "published as curves: masks match weights, fine-tuned masks beat both; no layer masks over 16 %",
+        _SOURCE,
+    ),
+}
