@@ -29,8 +29,8 @@ struct Kth {
 // A kernel may write this many codes behind those it stores.
 constexpr int64_t kStoreSlack = 16;
 
-// Codes that a scan of n scores may write: all of them, and a list of the blocks of 32 or more that it visits twice.
-constexpr int64_t scan_room(int64_t n) { return n + n / 32 + 2 * kStoreSlack; }
+// Codes that a scan of n scores may write.
+constexpr int64_t scan_room(int64_t n) { return n + kStoreSlack; }
 
 struct SelectKernels {
   // codes[i] of scores[i], i in [0, n).

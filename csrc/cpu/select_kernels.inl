@@ -4,7 +4,6 @@
 namespace edgepop::cpu::EDGEPOP_ISA {
 namespace {
 
-constexpr int64_t kBlock = kLanes == 16 ? 64 : 32;
 constexpr int kUnroll = kBlock / kLanes;
 // Reading ahead doubles a streaming pass on machines whose own prefetcher stops at a page; an address past the end
 // is harmless.
@@ -53,45 +52,77 @@ Tally scan_code(const float* scores, int64_t n, int32_t code, const Before& befo
   return tally;
 }
 
+// A block with scores at or between the ends of a bracket: where it begins, which they are.
+struct Touched {
+  int64_t at;
+  uint64_t scores;
+};
+constexpr int64_t kStretch = 64;  // blocks: 16 KB with AVX-512, in the first-level cache when they are visited again
+
+// Of the first `n` codes at `out` those at the ends of the bracket are counted, the others moved together.
+void drop_ends(Bracket bracket, int64_t n, Tally* tally, int32_t* out) {
+  const Codes lo = every(bracket.lo), hi = every(bracket.hi);
+  Count at_lo = no_count(), at_hi = no_count();
+  int64_t i = 0, inside = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const Codes code = load_codes(out + i);
+    add(&at_lo, equal(code, lo));
+    add(&at_hi, equal(code, hi));
+    inside += append(code, above(code, lo) & above(hi, code), out + inside);
+  }
+  tally->at_lo = static_cast<int32_t>(total(at_lo));
+  tally->at_hi = static_cast<int32_t>(total(at_hi));
+  for (; i < n; ++i) {
+    const int32_t c = out[i];
+    out[inside] = c;
+    tally->at_hi += c == bracket.hi;
+    tally->at_lo += c == bracket.lo;
+    inside += c > bracket.lo && c < bracket.hi;
+  }
+  tally->inside = static_cast<int32_t>(inside);
+}
+
 template <Of of, class Before>
 Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out, const Before& before) {
   if (bracket.lo == bracket.hi) return scan_code<of>(scores, n, bracket.lo, before);
   const Codes hi = every(bracket.hi), below_lo = every(bracket.lo - 1);
   Count higher = no_count();
-  // The bracket touches some blocks, at random. A branch would mispredict its way through them, so they are listed
-  // and visited again: for a bracket of 2 % of normal scores 1.9 ns per cache line instead of 3.5 (AVX-512, Zen 5),
-  // for one of 0.15 % 0.82 instead of 0.87.
-  int32_t* const touched = out + n + kStoreSlack;
-  int64_t listed = 0, i = 0;
-  for (; i + kBlock <= n; i += kBlock) {
-    prefetch_block(scores + i);
-    before(i, kBlock);
-    Lanes inside = {};
-    for (int u = 0; u < kUnroll; ++u) {
-      const Codes code = load_loose<of>(scores + i + u * kLanes);
-      const Lanes above_hi = above(code, hi);
-      add(&higher, above_hi);
-      inside |= above_hi ^ above(code, below_lo);
-    }
-    touched[listed] = static_cast<int32_t>(i);
-    listed += any(inside);
-  }
   Tally tally = {0, 0, 0, 0};
-  for (int64_t t = 0; t < listed; ++t) {
-    for (int u = 0; u < kUnroll; ++u) {
-      sort_in(load_loose<of>(scores + touched[t] + u * kLanes), bracket, &tally, out);
+  // The bracket touches some blocks, at random. A branch would mispredict its way through them, so they are listed and
+  // visited afterwards: where they are few, one score after the other, each a fraction of a block's work; where they
+  // are most of a stretch, and hold several scores, block by block.
+  const int64_t whole = n / kBlock * kBlock;
+  int64_t end = 0;
+  for (int64_t begin = 0; begin < whole; begin += kStretch * kBlock) {
+    const int64_t stretch = whole - begin < kStretch * kBlock ? whole - begin : kStretch * kBlock;
+    Touched touched[kStretch];
+    int64_t listed = 0;
+    for (int64_t i = begin; i < begin + stretch; i += kBlock) {
+      prefetch_block(scores + i);
+      before(i, kBlock);
+      touched[listed] = {i, place_block<of>(scores + i, hi, below_lo, &higher)};
+      listed += touched[listed].scores != 0;
+    }
+    if (kAppendsBlocks && listed > kStretch / 2) {
+      for (int64_t t = 0; t < listed; ++t) {
+        end += append_block<of>(scores + touched[t].at, touched[t].scores, out + end);
+      }
+    } else {
+      for (int64_t t = 0; t < listed; ++t) {
+        for (uint64_t rest = touched[t].scores; rest != 0; rest &= rest - 1) {
+          out[end++] = code_at(of, scores + touched[t].at + __builtin_ctzll(rest));
+        }
+      }
     }
   }
-  tally.above = static_cast<int32_t>(total(higher));
-  before(i, n - i);
-  for (; i < n; ++i) {
-    const int32_t c = code_at(of, scores + i);
-    out[tally.inside] = c;
+  before(whole, n - whole);
+  for (int64_t i = whole; i < n; ++i) {
+    const int32_t c = out[end] = code_at(of, scores + i);
     tally.above += c > bracket.hi;
-    tally.at_hi += c == bracket.hi;
-    tally.inside += c > bracket.lo && c < bracket.hi;
-    tally.at_lo += c == bracket.lo;
+    end += c >= bracket.lo && c <= bracket.hi;
   }
+  tally.above += static_cast<int32_t>(total(higher));
+  drop_ends(bracket, end, &tally, out);
   if (bracket.lo == lowest_code(of)) {
     tally.at_lo = static_cast<int32_t>(n) - tally.above - tally.at_hi - tally.inside;  // NaNs were loose
   }
@@ -101,18 +132,18 @@ Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out, const 
 int64_t count_above(const int32_t* codes, int64_t n, int32_t code) {
   const Codes at = every(code);
   Count even = no_count(), odd = no_count();
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+  const int64_t whole = n / (2 * kLanes) * (2 * kLanes);
+  for (int64_t i = 0; i < whole; i += 2 * kLanes) {
     add(&even, above(load_codes(codes + i), at));
     add(&odd, above(load_codes(codes + i + kLanes), at));
   }
   int64_t count = total(even) + total(odd);
-  for (; i < n; ++i) count += codes[i] > code;
+  for (int64_t i = whole; i < n; ++i) count += codes[i] > code;
   return count;
 }
 
 // Bisection of the range: at most 32 counts, each at the speed of the cache, no branch that depends on a single code.
-Kth kth(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket) {
+Kth bisect(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket) {
   int64_t low = bracket.lo, high = bracket.hi, above_high = 0;
   while (low < high) {
     const int64_t middle = (low + high) >> 1;
@@ -125,6 +156,38 @@ Kth kth(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket) {
     }
   }
   return {static_cast<int32_t>(high), above_high};
+}
+
+// Many codes: a sample of them says between which ones to look, one pass sets those apart, 7 % of the whole.
+constexpr int64_t kSampled = 2048, kReach = 68;  // three standard deviations of a sampled rank, at most
+constexpr int64_t kSetApart = 16384;
+
+Kth kth(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket) {
+  if (n < 4 * kSampled) return bisect(codes, n, rank, bracket);
+  int32_t sampled[kSampled], apart[kSetApart + kStoreSlack];
+  for (int64_t i = 0; i < kSampled; ++i) sampled[i] = codes[i * n / kSampled];
+  const int64_t centre = rank * kSampled / n, highest = centre - kReach, lowest = centre + 1 + kReach;
+  Bracket part = bracket;
+  if (highest >= 1) part.hi = bisect(sampled, kSampled, highest, bracket).code;
+  if (lowest <= kSampled) part.lo = bisect(sampled, kSampled, lowest, {bracket.lo, part.hi}).code;
+  const Codes hi = every(part.hi), below_lo = every(part.lo - 1);
+  Count higher = no_count();
+  int64_t i = 0, count = 0;
+  for (; i + kLanes <= n && count + kLanes <= kSetApart; i += kLanes) {
+    const Codes code = load_codes(codes + i);
+    const Lanes over = above(code, hi);
+    add(&higher, over);
+    count += append(code, over ^ above(code, below_lo), apart + count);
+  }
+  int64_t above_part = total(higher);
+  for (; i < n && count < kSetApart; ++i) {
+    apart[count] = codes[i];
+    above_part += codes[i] > part.hi;
+    count += codes[i] >= part.lo && codes[i] <= part.hi;
+  }
+  if (i < n || rank <= above_part || rank > above_part + count) return bisect(codes, n, rank, bracket);
+  const Kth found = bisect(apart, count, rank - above_part, part);
+  return {found.code, above_part + found.above};
 }
 
 template <Of of>

@@ -60,7 +60,7 @@ class Search {
   int64_t above_ = 0;
   int64_t population_;
   int scans_ = 0;
-  double deviations_ = 4;  // half-width of the next sample's bracket, in standard deviations of the sampled rank
+  double deviations_ = 3;  // half-width of the next sample's bracket, in standard deviations of the sampled rank
 
   int32_t code_ = 0;
   int64_t ties_ = 0;

@@ -39,14 +39,41 @@ static inline Codes load_loose(const float* p) {
 }
 static inline Codes larger(Codes a, Codes b) { return _mm512_max_epi32(a, b); }
 
-// Adds the scores at or between the ends to the tally, those between to out.
-static inline void sort_in(Codes code, Bracket bracket, Tally* tally, int32_t* out) {
-  const Codes lo = every(bracket.lo), hi = every(bracket.hi);
-  const Lanes inside = _mm512_mask_cmpgt_epi32_mask(above(code, lo), hi, code);
-  tally->at_hi += __builtin_popcount(equal(code, hi));
-  tally->at_lo += __builtin_popcount(equal(code, lo));
-  store_codes(out + tally->inside, _mm512_maskz_compress_epi32(inside, code));
-  tally->inside += __builtin_popcount(inside);
+// Writes the chosen lanes side by side; returns how many.
+static inline int64_t append(Codes a, Lanes chosen, int32_t* out) {
+  store_codes(out, _mm512_maskz_compress_epi32(chosen, a));
+  return __builtin_popcount(chosen);
+}
+
+constexpr int64_t kBlock = 64;
+
+// Places the block of scores at p: adds those above `hi` to *higher; bit i is set where score i is above `below_lo` and
+// not above `hi`.
+template <Of of>
+static inline uint64_t place_block(const float* p, Codes hi, Codes below_lo, Count* higher) {
+  Lanes over[4], from_lo[4];
+  for (int u = 0; u < 4; ++u) {
+    const Codes code = load_loose<of>(p + u * kLanes);
+    over[u] = above(code, hi);
+    from_lo[u] = above(code, below_lo);
+  }
+  const auto joined = [](const Lanes (&a)[4]) -> uint64_t {
+    return _mm512_kunpackd(_mm512_kunpackw(a[3], a[2]), _mm512_kunpackw(a[1], a[0]));
+  };
+  const uint64_t beyond = joined(over);
+  *higher += __builtin_popcountll(beyond);
+  return beyond ^ joined(from_lo);
+}
+
+// Writes the codes of the chosen scores of a block; returns how many.
+constexpr bool kAppendsBlocks = true;
+template <Of of>
+static inline int64_t append_block(const float* p, uint64_t chosen, int32_t* out) {
+  int64_t count = 0;
+  for (int u = 0; u < 4; ++u) {
+    count += append(load_loose<of>(p + u * kLanes), static_cast<Lanes>(chosen >> (u * kLanes)), out + count);
+  }
+  return count;
 }
 
 #else
@@ -100,18 +127,36 @@ static inline Codes load_loose(const float* p) {
 }
 static inline Codes larger(Codes a, Codes b) { return a > b ? a : b; }
 
-// Adds the scores at or between the ends to the tally, those between to out.
-static inline void sort_in(Codes code, Bracket bracket, Tally* tally, int32_t* out) {
+static inline int64_t append(Codes a, Lanes chosen, int32_t* out) {
   int32_t lane[kLanes];
-  store_codes(lane, code);
-  uint32_t here = bits(above(code, every(bracket.lo - 1)) & ~above(code, every(bracket.hi)));
-  for (; here != 0; here &= here - 1) {
-    const int32_t c = lane[__builtin_ctz(here)];
-    out[tally->inside] = c;
-    tally->inside += c > bracket.lo && c < bracket.hi;
-    tally->at_hi += c == bracket.hi;
-    tally->at_lo += c == bracket.lo;
+  store_codes(lane, a);
+  int64_t count = 0;
+  for (uint32_t rest = bits(chosen); rest != 0; rest &= rest - 1) out[count++] = lane[__builtin_ctz(rest)];
+  return count;
+}
+
+constexpr int64_t kBlock = 32;
+
+template <Of of>
+static inline uint64_t place_block(const float* p, Codes hi, Codes below_lo, Count* higher) {
+  Codes weight, found = {};  // a bit for each lane of each vector
+  for (int i = 0; i < kLanes; ++i) weight[i] = 1 << i;
+  for (int u = 0; u < kBlock / kLanes; ++u) {
+    const Codes code = load_loose<of>(p + u * kLanes);
+    const Lanes over = above(code, hi);
+    add(higher, over);
+    found |= (over ^ above(code, below_lo)) & (weight << (u * kLanes));
   }
+  uint32_t all = 0;
+  for (int i = 0; i < kLanes; ++i) all |= static_cast<uint32_t>(found[i]);
+  return all;
+}
+
+// Lane by lane is no faster than score by score.
+constexpr bool kAppendsBlocks = false;
+template <Of of>
+static inline int64_t append_block(const float*, uint64_t, int32_t*) {
+  return 0;
 }
 
 #endif
