@@ -155,9 +155,11 @@ class Share {
     }
   }
 
-  // By way of float32 rows that stay in the first-level cache: as many channels at once as the stage has room for.
+  // At once where the layout allows; else by way of float32 rows that stay in the first-level cache, as many channels
+  // at a time as the stage has room for.
   void pack_pairs(const Slab& slab, int64_t width, char* out) {
 #if defined(__AVX512BF16__)
+    if (slab.taps == 0 || slab.depth == 0 || pack_paired(p_, slab, width, reinterpret_cast<bf16*>(out))) return;
     const int64_t step = Workspace::kStageRows / max(1, slab.taps) / 2 * 2;
     const int64_t tap_size = round_up(slab.depth, 2) * width;
     for (int64_t k = 0; k < slab.depth; k += step) {

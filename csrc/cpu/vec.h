@@ -69,9 +69,11 @@ static inline IntVec broadcast_pair(const bf16* p) {
 }
 static inline IntVec broadcast_last(const bf16* p) { return _mm512_set1_epi32(p->bits); }  // (p[0], 0)
 static inline Vec dot(IntVec a, IntVec b, Vec c) { return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b); }
+// low[0], low[1], .., high[0], ..
+static inline IntVec narrow_joined(Vec low, Vec high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 // Interleaved lanes of two rows: (even[0], odd[0], even[1], odd[1], ...).
 static inline IntVec narrow_pairs(Vec even, Vec odd) {
-  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+  const __m512i halves = narrow_joined(even, odd);
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                          5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, halves);
