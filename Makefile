@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy lint gpu clean
+.PHONY: train test bench accuracy lint gpu gpu-sanitize clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -35,18 +35,35 @@ $(VENV)/ruff: constraints.txt | $(BIN)/python
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# Without network and without .venv: the torch that $(PYTHON) has, the module built in place.
-gpu:
+# Without network and without .venv: with the torch that $(PYTHON) has, installed into a folder of its own, from where
+# everything runs. Under 8 minutes on 8 cores and more.
+GPU := build/gpu
+GPU_PYTEST := -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
+
+gpu: $(GPU)/installed
+	cd $(GPU) && $(PYTHON) -m pytest $(GPU_PYTEST) $(CURDIR)/tests -m gpu -n auto
+	cd $(GPU) && $(PYTHON) -m pytest $(GPU_PYTEST) $(CURDIR)/benchmarks --benchmark-only --device cuda \
+	    --results "$(CURDIR)/benchmarks/results/$$($(PYTHON) -c "$$GPU_NAME").json"
+
+# Every kernel, with each allocation of its own so that a step out of it is seen.
+SANITIZED := many_tiles or every_stride_phase or batches_of or all_layers_cold or stage_kernel or draws_the_reference
+
+gpu-sanitize: $(GPU)/installed
+	cd $(GPU) && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+	    $(PYTHON) -m pytest $(GPU_PYTEST) $(CURDIR)/tests -m gpu -k "$(SANITIZED)"
+
+$(GPU)/installed: pyproject.toml $(NATIVE_SOURCES) $(shell find edgepop_kernels -name '*.py' -o -name '*.json')
 	@$(PYTHON) -c "$$GPU_NAME" >/dev/null
-	$(PYTHON) setup.py --quiet build_ext --inplace
-	$(PYTHON) -m pytest -m gpu
-	$(PYTHON) -m pytest benchmarks/ --benchmark-only --device cuda \
-	    --results "benchmarks/results/$$($(PYTHON) -c "$$GPU_NAME").json"
+	rm -rf $(GPU)
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target $(GPU) .
+	@touch $@
 
 define GPU_NAME
 import importlib.util, sys
-if importlib.util.find_spec("torch") is None:
-    sys.exit("make gpu needs torch, and $(PYTHON) has none")
+needed = "torch", "triton", "pytest", "xdist", "pytest_benchmark", "hypothesis", "pybind11"
+missing = [name for name in needed if importlib.util.find_spec(name) is None]
+if missing:
+    sys.exit(f"make gpu needs {', '.join(missing)}, which $(PYTHON) lacks; PYTHON=... names another")
 import torch
 if not torch.cuda.is_available():
     sys.exit("make gpu needs a CUDA device, and torch sees none")

@@ -79,10 +79,9 @@ def tune(
 
 def calls(workload: Linear | Conv, dtype: torch.dtype, device: torch.device) -> Iterator[Call]:
     """The ops of a layer's training step, float32 weights, activations of ``dtype``."""
-    generator = torch.Generator(device).manual_seed(0)
 
     def drawn(shape, kind=dtype):
-        t = torch.randn(shape, generator=generator, device=device).to(kind)
+        t = torch.randn(shape, device=device, dtype=kind)
         return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
 
     if isinstance(workload, Linear):

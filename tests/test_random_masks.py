@@ -10,10 +10,13 @@ from torch.utils.checkpoint import checkpoint
 import edgepop_kernels as ek
 from edgepop_kernels import ops, reference
 
-BACKENDS = [name for name, reason in ek.backends().items() if reason is None]
-OTHERS = [name for name in BACKENDS if name != "reference"]
+AVAILABLE = [name for name, reason in ek.backends().items() if reason is None]
 # Triton's kernels run compiled where there is a CUDA device, under its interpreter where there is none.
-DEVICE = {name: "cuda" if name == "triton" and torch.cuda.is_available() else "cpu" for name in BACKENDS}
+DEVICE = {name: "cuda" if name == "triton" and torch.cuda.is_available() else "cpu" for name in AVAILABLE}
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.gpu) if DEVICE[name] == "cuda" else pytest.param(name) for name in AVAILABLE
+]
+OTHERS = [backend for backend in BACKENDS if backend.values != ("reference",)]
 SPECIAL = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 1e-45, -1e-40, 21.99, 22, -22, 100])
 
 

@@ -1,16 +1,22 @@
 """Compiles the Triton kernels of typical layers for one GPU, prints a JSON line for each. Run by test_triton_compile.
 
-``python triton_gate.py 90``: in a process of its own, for Triton must not be interpreted in it.
+``python triton_gate.py 90``: in a process of its own, for Triton must not be interpreted in it. With a table's file as
+a second argument, the entries of that table instead, on the workloads that they were tuned on.
 """
 
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import torch
 
+from edgepop_kernels import tune
+from edgepop_kernels.backends import triton
 from edgepop_kernels.backends.triton import conv, depthwise, grads, launch, linear, product, selection, stage
 from edgepop_kernels.tuning import H200, Device, offline
+from edgepop_kernels.tuning.table import read_table
+from edgepop_kernels.tuning.workloads import WORKLOADS
 
 DEVICES = {
     80: Device("NVIDIA A100-SXM4-80GB", multiprocessors=108, shared=offline.SHARED_LIMIT[80]),
@@ -35,14 +41,14 @@ def run_linear(rows, inputs, outputs, dtype, weight_dtype=FP32, of="abs"):
     linear.masked_linear_dw(dy, x, *mask, of != "bits", "kept" if of == "bits" else "none")
 
 
-def run_conv(batch, channels, size, out, kernel, stride, groups=1, dtype=BF16):
+def run_conv(batch, channels, size, out, kernel, stride, groups=1, dtype=BF16, layout=torch.channels_last):
     shape = (out, channels // groups, kernel, kernel)
-    images = {"dtype": dtype, "memory_format": torch.channels_last}
+    images = {"dtype": dtype, "memory_format": layout}
     x = torch.empty(batch, channels, size, size, **images)
     padding = kernel // 2
     spatial = (size + 2 * padding - kernel) // stride + 1
     dy = torch.empty(batch, out, spatial, spatial, **images)
-    weight, scores = (torch.empty(shape, memory_format=torch.channels_last) for _ in range(2))
+    weight, scores = (torch.empty(shape, memory_format=layout) for _ in range(2))
     mask = (weight, scores, cut(), "abs")
     geometry = ((stride, stride), (padding, padding), (1, 1), groups)
     conv.masked_conv2d(x, *mask, None, *geometry, True)
@@ -72,9 +78,11 @@ CASES = {
     "linear, small batch": lambda: run_linear(32, 4096, 4096, BF16),
     "linear, half weight": lambda: run_linear(1024, 4096, 4096, BF16, BF16),
     "linear, frozen": lambda: run_linear(1024, 4096, 4096, BF16, of="bits"),
+    "linear, odd": lambda: run_linear(77, 301, 101, BF16),
     "linear, float32": lambda: run_linear(128, 784, 300, FP32),
     "linear, tf32": lambda: tf32(run_linear, 1024, 4096, 4096, FP32),
     "3x3": lambda: run_conv(32, 64, 56, 64, 3, 1),
+    "3x3, contiguous": lambda: run_conv(32, 128, 28, 128, 3, 1, layout=torch.contiguous_format),
     "3x3, stride 2": lambda: run_conv(32, 128, 56, 256, 3, 2),
     "1x1": lambda: run_conv(32, 256, 56, 64, 1, 1),
     "7x7 of an image": lambda: run_conv(32, 3, 224, 64, 7, 2),
@@ -84,16 +92,61 @@ CASES = {
     "staged": run_stage,
 }
 # What differs between architectures: tensor cores, their absence, pointers by the element, shared memory.
-ELSEWHERE = {"linear", "linear, float32", "linear, tf32", "3x3", "7x7 of an image", "depthwise", "selection", "staged"}
+ELSEWHERE = {
+    "linear",
+    "linear, small batch",
+    "linear, odd",
+    "linear, float32",
+    "linear, tf32",
+    "3x3",
+    "3x3, contiguous",
+    "7x7 of an image",
+    "depthwise",
+    "selection",
+    "staged",
+}
+LAUNCHERS = [product, grads, depthwise, selection, stage]
 
 
-def main(capability):
+def of_cases(capability):
+    """(name, function that launches) of typical layers."""
+    return [(name, run) for name, run in CASES.items() if capability == 90 or name in ELSEWHERE]
+
+
+def of_table(file):
+    """The calls of the workloads in which an entry of the table is asked for. Raises where some entry never is."""
+    entries = read_table(file)
+    unasked = set(entries)
+    found = []
+    for workload in WORKLOADS:
+        for dtype in (BF16, FP32):
+            for op, args in tune.calls(workload, dtype, torch.device("meta")):
+                problems = set(asked_without_compiling(op, args)) & set(entries)
+                if problems & unasked:
+                    found.append((f"{workload} {op}", lambda op=op, args=args: getattr(triton, op)(*args)))
+                unasked -= problems
+    if unasked:
+        raise ValueError(f"{file}: no workload asks for {unasked}")
+    return found, entries
+
+
+def asked_without_compiling(op, args):
+    launches = [module.launch for module in LAUNCHERS]
+    for module in LAUNCHERS:
+        module.launch = lambda kernel, grid, tensor, args, **meta: None
+    with launch.trial() as trial:
+        getattr(triton, op)(*args)
+    for module, function in zip(LAUNCHERS, launches, strict=True):
+        module.launch = function
+    return trial.tiles
+
+
+def main(capability, table=None):
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     launch.device_of = lambda device: DEVICES[capability]
-    for name, run in CASES.items():
-        if capability != 90 and name not in ELSEWHERE:
-            continue
-        with offline.compiled([product, grads, depthwise, selection, stage], capability, launch.OPTIONS) as reports:
+    runs, tiles = (of_cases(capability), {}) if table is None else of_table(Path(table))
+    for name, run in runs:
+        with offline.compiled(LAUNCHERS, capability, launch.OPTIONS) as reports, launch.trial(tiles):
             run()
         for report in reports:
             facts = dataclasses.asdict(report)
@@ -102,4 +155,4 @@ def main(capability):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -65,7 +65,7 @@ def write_table(file: Path, entries: dict[Problem, Tile]) -> None:
 
 
 def _octaves(a, b):
-    if (a.kernel, a.precision, a.groups > 1, a.folded) != (b.kernel, b.precision, b.groups > 1, b.folded):
+    if (a.kernel, a.precision, a.groups > 1, a.scattered) != (b.kernel, b.precision, b.groups > 1, b.scattered):
         return math.inf
     return sum(abs(math.log2(max(p, 1) / max(q, 1))) for p, q in ((a.m, b.m), (a.n, b.n), (a.k, b.k)))
 
@@ -74,16 +74,16 @@ def default_tile(problem: Problem, device: Device) -> Tile:
     """A tile that compiles without spills for sm_80 and later, and fills the device by splitting the reduction.
 
     Masked on the way to the tensor cores, W and S pass through registers: with 64 rows, four warps hold 32 columns of
-    them beside the accumulators, with 128 rows eight warps hold 64. A split pays for its second pass only where it
-    still walks several steps, hence at least four of them.
+    them beside the accumulators, with 128 rows eight warps hold 64. Addresses of scattered elements take registers too,
+    two for each. A split pays for its second pass only where it still walks several steps, hence at least four of them.
     """
-    half = problem.precision == "half"
-    m = 128 if problem.m > 64 and half else 64
-    n = _power_of_two(problem.n, 16, 128 if half and not problem.folded else 64)
-    if problem.precision == "float32" or (problem.folded and problem.kernel == "product"):
+    large = problem.precision == "half" and not problem.scattered
+    m = 128 if problem.m > 64 and large else 64
+    n = _power_of_two(problem.n, 16, 128 if large else 32 if problem.kernel == "grad" and problem.scattered else 64)
+    if problem.precision == "float32" or (problem.scattered and problem.kernel == "product"):
         k = 16
     else:
-        k = 64 if half and (m == 128 or problem.kernel == "grad") and not problem.folded else 32
+        k = 64 if large and (m == 128 or problem.kernel == "grad") else 32
     if problem.kernel == "product":
         k = min(k, _power_of_two(problem.k, 16, 64))
     warps = 8 if m == 128 and (problem.kernel == "product" or n == 128) else 4

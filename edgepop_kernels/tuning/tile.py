@@ -9,7 +9,8 @@ class Problem:
 
     kernel: "product" (forward, gradient to the input; m weights rows, n pixels, k taps * channels) or "grad" (gradient
     to the weight; m output channels, n taps * input channels, k pixels); all per group. precision: "half", "tf32",
-    "float32". folded: taps and channels share one axis, each element of a tile has an address of its own.
+    "float32". scattered: an operand's elements have addresses of their own, for taps and channels share an axis, or
+    its rows are no 16-byte runs (NCHW images, contiguous filters, odd numbers of channels).
     """
 
     kernel: str
@@ -18,7 +19,7 @@ class Problem:
     n: int
     k: int
     groups: int = 1
-    folded: bool = False
+    scattered: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import torch
 
 from .depthwise import depthwise_product, depthwise_weight_grad
 from .grads import ParameterGrads
-from .product import Axis, Filters, masked_product, weight_grad
+from .product import LEAST_K, Axis, Filters, masked_product, weight_grad
 
 
 def _switch():
@@ -14,6 +14,14 @@ def _switch():
 
 def _format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _channels_inside(image):
+    """The image in a layout that is read in vectors of channels. A copy costs one pass over it; read as it is, every
+    tap of every row of tiles would gather it element by element."""
+    if image.shape[1] < LEAST_K or image.stride(1) == 1:
+        return image
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def _forward_axes(weight, stride, padding, dilation):
@@ -36,7 +44,7 @@ def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, g
         return y
     index = (c * kh * kw, kh * kw, kw, 1, m * c * kh * kw, 0)
     filters = _grouped(weight, scores, cut, of, lambda t: t[:m], m, index)
-    masked_product(x, filters, bias, y, *axes, groups, _switch())
+    masked_product(_channels_inside(x), filters, bias, y, *axes, groups, _switch())
     return y
 
 
@@ -66,6 +74,8 @@ def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilat
     dx = torch.empty(x_size, dtype=dy.dtype, device=dy.device, memory_format=_format(channels_last))
     o, c, kh, kw = weight.shape
     m = o // groups
+    if c > 1 or groups == 1:
+        dy = _channels_inside(dy)
     for row in range(min(stride[0], x_size[2])):
         taps_h, axis_h = _phase(row, kh, stride[0], padding[0], dilation[0])
         for column in range(min(stride[1], x_size[3])):
@@ -107,4 +117,4 @@ def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of,
     grads = ParameterGrads((weight, scores, cut, of), score_grad, weight_grad_of)
     if weight.shape[1] == 1 and groups > 1:
         return depthwise_weight_grad(dy, x, grads, *axes, groups)
-    return weight_grad(dy, x, grads, *axes, groups, _switch())
+    return weight_grad(_channels_inside(dy), _channels_inside(x), grads, *axes, groups, _switch())

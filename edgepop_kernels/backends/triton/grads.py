@@ -29,6 +29,7 @@ class ParameterGrads:
             self.dw,
             self.dw.stride(),
         )
+        self.epilogue = [weight] if of == "bits" else [weight, scores]
         self.meta = {"OF": of, "SCORE_GRAD": score_grad, "WEIGHT_GRAD": weight_grad}
 
     def result(self):

@@ -10,7 +10,7 @@ from .kernels.masked_product import masked_product_kernel, sum_splits_kernel
 from .kernels.weight_grad import weight_grad_kernel
 from .launch import kind, launch, operands, tile
 
-_LEAST_K = 16  # of a product; a convolution with fewer channels folds its taps into them
+LEAST_K = 16  # of a product; a convolution with fewer channels folds its taps into them
 _BLOCK = 1024  # elements of a program that adds splits
 
 
@@ -49,10 +49,14 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
     """out (n, groups * m, h, w) = filters applied to src (n, groups * k, H, W) at the pixels of the two axes."""
     m, k, taps_h, taps_w = filters.weight.shape
     pixels = out.shape[0] * out.shape[2] * out.shape[3]
-    fold = k < _LEAST_K and taps_h * taps_w > 1
-    problem = Problem("product", kind(src.dtype, switch), m, pixels, taps_h * taps_w * k, groups, fold)
+    fold = k < LEAST_K and taps_h * taps_w > 1
+    packed = filters.of == "bits"
+    scattered = fold or not (
+        _in_vectors(src, 1) and _in_vectors(filters.weight, 0, 1) and (packed or _in_vectors(filters.scores, 0, 1))
+    )
+    problem = Problem("product", kind(src.dtype, switch), m, pixels, taps_h * taps_w * k, groups, scattered)
     t = tile(problem, src.device)
-    block_k = t.k if fold else min(t.k, max(_LEAST_K, _power_of_two(k)))
+    block_k = t.k if fold else min(t.k, max(LEAST_K, _power_of_two(k)))
     steps = -(-taps_h * taps_w * k // block_k) if fold else taps_h * taps_w * -(-k // block_k)
     per_split = -(-steps // t.splits)
     splits = -(-steps // per_split) if steps else 1
@@ -61,7 +65,6 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
         n, c, h, w = out.shape
         target = torch.empty(splits, n, h, w, c, dtype=torch.float32, device=out.device).permute(0, 1, 4, 2, 3)
     out_strides = target.stride() if splits > 1 else (0, *out.stride())
-    packed = filters.of == "bits"
     args = (
         src,
         (*src.stride(), k * src.stride(1)),
@@ -114,9 +117,10 @@ def weight_grad(dy, x, grads: ParameterGrads, rows: Axis, columns: Axis, groups:
     pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
     if pixels == 0:
         return grads.of_nothing()
-    fold = c < _LEAST_K and taps > 1
-    t = tile(Problem("grad", kind(x.dtype, switch), m, c * taps, pixels, groups, fold), x.device)
-    block_n = t.n if fold else min(t.n, max(_LEAST_K, _power_of_two(c)))
+    fold = c < LEAST_K and taps > 1
+    scattered = fold or not all(_in_vectors(t, 1) for t in (dy, x, *grads.epilogue))
+    t = tile(Problem("grad", kind(x.dtype, switch), m, c * taps, pixels, groups, scattered), x.device)
+    block_n = t.n if fold else min(t.n, max(LEAST_K, _power_of_two(c)))
     tiles_n = -(-c * taps // block_n) if fold else taps * -(-c // block_n)
     per_split = rounded_up(-(-pixels // (t.k * t.splits)))
     splits = -(-pixels // (t.k * per_split))
@@ -153,6 +157,15 @@ def rounded_up(steps: int) -> int:
     """To four significant bits: a kernel is compiled for its number of steps, and batches come in many sizes."""
     shift = max(steps.bit_length() - 4, 0)
     return -(-steps >> shift) << shift
+
+
+def _in_vectors(t: torch.Tensor, *axes: int) -> bool:
+    """Whether a tile of ``t`` is made of 16-byte runs along one of ``axes``, as far as triton sees, which knows of a
+    stride whether it is 1, and of strides and addresses whether they are multiples of 16."""
+    if t.data_ptr() % 16:
+        return False
+    strides = [s for n, s in zip(t.shape, t.stride(), strict=True) if n > 1 and s % 16]
+    return strides in ([], [1]) and any(t.stride(axis) == 1 for axis in axes)
 
 
 def _power_of_two(channels):
