@@ -17,26 +17,26 @@ class GraphedStep:
     def __init__(self, step, model, optimizer, examples):
         self._step, self._model, self._optimizer = step, model, optimizer
         self._inputs = [example.detach().clone() for example in examples]
-        self._graph = self._settings = self._result = None
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), undone(model, optimizer):
-            for _ in range(_WARMUPS):
-                step(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = self._constants = self._result = None
 
     def __call__(self, *inputs: torch.Tensor):
         check_inputs(inputs, self._inputs)
         for mine, given in zip(self._inputs, inputs, strict=True):
             mine.copy_(given)
-        settings = read_by_python(self._model, self._optimizer)
-        if settings != self._settings:
+        constants = read_by_python(self._model, self._optimizer)
+        if constants != self._constants:
             self._capture()
-            self._settings = settings
+            self._constants = constants
         self._graph.replay()
         return self._result
 
     def _capture(self):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), undone(self._model, self._optimizer):
+            for _ in range(_WARMUPS):
+                self._step(*self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
         pool = None if self._graph is None else self._graph.pool()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
@@ -47,7 +47,7 @@ class GraphedStep:
 def graphed_step(
     step: Callable, model: nn.Module, optimizer: torch.optim.Optimizer, *examples: torch.Tensor
 ) -> GraphedStep:
-    """Captures a training step into one CUDA graph and returns what replays it.
+    """Makes one CUDA graph of a training step: the first call captures it, every call replays it.
 
     step      ``step(*inputs)``: zeroes the gradients, forward, loss, backward, ``optimizer.step()``; returns tensors,
               or None. It must read no value back (``.item()``, printing) and take the same way on every call

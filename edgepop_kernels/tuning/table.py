@@ -86,7 +86,7 @@ def default_tile(problem: Problem, device: Device) -> Tile:
         k = 64 if large and (m == 128 or problem.kernel == "grad") else 32
     if problem.kernel == "product":
         k = min(k, _power_of_two(problem.k, 16, 64))
-    warps = 8 if m == 128 and (problem.kernel == "product" or n == 128) else 4
+    warps = 8 if m == 128 and (problem.kernel == "product" or n >= 64) else 4
     tiles = -(-problem.m // m) * -(-problem.n // n) * problem.groups
     steps = -(-problem.k // k)
     splits = max(1, min(device.multiprocessors // max(tiles, 1), steps // 4, MOST_SPLITS))
