@@ -5,6 +5,7 @@ import io
 import os
 import signal
 
+import torch
 from rich.console import Console
 
 from edgepop_kernels.recipes import checkpoint, job, registry
@@ -62,3 +63,26 @@ def rows(file, without=("run", "started", "step_ms", "reference_step_ms", "refer
 
 def state(run, name="last"):
     return checkpoint.load(checkpoint.path(run, name))
+
+
+def assert_same_run(run, other, names=("last", "best", "first")):
+    for name in names:
+        assert_same(state(run, name), state(other, name), name)
+    assert (run / "log.csv").read_bytes() == (other / "log.csv").read_bytes()
+    assert rows(run.parent / "results.csv")[-1] == rows(other.parent / "results.csv")[-1]
+
+
+def assert_same(a, b, where):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgepop_kernels.recipes import data
-from edgepop_kernels.recipes.data import Batches, Dataset, Split, crop_and_flip
+from edgepop_kernels.recipes.data import Batches, Dataset, Split, crop_and_flip, draw_shifts
 from edgepop_kernels.recipes.errors import UserError
 
 PARTS = {"train": 6, "t10k": 3}
@@ -314,7 +314,7 @@ def small_set(count=37, augment=False, channels=3, side=8):
 
 
 def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch():
-    batches = Batches(small_set(), batch_size=10, seed=5)
+    batches = Batches(small_set(), 10, seed=5)
     epoch = list(batches.train(epoch=2))
     assert [len(labels) for _, labels in epoch] == [10, 10, 10, 7]
     assert batches.steps() == 4
@@ -333,7 +333,7 @@ def test_an_epoch_is_a_permutation_that_follows_from_seed_and_epoch():
 
 
 def test_augmented_batches_repeat_too_and_come_in_the_asked_memory_format():
-    batches = Batches(small_set(augment=True), batch_size=10, seed=5, channels_last=True)
+    batches = Batches(small_set(augment=True), 10, seed=5, channels_last=True)
     first, again = list(batches.train(0)), list(batches.train(0, start=2))
     assert torch.equal(first[2][0], again[0][0])
     assert first[0][0].is_contiguous(memory_format=torch.channels_last)
@@ -341,7 +341,7 @@ def test_augmented_batches_repeat_too_and_come_in_the_asked_memory_format():
 
 def test_crop_and_flip_is_a_crop_of_the_padded_image_or_of_its_mirror_image():
     images = small_set(count=64).train.images
-    cropped = crop_and_flip(images, torch.Generator().manual_seed(0))
+    cropped = crop_and_flip(images, draw_shifts(64, torch.Generator().manual_seed(0)))
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
     shifts = set()
     for image, source in zip(cropped, padded, strict=True):
@@ -362,7 +362,7 @@ def test_crop_and_flip_is_a_crop_of_the_padded_image_or_of_its_mirror_image():
 def test_a_channel_of_one_value_becomes_zero():
     dataset = small_set()
     dataset.train.images[:, 1] = 9
-    images, _ = next(Batches(dataset, batch_size=4, seed=0).train(0))
+    images, _ = next(Batches(dataset, 4, seed=0).train(0))
     assert images[:, 1].abs().max() == 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipe_runs import NAME, RECIPE, STEPS, SignalAt, resume, rows, start, state
+from recipe_runs import NAME, RECIPE, STEPS, SignalAt, assert_same, assert_same_run, resume, rows, start, state
 from rich.console import Console
 
 from edgepop_kernels.recipes import checkpoint
@@ -33,29 +33,6 @@ def straight(tmp_path_factory):
     folder = tmp_path_factory.mktemp("straight")
     start(folder)
     return folder / NAME
-
-
-def assert_same_run(run, other, names=("last", "best", "first")):
-    for name in names:
-        assert_same(state(run, name), state(other, name), name)
-    assert (run / "log.csv").read_bytes() == (other / "log.csv").read_bytes()
-    assert rows(run.parent / "results.csv")[-1] == rows(other.parent / "results.csv")[-1]
-
-
-def assert_same(a, b, where):
-    assert type(a) is type(b), where
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}[{i}]")
-    else:
-        assert a == b, where
 
 
 def test_one_seed_gives_one_run_and_another_seed_another(straight, tmp_path):

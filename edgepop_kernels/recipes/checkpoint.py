@@ -19,7 +19,7 @@ import torch
 from .errors import UserError
 from .files import read_bytes, write_atomic
 
-FORMAT = 1
+FORMAT = 2
 NAMES = ("last", "best", "first")  # the order in which a reader wants them
 
 
@@ -85,12 +85,13 @@ def _verify(file: Path, content: bytes) -> None:
 
 
 def random_state() -> dict:
-    """States of the generators of torch (CPU and, where used, GPU), Python and numpy, as plain data."""
+    """States of the generators of torch (CPU and, where used, the current GPU), Python and numpy, as plain data."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = numpy.random.get_state()  # noqa: NPY002 - the global generator is meant
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        # Of one GPU: each process of a run uses one, in the state that all of them share.
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         "python": [version, list(words), gauss],
         "numpy": [name, keys.tolist(), position, has_gauss, cached],
     }
@@ -98,8 +99,8 @@ def random_state() -> dict:
 
 def set_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import checkpoint, data, export, job, registry
+from . import checkpoint, data, export, job, parallel, registry
 from .errors import ConfigError, Interrupted, UserError
 from .experiments import Experiment
 from .report import Report
@@ -47,7 +47,8 @@ def _one_sentence():
         sentence, code = "stopped; checkpoints already written are whole", 130
     else:
         return
-    typer.echo(f"edgepop: {sentence}", err=True)
+    if parallel.leads():
+        typer.echo(f"edgepop: {sentence}", err=True)
     raise typer.Exit(code)
 
 
@@ -110,7 +111,8 @@ def train(
     **asked,
 ):
     """Train a recipe (default: edge-popup on handwritten digits) and print a summary."""
-    report, outputs = Report(Console()), job.Outputs(plots=plots, tensorboard=tensorboard)
+    report = Report(Console(quiet=not parallel.leads()))
+    outputs = job.Outputs(plots=plots, tensorboard=tensorboard)
     if resume is not None:
         if recipe is not None:
             raise ConfigError(f"recipe: a resumed run has its own, leave it out with --resume, got {recipe!r}")

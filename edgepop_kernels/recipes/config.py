@@ -62,7 +62,9 @@ class Recipe:
     )
     width_multiplier: float = positive(1.0, "factor on the channels of the conv networks")
     epochs: int = whole(30, 1, "passes over the training set")
-    batch_size: int = whole(64, 1, "images per step")
+    image_size: int = whole(224, 1, "side of the crops of imagenet, in pixels")
+    batch_size: int = whole(64, 1, "images per step, of all processes together")
+    accumulate: int = whole(1, 1, "parts that each process computes its share of a batch in, to need less memory")
     optimizer: str = choice("sgd", ("sgd", "adam"), "optimizer")
     lr: float = positive(0.1, "learning rate at its highest")
     momentum: float = fraction(0.9, "momentum of sgd")
@@ -76,6 +78,7 @@ class Recipe:
     device: str = choice("auto", ("auto", "cpu", "cuda"), "where to train; auto takes a GPU where there is one")
     backend: str = choice("auto", BACKENDS, "kernels of the masked layers")
     threads: int = whole(0, 0, "CPU threads; 0 leaves PyTorch's choice")
+    workers: int = whole(4, 0, "processes that decode the images of imagenet; results do not depend on it")
     seed: int = setting(
         0, "seed of everything random", "a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32
     )

@@ -37,6 +37,11 @@ class Experiment(Recipe):
         0.0, "weight decay on what trains", "a number, at least 0", lambda value: 0 <= value < math.inf
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.accumulate > 1:
+            raise self.wrong("accumulate", "1, a comparison computes whole batches")
+
     def run(self, data: Dataset, device: torch.device) -> Result:
         """All trainings, on ``device``; seeds the global generators."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it compares")

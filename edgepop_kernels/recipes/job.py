@@ -1,5 +1,6 @@
 """A training run from start to summary: its folder, checkpoints, tables and plots."""
 
+import contextlib
 import datetime
 import json
 import platform
@@ -10,12 +11,13 @@ import torch
 
 import edgepop_kernels as ek
 
-from . import checkpoint, data, experiments, plots, registry, runs, timing
+from . import checkpoint, data, experiments, parallel, plots, registry, runs, timing
 from .config import Recipe
 from .errors import ConfigError, Interrupted, NotFinite, UserError
 from .experiments import Experiment
 from .files import locked, write_atomic
 from .interrupt import Stop
+from .parallel import World
 from .report import Report, Summary
 from .trainer import Trainer, frozen_digest, kept_per_layer
 
@@ -31,19 +33,22 @@ class Outputs:
 def start(name: str, recipe: Recipe, images: Path | None, folder: Path, outputs: Outputs, report: Report) -> Summary:
     """Train ``recipe`` in a new folder ``folder/name``; sets torch's thread count and seeds the global generators.
 
-    images: folder of the data set's files, None for the embedded digits. Raises UserError and Interrupted.
+    images: folder of the data set's files, None for the embedded digits. Started by torchrun, the processes train
+    together and rank 0 alone touches ``folder``. Raises UserError and Interrupted, the same on every rank.
     """
-    plots.check(outputs.plots, outputs.tensorboard)
-    device = _prepare(recipe)
-    recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
-    with _backend(recipe):
-        trainer = Trainer(recipe, data.load(recipe.dataset, images), device)
-        run = runs.create(folder, name)
-        with locked(run, wait=False):
-            record = _record(name, recipe, images, device)
-            runs.write_record(run, record)
-            checkpoint.save(run, ["first", "last"], trainer.state())
-            return _finish(trainer, run, record, outputs, report)
+    with parallel.join() as world, contextlib.ExitStack() as held:
+        device = world.each(lambda: _prepare(recipe, outputs, world))
+        recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
+        held.enter_context(_backend(recipe))
+        dataset = world.each(lambda: data.load(recipe.dataset, images, recipe.image_size))
+        trainer = Trainer(recipe, dataset, device, world)
+        run = world.lead(lambda: runs.create(folder, name))
+        world.lead(lambda: held.enter_context(locked(run, wait=False)))
+        record = _record(name, recipe, images, _environment(device, world))
+        state = trainer.state()
+        world.lead(lambda: runs.write_record(run, record))
+        world.lead(lambda: checkpoint.save(run, ["first", "last"], state))
+        return _finish(trainer, run, record, outputs, report)
 
 
 def experiment(
@@ -53,14 +58,16 @@ def experiment(
     checkpoints. Raises UserError."""
     if outputs.tensorboard:
         raise UserError(f"{name} compares several trainings and writes no TensorBoard scalars: leave out --tensorboard")
-    plots.check(outputs.plots, False)
-    device = _prepare(recipe)
+    with parallel.join() as world:
+        if world.size > 1:
+            raise UserError(f"{name} compares several trainings in one process: start it without torchrun")
+    device = _prepare(recipe, outputs, world)
     recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
     with _backend(recipe):
-        dataset = data.load(recipe.dataset, images)
+        dataset = data.load(recipe.dataset, images, recipe.image_size)
         run = runs.create(folder, name)
         with locked(run, wait=False):
-            runs.write_record(run, _record(name, recipe, images, device))
+            runs.write_record(run, _record(name, recipe, images, _environment(device, world)))
             report.line(f"{name}: {recipe.model} on {dataset.name} ({len(dataset.train):,} training images)")
             report.line(f"run folder: {run}")
             result = recipe.run(dataset, device)
@@ -76,13 +83,13 @@ def experiment(
             return result
 
 
-def _record(name: str, recipe: Recipe, images: Path | None, device: torch.device) -> dict:
+def _record(name: str, recipe: Recipe, images: Path | None, environment: dict) -> dict:
     return {
         "recipe": name,
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
         "data": None if images is None else str(images.resolve()),
         "config": recipe.to_dict(),
-        "environment": _environment(device),
+        "environment": environment,
     }
 
 
@@ -90,32 +97,35 @@ def resume(place: Path, asked: dict, images: Path | None, outputs: Outputs, repo
     """Continue a run bit for bit. place: its folder (from last.pt), or one of its checkpoints.
 
     asked: settings given beside it; one that differs from the run's is a ConfigError naming it, because the result
-    would be neither this run nor a new one. images: where the data are now, if they have moved.
+    would be neither this run nor a new one: all but ``workers``, on which nothing depends. images: where the data are
+    now, if they have moved.
     """
-    plots.check(outputs.plots, outputs.tensorboard)
     is_file = place.suffix == ".pt"
     run = place.parent if is_file else place
-    record = runs.read_record(run)
-    with locked(run, wait=False):
-        state = checkpoint.load(place) if is_file else checkpoint.load_run(run)
-        recipe = registry.from_dict(state["config"])
-        _refuse_changes(run, recipe, registry.from_dict(record["config"]).to_dict(), "config.json")
-        _refuse_changes(run, recipe, recipe.override(**asked).to_dict(), "the command line")
-        device = _prepare(recipe)
-        images = images or (Path(record["data"]) if record["data"] else None)
-        with _backend(recipe):
-            trainer = Trainer(recipe, data.load(recipe.dataset, images), device)
-            trainer.load_state(state)
-            for name, here in _environment(device).items():
-                if record["environment"].get(name) != here:
-                    was = record["environment"].get(name)
-                    report.line(f"note: {name} was {was} and is {here}: the run goes on, but not bit for bit")
-            return _finish(trainer, run, record, outputs, report)
+    with parallel.join() as world, contextlib.ExitStack() as held:
+        record = world.lead(lambda: runs.read_record(run))
+        world.lead(lambda: held.enter_context(locked(run, wait=False)))
+        state = world.lead(lambda: checkpoint.load(place) if is_file else checkpoint.load_run(run))
+        saved = registry.from_dict(state["config"])
+        recipe = saved.override(workers=asked.get("workers", saved.workers))
+        _refuse_changes(run, saved, registry.from_dict(record["config"]).to_dict(), "config.json")
+        _refuse_changes(run, saved, saved.override(**asked).to_dict(), "the command line")
+        device = world.each(lambda: _prepare(recipe, outputs, world))
+        held.enter_context(_backend(recipe))
+        place_now = images or (Path(record["data"]) if record["data"] else None)
+        dataset = world.each(lambda: data.load(recipe.dataset, place_now, recipe.image_size))
+        trainer = Trainer(recipe, dataset, device, world)
+        trainer.load_state(state)
+        for name, here in _environment(device, world).items():
+            if record["environment"].get(name) != here:
+                was = record["environment"].get(name)
+                report.line(f"note: {name} was {was} and is {here}: the run goes on, but not bit for bit")
+        return _finish(trainer, run, record, outputs, report)
 
 
 def _refuse_changes(run: Path, recipe: Recipe, other: dict, source: str) -> None:
     for field, value in recipe.to_dict().items():
-        if other.get(field) != value:
+        if field != "workers" and other.get(field) != value:
             raise ConfigError(
                 f"cannot resume {run}: {field} is {value!r} in its checkpoint, {other.get(field)!r} in {source}"
             )
@@ -124,6 +134,10 @@ def _refuse_changes(run: Path, recipe: Recipe, other: dict, source: str) -> None
 def _finish(trainer: Trainer, run: Path, record: dict, outputs: Outputs, report: Report) -> Summary:
     report.started(record["recipe"], run, trainer)
     _fit(trainer, run, outputs, report)
+    return trainer.world.lead(lambda: _conclude(trainer, run, record, outputs, report))
+
+
+def _conclude(trainer: Trainer, run: Path, record: dict, outputs: Outputs, report: Report) -> Summary:
     summary = _summarise(trainer)
     write_atomic(run / "summary.json", (json.dumps(summary.to_dict(), indent=2) + "\n").encode())
     runs.append_result(run.parent, _result_row(trainer, run, record, summary))
@@ -137,8 +151,13 @@ def _finish(trainer: Trainer, run: Path, record: dict, outputs: Outputs, report:
 
 
 def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
-    last = checkpoint.path(run, "last")
-    with Stop() as stop, report.progress(trainer) as on_step, plots.scalars(run, outputs.tensorboard) as scalars:
+    last, world = checkpoint.path(run, "last"), trainer.world
+    tensorboard = outputs.tensorboard and world.rank == 0
+    with (
+        Stop() as stop,
+        report.progress(trainer) as on_step,
+        plots.scalars(run, tensorboard, trainer.epoch + 1) as scalars,
+    ):
         while trainer.epoch < trainer.recipe.epochs:
             try:
                 complete = trainer.train_epoch(stop, on_step)
@@ -148,16 +167,18 @@ def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
                 raise UserError(f"{error}; {last} still holds epoch {trainer.epoch}") from error
             if complete:
                 row = trainer.history[-1]
-                runs.write_log(run, trainer.history)
+                world.lead(lambda: runs.write_log(run, trainer.history))
                 report.epoch(row, trainer.recipe.epochs)
                 scalars(row)
             improved = complete and trainer.best_epoch == trainer.epoch
             # best before last: killed in between, the resumed run repeats the epoch and writes both again.
-            checkpoint.save(run, ["best", "last"] if improved else ["last"], trainer.state())
-            if stop.requested and trainer.epoch < trainer.recipe.epochs:
+            names, state = ["best", "last"] if improved else ["last"], trainer.state()
+            world.lead(lambda names=names, state=state: checkpoint.save(run, names, state))
+            stopped = world.agree(None, stop.requested is not None)
+            if stopped and trainer.epoch < trainer.recipe.epochs:
                 raise Interrupted(
-                    f"stopped by {stop.requested} after epoch {trainer.epoch}, step {trainer.step}; everything is "
-                    f"saved in {last}: continue with `edgepop train --resume {run}`"
+                    f"stopped by {stop.requested or 'a signal'} after epoch {trainer.epoch}, step {trainer.step}; "
+                    f"everything is saved in {last}: continue with `{world.command} train --resume {run}`"
                 )
 
 
@@ -196,8 +217,9 @@ def _result_row(trainer: Trainer, run: Path, record: dict, summary: Summary) -> 
     }
 
 
-def _prepare(recipe: Recipe) -> torch.device:
+def _prepare(recipe: Recipe, outputs: Outputs, world: World) -> torch.device:
     """The device to train on; sets what its results depend on: the thread count, deterministic cuDNN algorithms."""
+    plots.check(outputs.plots, outputs.tensorboard)
     name = recipe.device
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda was asked for, but PyTorch finds no GPU here")
@@ -206,7 +228,15 @@ def _prepare(recipe: Recipe) -> torch.device:
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     torch.backends.cudnn.deterministic = True
-    return torch.device(name)
+    if name == "cpu" or world.size == 1:
+        return torch.device(name)
+    if world.local_size > torch.cuda.device_count():
+        raise UserError(
+            f"{world.local_size} processes were started here, one for each GPU, but PyTorch finds "
+            f"{torch.cuda.device_count()}: start as many, or add --device cpu"
+        )
+    torch.cuda.set_device(world.local_rank)
+    return torch.device(name, world.local_rank)
 
 
 def _backend(recipe: Recipe) -> ek.use_backend:
@@ -216,11 +246,12 @@ def _backend(recipe: Recipe) -> ek.use_backend:
         raise UserError(str(error)) from error
 
 
-def _environment(device: torch.device) -> dict:
+def _environment(device: torch.device, world: World) -> dict:
     on_gpu = device.type == "cuda"
     return {
         "edgepop_kernels": ek.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+        "processes": world.size,
     }

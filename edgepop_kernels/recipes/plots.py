@@ -108,14 +108,17 @@ def _save(figure, path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def scalars(run: Path, wanted: bool) -> Iterator[Callable[[dict], None]]:
-    """Yields what to call with each epoch's row: it goes to TensorBoard files in the run folder, or nowhere."""
+def scalars(run: Path, wanted: bool, first: int) -> Iterator[Callable[[dict], None]]:
+    """Yields what to call with each epoch's row: it goes to TensorBoard files in the run folder, or nowhere.
+
+    first: the epoch that comes next; what an earlier process wrote from there on is not shown any more.
+    """
     if not wanted:
         yield lambda row: None
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(run) as writer:
+    with SummaryWriter(run, purge_step=first) as writer:
 
         def write(row: dict) -> None:
             for name, value in row.items():

@@ -51,7 +51,7 @@ def goal(name: str, recipe: Recipe) -> str | None:
     if name not in RECIPES:
         return None
     listed = RECIPES[name].recipe
-    machine = {setting: getattr(listed, setting) for setting in ("seed", "threads", "device", "backend")}
+    machine = {setting: getattr(listed, setting) for setting in ("seed", "threads", "device", "backend", "workers")}
     return RECIPES[name].goal if recipe.override(**machine) == listed else None
 
 

@@ -9,6 +9,7 @@ import torch
 
 import edgepop_kernels as ek
 
+from .data import Part
 from .trainer import Trainer, make_network, make_optimizer, train_step
 
 WARMUP_ROUNDS = 3
@@ -18,7 +19,7 @@ SECONDS = 3.0  # no new round after this long: a slow reference must not hold up
 
 
 def step_times(trainer: Trainer, backends: list[str]) -> dict[str, float]:
-    """Median seconds of a whole training step (forward, backward, optimizer) with each backend.
+    """Median seconds of a whole training step (forward, backward, optimizer) of this process, with each backend.
 
     One step of every backend per round, so that a slow spell of the machine meets all of them. The steps run on a
     copy: the trained network is not touched.
@@ -32,10 +33,10 @@ def step_times(trainer: Trainer, backends: list[str]) -> dict[str, float]:
     seconds = {name: [] for name in backends}
     started = time.perf_counter()
     for round_number in range(WARMUP_ROUNDS + MOST_ROUNDS):
-        images, labels = next(batches)
+        parts = next(batches)
         for name in backends:
             with ek.use_backend(name):
-                spent = _timed(trainer.device, partial(train_step, recipe, model, optimizer, images, labels))
+                spent = _timed(trainer.device, partial(train_step, recipe, model, optimizer, parts))
             if round_number >= WARMUP_ROUNDS:
                 seconds[name].append(spent)
         if time.perf_counter() - started > SECONDS and round_number + 1 >= WARMUP_ROUNDS + LEAST_ROUNDS:
@@ -43,10 +44,10 @@ def step_times(trainer: Trainer, backends: list[str]) -> dict[str, float]:
     return {name: statistics.median(spent) for name, spent in seconds.items()}
 
 
-def _forever(trainer: Trainer) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _forever(trainer: Trainer) -> Iterator[list[Part]]:
     epoch = 0
     while True:
-        yield from trainer.batches.train(epoch)
+        yield from trainer.batches.parts(epoch, share=trainer.share)
         epoch += 1
 
 

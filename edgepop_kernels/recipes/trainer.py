@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -10,29 +11,43 @@ from torch import nn
 
 from . import checkpoint
 from .config import Recipe
-from .data import Batches, Dataset
-from .errors import NotFinite, UserError
+from .data import WHOLE, Batches, Dataset, ImageFolder, Part, Share
+from .errors import ConfigError, NotFinite, UserError
 from .interrupt import Stop
+from .parallel import World
+from .randomness import PartRandom
 
 # Looking at the loss makes the host wait for the GPU, so its finiteness is looked at once in this many steps (and
 # before every save); the step that was first at fault is recorded on the device and named exactly.
 CHECK_EVERY = 20
+ALONE = World()
 
 
 class Trainer:
     """One run of ``recipe`` on ``data``: ``epoch`` whole epochs and ``step`` steps of the next one are done.
 
-    Seeds the global generators, so making one starts a reproducible run.
+    Every process of the ``world`` makes one and calls the same methods in the same order. Seeds the global generators,
+    alike in each, so making one starts a reproducible run. Raises ConfigError.
     """
 
-    def __init__(self, recipe: Recipe, data: Dataset, device: torch.device):
+    def __init__(self, recipe: Recipe, data: Dataset | ImageFolder, device: torch.device, world: World = ALONE):
         checkpoint.seed_everything(recipe.seed)
-        self.recipe, self.device = recipe, device
-        self.data = data.to(device)
-        self.batches = Batches(self.data, recipe.batch_size, recipe.seed, channels_last=recipe.channels_last)
+        self.recipe, self.device, self.world = recipe, device, world
+        self.data, self.share = data.to(device), world.share(recipe.accumulate)
+        self.batches = Batches(
+            self.data, recipe.batch_size, recipe.seed, channels_last=recipe.channels_last, workers=recipe.workers
+        )
+        if self.batches.smallest() < self.share.parts:
+            raise ConfigError(
+                f"batch_size: {recipe.batch_size} leaves {self.batches.smallest()} of {len(data.train)} images for an "
+                f"epoch's last batch, which is computed in {self.share.parts} parts (processes times accumulate): "
+                "expected at least 1 image each"
+            )
         self.data_digest = data.digest()
         self.model = make_network(recipe, data, device)
         self.optimizer = make_optimizer(recipe, self.model)
+        self.parallel = world.wrap(self.model)
+        self.random = PartRandom(self.model, device) if self.share.parts > 1 else None
         self.epoch = self.step = 0
         self.history: list[dict] = []
         self.best_accuracy, self.best_epoch = -1.0, 0
@@ -50,24 +65,46 @@ class Trainer:
         lr = self.recipe.lr_at(self.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        for images, labels in self.batches.train(self.epoch, self.step):
-            loss, logits = train_step(self.recipe, self.model, self.optimizer, images, labels)
-            right = (logits.argmax(1) == labels).sum()
-            self.sums += torch.stack([loss.double() * len(labels), right.double()])
-            self.first_bad = torch.where((self.first_bad < 0) & ~loss.isfinite(), self.step, self.first_bad)
+        batches = self.batches.parts(self.epoch, self.step, self.share)
+        while parts := self._next(batches, stop):
+            sums = train_step(self.recipe, self.parallel, self.optimizer, parts, self._part)
+            self.sums += sums
+            self.first_bad = torch.where((self.first_bad < 0) & ~sums[0].isfinite(), self.step, self.first_bad)
             self.step += 1
             if self.step % CHECK_EVERY == 0:
                 self.check_finite()
             on_step()
-            if stop.requested:
-                return False
+        if parts is None:
+            return False
         self.check_finite()
         self._end_epoch(lr)
         return True
 
+    def _next(self, batches: Iterator[list[Part]], stop: Stop) -> list[Part] | None:
+        """The next batch's parts, none after the last batch; None where a stop is requested. All ranks get the same."""
+        parts, error = [], None
+        try:
+            parts = next(batches, [])
+        except UserError as failure:
+            error = failure
+        return None if self.world.agree(error, stop.requested is not None) else parts
+
+    @contextlib.contextmanager
+    def _part(self, number: int) -> Iterator[None]:
+        """While part ``number`` of this process's parts of a batch is computed."""
+        if self.random is None:
+            yield
+            return
+        last = number + 1 == self.share.count
+        position = (self.recipe.seed, self.epoch, self.step, self.share.first + number)
+        with self.random.part(position, number > 0), self.world.held(self.parallel, not last):
+            yield
+
     def _end_epoch(self, lr: float) -> None:
-        train_loss, train_accuracy = (self.sums / len(self.data.train)).tolist()
-        test_loss, test_accuracy = evaluate(self.recipe, self.model, self.batches)
+        self.world.spread_buffers(self.model)
+        right = self.world.each(lambda: sums_over_test(self.recipe, self.model, self.batches, self.world.share(1)))
+        train_loss, train_accuracy = (sum(self.world.gather(self.sums)) / len(self.data.train)).tolist()
+        test_loss, test_accuracy = (sum(self.world.gather(right)) / len(self.data.test)).tolist()
         self.epoch, self.step = self.epoch + 1, 0
         self.history.append(
             {
@@ -85,15 +122,15 @@ class Trainer:
 
     def check_finite(self) -> None:
         """NotFinite, naming epoch and step, where the loss of some step of this epoch was NaN or infinite."""
-        step = int(self.first_bad)
-        if step >= 0:
+        bad = [step for step in map(int, self.world.gather(self.first_bad)) if step >= 0]
+        if bad:
             raise NotFinite(
-                f"the loss is not a finite number in epoch {self.epoch + 1}, step {step + 1} of "
+                f"the loss is not a finite number in epoch {self.epoch + 1}, step {min(bad) + 1} of "
                 f"{self.batches.steps()}: try a lower lr than {self.recipe.lr:g}"
             )
 
     def state(self) -> dict:
-        """Everything ``load_state`` needs, as plain data."""
+        """Everything ``load_state`` needs, as plain data; "sums" has a row for each rank."""
         return {
             "config": self.recipe.to_dict(),
             "data_digest": self.data_digest,
@@ -103,7 +140,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "sums": self.sums.tolist(),
+            "sums": [sums.tolist() for sums in self.world.gather(self.sums)],
             "history": self.history,
             "best": [self.best_accuracy, self.best_epoch],
             "frozen_digest": self.frozen_digest,
@@ -121,7 +158,9 @@ class Trainer:
         self.best_accuracy, self.best_epoch = state["best"]
         self.frozen_digest = state["frozen_digest"]
         self._start_sums()
-        self.sums += torch.tensor(state["sums"], dtype=torch.float64, device=self.device)
+        # Ranks go on from their own sums; among another number of processes the rows are dealt out anew.
+        for sums in itertools.islice(state["sums"], self.world.rank, None, self.world.size):
+            self.sums += torch.tensor(sums, dtype=torch.float64, device=self.device)
         checkpoint.set_random_state(state["random"])
 
 
@@ -145,30 +184,47 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def train_step(
-    recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step; the detached loss () float32 and logits [B, classes], still on the device."""
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: list[Part],
+    part: Callable[[int], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> torch.Tensor:
+    """One step on the batch of ``parts``, one after the other, each in the context ``part(its number)``.
+
+    The sums over the images of loss and of right answers, float64 [2], still on the device.
+    """
     optimizer.zero_grad(set_to_none=True)
-    with autocast(recipe, images.device):
-        logits = model(images)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    loss.backward()
+    sums = 0
+    for number, (images, labels, weight) in enumerate(parts):
+        with part(number):
+            with autocast(recipe, images.device):
+                logits = model(images)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            loss.backward(torch.full_like(loss, weight))  # they add up to the gradients of the batch's mean loss
+        right = (logits.argmax(1) == labels).sum()
+        sums = sums + torch.stack([loss.detach().double() * len(labels), right.double()])
     optimizer.step()
-    return loss.detach(), logits.detach()
+    return sums
+
+
+def evaluate(recipe: Recipe, model: nn.Module, batches: Batches) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (a fraction) on the test part; leaves the model in evaluation mode."""
+    loss, right = (sums_over_test(recipe, model, batches) / len(batches.data.test)).tolist()
+    return loss, right
 
 
 @torch.no_grad()
-def evaluate(recipe: Recipe, model: nn.Module, batches: Batches) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a fraction) on the test part; leaves the model in evaluation mode."""
+def sums_over_test(recipe: Recipe, model: nn.Module, batches: Batches, share: Share = WHOLE) -> torch.Tensor:
+    """Sums of cross-entropy and of right answers over ``share`` of the test part, float64 [2], on the device."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=batches.mean.device)
-    for images, labels in batches.test():
+    for images, labels in batches.test(share):
         with autocast(recipe, images.device):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         sums += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
-    loss, right = (sums / len(batches.data.test)).tolist()
-    return loss, right
+    return sums
 
 
 def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContextManager:

@@ -1,58 +1,78 @@
-"""Data sets by name: digits (embedded), MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 (from their files in a folder)."""
+"""Data sets by name: digits (embedded); MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and ImageNet, from their files."""
 
 from pathlib import Path
 
 from ..errors import UserError
-from . import cifar, digits, idx
-from .dataset import Batches, Dataset, Split, crop_and_flip
+from . import cifar, digits, folder, idx
+from .batches import WHOLE, Batches, Part, Share
+from .dataset import Dataset, Split, crop_and_flip, draw_shifts
+from .folder import ImageFolder
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet")
 _TORCHVISION_FOLDER = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
-__all__ = ["DATASETS", "Batches", "Dataset", "Split", "crop_and_flip", "detect", "load"]
+__all__ = [
+    "DATASETS",
+    "WHOLE",
+    "Batches",
+    "Dataset",
+    "ImageFolder",
+    "Part",
+    "Share",
+    "Split",
+    "crop_and_flip",
+    "detect",
+    "draw_shifts",
+    "load",
+]
 
 
-def load(name: str, folder: Path | None) -> Dataset:
-    """The data set ``name``, read from ``folder`` (digits: from scikit-learn, no folder).
+def load(name: str, place: Path | None, image_size: int = 224) -> Dataset | ImageFolder:
+    """The data set ``name``, read from the folder ``place`` (digits: from scikit-learn, None).
 
-    Raises UserError, one sentence naming the file, for a missing, damaged or inconsistent one.
+    image_size: side of the crops of imagenet, in pixels; the other sets have a size. "imagenet" is any folder of that
+    form. Raises UserError, one sentence naming the file, for a missing, damaged or inconsistent one.
     """
-    if folder is not None:
-        _check_folder(folder)
+    if place is not None:
+        _check_folder(place)
     if name == "digits":
-        if folder is not None:
-            raise UserError(f"digits come with scikit-learn and are not read from {folder}: leave out --data")
+        if place is not None:
+            raise UserError(f"digits come with scikit-learn and are not read from {place}: leave out --data")
         return digits.load()
-    if folder is None:
+    if place is None:
         raise UserError(
             f"{name} is read from a folder: give it with --data FOLDER, or try the recipe on --dataset digits"
         )
     if name in _TORCHVISION_FOLDER:
-        return idx.load(name, folder, _TORCHVISION_FOLDER[name])
-    return cifar.load(name, folder)
+        return idx.load(name, place, _TORCHVISION_FOLDER[name])
+    if name == "imagenet":
+        return folder.load(place, image_size)
+    return cifar.load(name, place)
 
 
-def detect(folder: Path) -> str:
-    """Name of the data set whose files are in ``folder``. MNIST and Fashion-MNIST name their files alike: they
+def detect(place: Path) -> str:
+    """Name of the data set whose files are in ``place``. MNIST and Fashion-MNIST name their files alike: they
     are taken for MNIST unless the folder's name says fashion."""
-    _check_folder(folder)
+    _check_folder(place)
     for name in ("cifar10", "cifar100"):
-        if cifar.present(name, folder):
+        if cifar.present(name, place):
             return name
-    resolved = folder.resolve()
+    resolved = place.resolve()
     named = "fashion" in (resolved.parent if resolved.name == "raw" else resolved).name.lower()
-    if idx.present(folder, "FashionMNIST") and (named or not idx.present(folder, "MNIST")):
+    if idx.present(place, "FashionMNIST") and (named or not idx.present(place, "MNIST")):
         return "fashion-mnist"
-    if idx.present(folder, "MNIST"):
+    if idx.present(place, "MNIST"):
         return "mnist"
+    if folder.present(place):
+        return "imagenet"
     raise UserError(
-        f"{folder} holds none of the data sets this program reads: MNIST or Fashion-MNIST (train-images-idx3-ubyte, "
-        "raw or .gz), CIFAR-10 or CIFAR-100 (python or binary version, unpacked or .tar.gz)"
+        f"{place} holds none of the data sets this program reads: MNIST or Fashion-MNIST (train-images-idx3-ubyte, "
+        "raw or .gz), CIFAR-10 or CIFAR-100 (python or binary version, unpacked or .tar.gz), ImageNet (train/ and val/)"
     )
 
 
-def _check_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise UserError(f"the data folder {folder} does not exist")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
+def _check_folder(place: Path) -> None:
+    if not place.exists():
+        raise UserError(f"the data folder {place} does not exist")
+    if not place.is_dir():
+        raise UserError(f"{place} is not a folder")

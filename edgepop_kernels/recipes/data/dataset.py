@@ -1,12 +1,14 @@
-"""Image sets held as uint8 tensors on the training device, and their batches."""
+"""Image sets held as uint8 tensors on the training device, gathered and augmented there."""
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from ..errors import UserError
+from .batches import Request, generator
 
 PAD = 4  # zero pixels around an image before the random crop: He et al. 2016, section 4.2
 
@@ -37,6 +39,7 @@ class Dataset:
     train: Split
     test: Split
     augment: bool = False
+    test_batch: ClassVar[int] = 1000  # images; without gradients, more fit than in a training step
 
     @property
     def image(self) -> tuple[int, int, int]:
@@ -45,6 +48,19 @@ class Dataset:
 
     def to(self, device: torch.device) -> "Dataset":
         return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        return self.train.images.device
+
+    def read(self, split: Split, requests: list[Request], workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """uint8 [B, C, H, W] and labels int64 [B] of each request, which are in memory: no work for ``workers``."""
+        for request in requests:
+            images = split.images.index_select(0, request.indices)
+            if self.augment and request.draw is not None:
+                shifts = draw_shifts(request.size, generator(*request.draw))[:, request.rows]
+                images = crop_and_flip(images, shifts.to(images.device))
+            yield images, split.labels.index_select(0, request.indices)
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of the training pixels, float32 [C, 1, 1], exact to rounding whatever the device."""
@@ -91,60 +107,23 @@ def _size(split: Split) -> str:
     return "x".join(map(str, split.images.shape[1:]))
 
 
-class Batches:
-    """Batches of a data set as normalised float32 images, in an order that follows from (seed, epoch) alone.
-
-    Permutation and augmentation are drawn on the CPU from a generator seeded per epoch and per step. So the position
-    of a run in its data is (epoch, step): nothing else has to be saved to continue, and devices see the same batches.
-    """
-
-    def __init__(self, data: Dataset, batch_size: int, seed: int, *, channels_last: bool = False):
-        self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.mean, self.deviation = (s.to(data.train.images.device) for s in data.moments())
-
-    def steps(self) -> int:
-        """Steps of one epoch; the last batch may be smaller."""
-        return -(-len(self.data.train) // self.batch_size)
-
-    def train(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches ``start``, ``start + 1``... of the epoch: float32 [B, C, H, W], int64 [B]."""
-        split = self.data.train
-        order = torch.randperm(len(split), generator=_generator(self.seed, epoch)).to(split.labels.device)
-        for step in range(start, self.steps()):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            images = split.images.index_select(0, chosen)
-            if self.data.augment:
-                images = crop_and_flip(images, _generator(self.seed, epoch, step))
-            yield self._normalised(images), split.labels.index_select(0, chosen)
-
-    def test(self, size: int = 1000) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        split = self.data.test
-        for images, labels in zip(split.images.split(size), split.labels.split(size), strict=True):
-            yield self._normalised(images), labels
-
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        # A channel of one value everywhere has deviation 0: its pixels become 0, not NaN.
-        scale = torch.where(self.deviation > 0, self.deviation, torch.ones_like(self.deviation))
-        return images.float().sub_(self.mean).div_(scale).contiguous(memory_format=self.format)
+def draw_shifts(count: int, random: torch.Generator) -> torch.Tensor:
+    """Of each image the crop's first row, its first column, and whether it is mirrored: int64 [3, count]."""
+    corners = torch.randint(2 * PAD + 1, (2, count), generator=random)
+    return torch.cat([corners, (torch.rand(1, count, generator=random) < 0.5).long()])
 
 
-def _generator(*key: int) -> torch.Generator:
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def crop_and_flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image shifted by up to 4 pixels either way (zeros come in) and mirrored with probability 1/2, [B, C, H, W].
+def crop_and_flip(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Each image moved by up to 4 pixels either way (zeros come in) and mirrored as ``shifts`` says, [B, C, H, W].
 
     One gather along the flattened pixels of the padded images serves the whole batch.
     """
     count, channels, height, width = images.shape
     padded = torch.nn.functional.pad(images, (PAD, PAD, PAD, PAD)).flatten(2)  # [B, C, (H + 8) * (W + 8)]
-    top, left = torch.randint(2 * PAD + 1, (2, count, 1), generator=generator)  # each [B, 1]
-    mirrored = torch.rand(count, 1, generator=generator) < 0.5  # [B, 1]
-    rows = top + torch.arange(height)  # [B, H]
-    columns = left + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))  # [B, W]
+    top, left, mirrored = shifts.unsqueeze(2)  # each [B, 1]
+    across = torch.arange(width, device=images.device)  # [W]
+    rows = top + torch.arange(height, device=images.device)  # [B, H]
+    columns = left + torch.where(mirrored > 0, across.flip(0), across)  # [B, W]
     pixels = rows[:, :, None] * (width + 2 * PAD) + columns[:, None, :]  # [B, H, W], into the flattened pixels
-    pixels = pixels.view(count, 1, -1).to(images.device).expand(-1, channels, -1)
+    pixels = pixels.view(count, 1, -1).expand(-1, channels, -1)
     return padded.gather(2, pixels).view(images.shape)
