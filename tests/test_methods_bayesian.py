@@ -42,10 +42,37 @@ def test_flipout_has_the_moments_of_the_posterior():
     assert torch.equal(layer.eval()(x[:1]), mean)
 
 
-def test_gradients_reach_means_and_deviations():
-    layer = VariationalLinear(6, 3)
-    labels = torch.tensor([0, 2, 1, 1])
-    bayesian.negative_elbo(layer, layer(torch.randn(4, 6)), labels, examples=100).backward()
+def test_flipout_is_its_equation():
+    """y = x mu^T + ((x * s_in) (sigma * e)^T) * s_out + b (Wen et al. 2018, equation 4), and its gradients by hand:
+    with h = x * s_in and g = dy * s_out, dmu = dy^T x, dsigma = e * g^T h, dx = dy mu + (g (sigma * e)) * s_in."""
+    layer = VariationalLinear(6, 3).double()
+    x, dy = torch.randn(4, 6).double().requires_grad_(), torch.randn(4, 3).double()
+    torch.manual_seed(5)
+    y = layer(x)
+    y.backward(dy)
+    torch.manual_seed(5)  # the same draws, in the same order
+    s_in, s_out = (torch.randint(0, 2, shape).double() * 2 - 1 for shape in ((4, 6), (4, 3)))
+    e = torch.randn(3, 6, dtype=torch.float64)
+    mu, rho, sigma = layer.mu.detach(), layer.rho.detach(), layer.sigma.detach()
+    h, g, perturbation = x.detach() * s_in, dy * s_out, sigma * e
+    torch.testing.assert_close(y, x @ mu.t() + (h @ perturbation.t()) * s_out + layer.bias)
+    torch.testing.assert_close(layer.mu.grad, dy.t() @ x.detach())
+    torch.testing.assert_close(layer.rho.grad, e * (g.t() @ h) / (1 + (-rho).exp()))  # dsigma / drho = sigmoid(rho)
+    torch.testing.assert_close(layer.bias.grad, dy.sum(0))
+    torch.testing.assert_close(x.grad, dy @ mu + (g @ perturbation) * s_in)
+
+
+def test_the_lower_bound_is_its_equation():
+    """Mean cross-entropy + KL / N; dKL / dmu = mu / p^2, dKL / dsigma = sigma / p^2 - 1 / sigma."""
+    layer = VariationalLinear(6, 3, prior_sigma=0.5).double().eval()
+    x, labels = torch.randn(4, 6).double(), torch.tensor([0, 2, 1, 1])
+    logits = layer(x)
+    loss = bayesian.negative_elbo(layer, logits, labels, examples=100)
+    assert loss.item() == pytest.approx((F.cross_entropy(logits, labels) + layer.kl() / 100).item())
+    dmu, drho = torch.autograd.grad(layer.kl(), (layer.mu, layer.rho))
+    torch.testing.assert_close(dmu, layer.mu / 0.25)
+    torch.testing.assert_close(drho, (layer.sigma / 0.25 - 1 / layer.sigma) * layer.rho.sigmoid())
+    loss.backward()
     assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
 
 
