@@ -46,6 +46,8 @@ def test_signs():
     for sign, expected in (("same", ~changed), ("different", changed)):
         score = criteria.scores("movement", WI, WF, sign=sign)
         assert torch.equal(score.isfinite(), expected)
+        assert torch.equal(criteria.sign_mask(sign, WI, WF), expected)
+    assert criteria.sign_mask("any", WI, WF).all()
 
 
 def test_pruned_stay_pruned():
@@ -82,6 +84,10 @@ def test_what_pruned_weights_become():
     assert torch.equal(start["freeze_init"], WI)
     assert torch.equal(start["freeze_init_zero_mask"], WI * (mask | ~shrank))
     assert torch.equal(start["freeze_init_zero_all"], WI * ~shrank)
+    assert torch.equal(start["freeze_init_zero_rev"], WI * (mask | shrank))
+    shuffled = start["freeze_init_zero_reshuffle"]
+    assert torch.equal(shuffled[mask], WI[mask])
+    assert ((shuffled == 0) & ~mask).sum() == (shrank & ~mask).sum() and ((shuffled == WI) | (shuffled == 0)).all()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import edgepop_kernels as ek
 from edgepop_kernels.methods import criteria
 from edgepop_kernels.recipes import bayesian_tickets, cli, data, experiments, lottery_tickets, supermask_init
 from edgepop_kernels.recipes.errors import ConfigError
+from edgepop_kernels.recipes.jitter import jitter
 
 CPU = torch.device("cpu")
 
@@ -67,6 +68,26 @@ def test_the_rate_falls_where_training_stands_still(digits):
         found = experiments.fit(recipe, model, batches, patience=2, on_epoch=seen.append)
     assert rates == pytest.approx([0.3, 0.3, 0.3, 0.03, 0.03, 0.003])
     assert seen == found.test and len(set(found.train)) == 1
+
+
+def test_jitter_moves_images_as_one(digits):
+    """A turn by an angle and a shift keep a plain image plain, mirror half of the others, and repeat from a seed."""
+    draw = lambda images: jitter(images, torch.Generator().manual_seed(3))  # noqa: E731
+    plain = torch.full((5, 2, 8, 8), 0.7)
+    torch.testing.assert_close(draw(plain), plain)
+    ramp = torch.linspace(-1, 1, 33).expand(400, 1, 33, 33)  # grows to the right
+    moved = draw(ramp)
+    slope = moved[:, 0, 16, 20] - moved[:, 0, 16, 12]
+    assert 160 < (slope < 0).sum() < 240  # mirrored
+    # cos 20 degrees < slope / 8 steps < 1, up to the borders that came in
+    assert (slope.abs() <= 0.5 + 1e-5).all() and slope.abs().median() > 0.45
+    middle = moved[:, 0, 16, 16]
+    assert 0.35 < middle.abs().max() <= 0.4126  # a fifth of the side is 6.6 pixels, each 1/16 of the ramp
+    assert torch.equal(moved, draw(ramp))
+    plain, jittered = (
+        supermask_init.SupermaskInit(widths=(8,), epochs=1, augment=augment) for augment in (False, True)
+    )
+    assert jittered.run(digits, CPU) == jittered.run(digits, CPU) != plain.run(digits, CPU)
 
 
 QUICK = dict(widths=(32,), epochs=2, rounds=3, keep=0.5, keep_output=0.8)

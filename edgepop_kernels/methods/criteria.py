@@ -53,10 +53,13 @@ def scores(
             f"gradient: criterion {criterion!r} needs the loss's gradient at the initial weights, got None"
         )
     found = CRITERIA[criterion](initial, final, gradient).to(torch.float32)
-    if sign == "any":
-        return found
+    return found.masked_fill(~sign_mask(sign, initial, final), -math.inf)
+
+
+def sign_mask(sign: str, initial: Tensor, final: Tensor) -> Tensor:
+    """Bool: the weights whose sign training kept ("same") or changed ("different"); "any": all. Also a mask by itself."""
     same = initial.sign() == final.sign()
-    return found.masked_fill(same if sign == "different" else ~same, -math.inf)
+    return {"any": torch.ones_like(same), "same": same, "different": ~same}[sign]
 
 
 def prune(score: Tensor, keep: float, mask: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import edgepop_kernels as ek
 
 from . import models
 from .config import Entry, Recipe
+from .edge_popup import IMAGENET
 from .layers import Layers
 
 
@@ -38,18 +39,23 @@ def plain_network(recipe: Recipe, image: tuple[int, int, int], classes: int) -> 
     )
 
 
-_CIFAR10 = dict(dataset="cifar10", lr=0.01, epochs=100, batch_size=128)
+_SOURCE = "Ramanujan et al. 2020 (arXiv 1911.13299), baseline"
+_CIFAR10 = dict(dataset="cifar10", epochs=100)
 
 RECIPES = {
     "dense-digits": Entry(Dense(lr=0.05), "93.4 % ± 0.6", "plain PyTorch, 5 seeds, the same settings"),
-    "dense-mnist": Entry(
-        Dense(dataset="mnist", epochs=100, batch_size=128),
-        "no published table",
-        "Ramanujan et al. 2020 (arXiv 1911.13299), baseline FC",
+    "dense-mnist": Entry(Dense(dataset="mnist", epochs=100, batch_size=128), "no published table", f"{_SOURCE} FC"),
+    "dense-cifar-resnet18": Entry(
+        Dense(model="cifar-resnet18", batch_size=256, weight_decay=5e-4, **_CIFAR10),
+        "published as curves only",
+        _SOURCE,
+    ),
+    "dense-resnet50": Entry(
+        Dense(model="resnet50", **IMAGENET), "77.5 %", "Wortsman et al. 2019 (arXiv 1906.00586), the authors' table"
     ),
 } | {
     f"dense-{model}": Entry(
-        Dense(model=model, **_CIFAR10), "published as curves only", "Ramanujan et al. 2020 (arXiv 1911.13299), baseline"
+        Dense(model=model, lr=0.01, batch_size=128, **_CIFAR10), "published as curves only", _SOURCE
     )
     for model in ("conv2", "conv4", "conv6", "conv8")
 }

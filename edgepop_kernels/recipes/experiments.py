@@ -72,10 +72,12 @@ def fit(
     *,
     lr: float | None = None,
     penalty: Callable[[], Tensor | float] = lambda: 0.0,
+    augment: Callable[[Tensor], Tensor] = lambda images: images,
     patience: float = math.inf,
     on_epoch: Callable[[float], None] = lambda accuracy: None,
 ) -> Accuracies:
-    """Trains for the recipe's epochs. lr: other than the recipe's; penalty: added to the loss of every step.
+    """Trains for the recipe's epochs. lr: other than the recipe's; penalty: added to the loss of every step; augment:
+    applied to the training images, float32 [B, C, H, W].
 
     patience: lr times 0.1 after so many epochs in a row whose training accuracy is no best by 1e-4. on_epoch: called
     with the test accuracy.
@@ -91,7 +93,7 @@ def fit(
         for images, labels in batches.train(epoch):
             optimizer.zero_grad(set_to_none=True)
             with autocast(recipe, images.device):
-                logits = model(images)
+                logits = model(augment(images))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
             (loss + penalty()).backward()
             optimizer.step()

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import nn
 
 from . import wired
-from .config import Entry, Recipe, choice, whole
+from .config import Entry, Recipe, choice, flag, whole
 
 NETWORKS = (*(f"tiny-{time}" for time in wired.GRAPHS), "mobilenet")
 SMALL_IMAGE = 64  # pixels a side, up to which MobileNet's first convolution has no stride
@@ -27,6 +27,7 @@ class NeuralGraph(Recipe):
     wiring: str = choice("learned", ("learned", "random"), "edges found by training, or drawn once and held")
     nodes: int = whole(800, wired.FEWEST_NODES, "nodes of a tiny graph")
     edges: int = whole(32_000, 1, "edges of a tiny graph")
+    small_classifier: bool = flag(False, "mobilenet: keep only width_multiplier of the classifier's weights")
     schedule: str = choice("steps", ("steps", "cosine"), "lr: times 0.1 after half and three quarters, or a cosine")
 
     def __post_init__(self):
@@ -44,8 +45,13 @@ class NeuralGraph(Recipe):
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         if self.model == "mobilenet":
-            small = min(image[1:]) <= SMALL_IMAGE
-            model = wired.mobilenet_graph(self.width_multiplier, classes, channels=image[0], small_images=small)
+            model = wired.mobilenet_graph(
+                self.width_multiplier,
+                classes,
+                channels=image[0],
+                small_images=min(image[1:]) <= SMALL_IMAGE,
+                small_classifier=self.small_classifier,
+            )
         else:
             time = self.model.removeprefix("tiny-")
             model = wired.TinyClassifier(time, image, classes, nodes=self.nodes, edges=self.edges)
@@ -55,6 +61,8 @@ class NeuralGraph(Recipe):
 _SOURCE = "Wortsman et al. 2019 (arXiv 1906.00586)"
 _UNPUBLISHED = ("no published number", "this project")
 _CIFAR10 = dict(dataset="cifar10", epochs=160)
+_MOBILENET = dict(model="mobilenet", schedule="cosine")
+_IMAGENET = dict(dataset="imagenet", epochs=250, batch_size=512, weight_decay=5e-5)
 # Test accuracy on CIFAR-10 by the authors' code: random wiring, learned wiring.
 _TINY = {
     "static": ("76.1 % ± 0.5", "80.9 % ± 0.6"),
@@ -85,9 +93,21 @@ RECIPES = (
     }
     | {
         "neural-graph-mobilenet-cifar10": Entry(
-            NeuralGraph(model="mobilenet", width_multiplier=0.225, schedule="cosine", batch_size=128, **_CIFAR10),
+            NeuralGraph(width_multiplier=0.225, batch_size=128, **_CIFAR10, **_MOBILENET),
             "published as a figure only",
             _SOURCE,
+        )
+    }
+    | {
+        f"neural-graph-mobilenet{suffix}": Entry(
+            NeuralGraph(width_multiplier=width, **settings, **_MOBILENET, **_IMAGENET), goal, _SOURCE
+        )
+        for suffix, width, settings, goal in (
+            ("", 0.225, {}, "60.9 %"),
+            ("-random", 0.225, {"wiring": "random"}, "53.3 %"),
+            ("-small", 0.225, {"small_classifier": True}, "59.9 %"),
+            ("-30", 0.3, {}, "65.0 %"),
+            ("-49", 0.49, {}, "70.4 %"),
         )
     }
 )

@@ -4,8 +4,9 @@ mshlis 2019: thresholded masks, on biases too, against trained weights, and weig
 """
 
 import copy
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,9 +15,10 @@ import edgepop_kernels as ek
 
 from . import models
 from .checkpoint import seed_everything
-from .config import Entry, positive, whole
+from .config import Entry, flag, positive, whole
 from .data import Batches, Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
+from .jitter import jitter
 from .layers import Layers
 from .trainer import kept_per_layer
 
@@ -30,6 +32,7 @@ class SupermaskInit(Experiment):
 
     lr: float = positive(0.01, "learning rate at its highest")
     fine_tune_lr: float = positive(1e-5, "learning rate of the weights under the best mask")
+    augment: bool = flag(False, "flips, rotations up to 20 degrees and shifts up to a fifth of the training images")
     patience: int = whole(2, 1, "epochs without a better training accuracy, after which lr is divided by 10")
 
     def run(self, data: Dataset, device: torch.device) -> Result:
@@ -44,18 +47,23 @@ class SupermaskInit(Experiment):
                     nn.init.zeros_(layer.bias)
         weights = ek.train_weights(copy.deepcopy(masked))  # scores start at 1: every weight is kept
         ek.share_selection(masked)
+        if self.augment:
+            data = replace(data, augment=False)  # its crops and flips give way to these
         batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
+        options: dict[str, Any] = dict(patience=self.patience)
+        if self.augment:
+            options["augment"] = partial(jitter, generator=torch.Generator().manual_seed(self.seed))
         best = {"accuracy": -1.0}
 
         def remember(accuracy: float) -> None:
             if accuracy > best["accuracy"]:
                 best.update(accuracy=accuracy, state=copy.deepcopy(masked.state_dict()))
 
-        found = {"mask only": fit(self, masked, batches, patience=self.patience, on_epoch=remember)}
-        found["weights only"] = fit(self, weights, batches, patience=self.patience)
+        found = {"mask only": fit(self, masked, batches, **options, on_epoch=remember)}
+        found["weights only"] = fit(self, weights, batches, **options)
         masked.load_state_dict(best["state"])
         ek.train_weights(masked)
-        found["best mask, then weights"] = fit(self, masked, batches, patience=self.patience, lr=self.fine_tune_lr)
+        found["best mask, then weights"] = fit(self, masked, batches, **options, lr=self.fine_tune_lr)
         test = epochs_chart({name: accuracies.test for name, accuracies in found.items()})
         training = {name: accuracies.train for name, accuracies in found.items()}
         return Result([test, epochs_chart(training, "training", "training accuracy")], kept_per_layer(masked))
@@ -67,7 +75,7 @@ def _biases_masked(layer):
 
 
 _SOURCE = "mshlis 2019, Super-Masks: Are They Good Initializations?"
-_WIDE = dict(model="wide-resnet28-8", batch_size=128)
+_WIDE = dict(model="wide-resnet28-8", batch_size=128, augment=True)
 
 RECIPES = {
     # The scores start at 1, which takes four epochs of 23 steps to cross: nothing to be gained before.

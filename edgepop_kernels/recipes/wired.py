@@ -24,12 +24,18 @@ def mobilenet_edges(width: float) -> list[int]:
 
 
 def mobilenet_graph(
-    width: float = 0.225, classes: int = 1000, *, channels: int = 3, small_images: bool = False
+    width: float = 0.225,
+    classes: int = 1000,
+    *,
+    channels: int = 3,
+    small_images: bool = False,
+    small_classifier: bool = False,
 ) -> nn.Sequential:
     """MobileNet v1 as a chain of five graphs, with the edges of width multiplier ``width``, for images (N, channels, H,
     W).
 
-    small_images: no stride in the first convolution, for 64 pixels and fewer. Raises ValueError.
+    small_images: no stride in the first convolution, for 64 pixels and fewer. small_classifier: without bias, and with
+    the fraction ``width`` of its weights. Raises ValueError.
     """
     if not 0 < width <= 1:
         raise ValueError(f"width: expected a number in (0, 1], got {width}")
@@ -38,7 +44,8 @@ def mobilenet_graph(
         StaticGraph((inputs, *[outputs] * blocks), edges, norm="batch", stride=stride)
         for (inputs, outputs, stride, blocks), edges in zip(_MOBILENET, mobilenet_edges(width), strict=True)
     ]
-    head = [nn.BatchNorm2d(1024), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1024, classes)]
+    small = ek.FusedSparseLinear(1024, classes, bias=False, keep=width) if small_classifier else None
+    head = [nn.BatchNorm2d(1024), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), small or nn.Linear(1024, classes)]
     return nn.Sequential(stem, *graphs, *head)
 
 

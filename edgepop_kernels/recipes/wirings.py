@@ -13,7 +13,7 @@ import edgepop_kernels as ek
 
 from . import models
 from .config import Entry, Recipe, choice, flag, setting
-from .edge_popup import INITS
+from .edge_popup import IMAGENET, INITS
 from .layers import Layers
 
 
@@ -44,11 +44,26 @@ class Wirings(Recipe):
 
 
 _CIFAR10 = dict(dataset="cifar10", epochs=100, batch_size=128)
+_PAPER = "Wortsman et al. 2019 (arXiv 1906.00586)"
+# ImageNet top-1 of ResNet-50 by percent kept: all layers sparse, first layer dense.
+_IMAGENET_GOALS = {10: ("74.0 %", "75.0 %"), 20: ("76.2 %", "76.6 %")}
 
-RECIPES = {
-    "wirings-digits": Entry(Wirings(), "92.7 % ± 0.8", "plain PyTorch, 5 seeds, the same settings"),
-    "wirings-mnist": Entry(Wirings(dataset="mnist", epochs=30, batch_size=128), "no published number", "this project"),
-} | {
-    f"wirings-{model}": Entry(Wirings(model=model, **_CIFAR10), "no published number", "this project")
-    for model in ("conv2", "conv4", "conv6", "conv8")
-}
+RECIPES = (
+    {
+        "wirings-digits": Entry(Wirings(), "92.7 % ± 0.8", "plain PyTorch, 5 seeds, the same settings"),
+        "wirings-mnist": Entry(
+            Wirings(dataset="mnist", epochs=30, batch_size=128), "no published number", "this project"
+        ),
+    }
+    | {
+        f"wirings-{model}": Entry(Wirings(model=model, **_CIFAR10), "no published number", "this project")
+        for model in ("conv2", "conv4", "conv6", "conv8")
+    }
+    | {
+        f"wirings-resnet50-{percent}{suffix}": Entry(
+            Wirings(model="resnet50", keep=percent / 100, first_dense=bool(suffix), **IMAGENET), goals[column], _PAPER
+        )
+        for percent, goals in _IMAGENET_GOALS.items()
+        for column, suffix in enumerate(("", "-first-dense"))
+    }
+)
