@@ -1,10 +1,12 @@
 """Networks of the methods beside edge-popup: which layers, what trains, and that a step moves the loss."""
 
 import pytest
-from recipe_runs import start
+import torch
+from recipe_runs import start, state
 
 import edgepop_kernels as ek
 from edgepop_kernels.recipes import registry
+from edgepop_kernels.recipes.errors import ConfigError
 
 NETWORKS = {
     "supermask-digits": (ek.FusedSupermaskLinear, ek.Threshold(0.5), {"scores"}),
@@ -40,3 +42,46 @@ def test_a_short_run_learns(name, tmp_path):
         recipe = recipe.override(scores_init=0.05)  # from 1, eight epochs are too few to drop anything
     summary = start(tmp_path, recipe, name=name)
     assert summary.accuracy > 0.6 and summary.unchanged
+
+
+def test_neural_graphs_learn_or_hold_their_wiring(tmp_path):
+    """Steps of the rate as published, whatever the number of epochs; a random wiring ends as it was drawn."""
+    recipe = registry.find("neural-graph-static").recipe
+    rates = [recipe.lr_at(epoch) for epoch in (0, 79, 80, 119, 120, 159)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    small = dict(dataset="digits", nodes=50, edges=300, epochs=2, batch_size=128, threads=1, backend="reference")
+    moved = {}
+    for name in ("neural-graph-static", "neural-graph-static-random"):
+        summary = start(tmp_path, registry.find(name).recipe.override(**small), name=name)
+        assert summary.kept == 300 and summary.accuracy > 0.15
+        first, last = (state(tmp_path / name, which)["model"] for which in ("first", "last"))
+        watched = [n for n in last if n.endswith(("wires.0.weight", "mask_bits"))]
+        moved[name] = {n.rpartition(".")[2]: not torch.equal(first[n], last[n]) for n in watched}
+    assert moved == {
+        "neural-graph-static": {"weight": True},
+        "neural-graph-static-random": {"weight": True, "mask_bits": False},
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        (dict(model="mlp"), "model"),
+        (dict(model="mobilenet", width_multiplier=1.5), "width_multiplier"),
+        (dict(nodes=60, edges=1000), "edges"),
+        (dict(nodes=20), "nodes"),
+    ],
+    ids=str,
+)
+def test_wrong_graphs_are_named(settings, word):
+    with pytest.raises(ConfigError, match=rf"^{word}: "):
+        registry.find("neural-graph-static").recipe.override(**settings)
+
+
+def test_mobilenet_takes_digits_and_a_small_classifier():
+    recipe = registry.find("neural-graph-mobilenet-cifar10").recipe.override(small_classifier=True)
+    model = recipe.network((1, 8, 8), 10)
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    assert isinstance(model[-1], ek.FusedSparseLinear) and model[-1].keep == 0.225
+    kept = sum(int(m.mask().sum()) for m in model.modules() if isinstance(m, ek.FusedSparseConv))
+    assert kept == 104 + 1244 + 4977 + 72_991 + 79_626

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import dense, edge_popup, registry
+from edgepop_kernels.recipes import dense, edge_popup, models, registry
 from edgepop_kernels.recipes.edge_popup import EdgePopup
 
 CIFAR, MNIST, DIGITS = (3, 32, 32), (1, 28, 28), (1, 8, 8)
@@ -22,6 +22,7 @@ def weights(model):
     [
         ("mlp", MNIST, 266_200),
         ("mlp", DIGITS, 50_200),
+        ("lenet", MNIST, 1_199_648),
         ("conv2", CIFAR, 4_300_992),
         ("conv4", CIFAR, 2_425_024),
         ("conv6", CIFAR, 2_261_184),
@@ -34,7 +35,7 @@ def test_weight_counts_are_the_published_ones(model, image, count):
 
 
 @pytest.mark.parametrize("image", [CIFAR, MNIST, DIGITS])
-@pytest.mark.parametrize("model", ["mlp", "small-conv", "conv2", "conv4", "conv6", "conv8"])
+@pytest.mark.parametrize("model", models.MODELS)
 def test_every_network_takes_every_image_size(model, image):
     network = dense.plain_network(dense.Dense(model=model, width_multiplier=0.05, widths=(9, 8, 7)), image, 13)
     assert network(torch.randn(2, *image)).shape == (2, 13)
@@ -46,14 +47,17 @@ def test_the_width_multiplier_scales_hidden_sizes_only():
     assert shapes == [(32, 3, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (128, 4096), (128, 128), (10, 128)]
 
 
-def test_edge_popup_trains_scores_only_and_has_no_biases():
-    network = EdgePopup(model="conv2", width_multiplier=0.1, keep=0.3).network(CIFAR, 10)
+@pytest.mark.parametrize(("model", "count"), [("conv2", 5), ("lenet", 4), ("cifar-resnet18", 21), ("resnet50", 54)])
+def test_edge_popup_trains_scores_only_and_has_no_biases(model, count):
+    network = EdgePopup(model=model, width_multiplier=0.1, keep=0.3).network(CIFAR, 10)
     names = {name.rsplit(".", 1)[1]: set() for name, _ in network.named_parameters()}
     for name, parameter in network.named_parameters():
         names[name.rsplit(".", 1)[1]].add(parameter.requires_grad)
     assert names == {"weight": {False}, "scores": {True}}
-    layers = [m for m in network if isinstance(m, (ek.FusedSubnetConv, ek.FusedSubnetLinear))]
-    assert len(layers) == 5
+    layers = [m for m in network.modules() if isinstance(m, (ek.FusedSubnetConv, ek.FusedSubnetLinear))]
+    assert len(layers) == count
+    # Signed constants reach every layer, however deep: one magnitude each, not torch's uniform start.
+    assert all(layer.weight.abs().unique().numel() == 1 for layer in layers)
     assert {layer.keep for layer in layers} == {0.3}
 
 

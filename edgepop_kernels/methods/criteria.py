@@ -57,7 +57,7 @@ def scores(
 
 
 def sign_mask(sign: str, initial: Tensor, final: Tensor) -> Tensor:
-    """Bool: the weights whose sign training kept ("same") or changed ("different"); "any": all. Also a mask by itself."""
+    """Bool: the weights whose sign training kept ("same") or changed ("different"); "any": all."""
     same = initial.sign() == final.sign()
     return {"any": torch.ones_like(same), "same": same, "different": ~same}[sign]
 
