@@ -48,7 +48,7 @@ class Experiment(Recipe):
 
     def lr_at(self, epoch: int) -> float:
         """Linear warm-up, then constant."""
-        return self.lr * min(1.0, (epoch + 1) / (self.warmup + 1))
+        return self.lr * min(1.0, (epoch + 1) / max(1, self.warmup))
 
 
 @dataclass(frozen=True)

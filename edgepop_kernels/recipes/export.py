@@ -18,9 +18,9 @@ SUFFIXES = (".pt", ".safetensors")
 def export(place: Path, name: str, output: Path | None, masks: bool) -> list[Path]:
     """Write checkpoint ``name`` of the run folder ``place`` to ``output``; returns the files written.
 
-    output: a .pt (a state_dict) or .safetensors file, default ``place/<name>-plain.pt``. The state_dict is that of
-    ``dense.plain_network(recipe, image, classes)``. masks: a second file ``<stem>-masks`` with each layer's mask as
-    ``edgepop_kernels.pack_mask`` packs it, 1 bit per weight.
+    output: a .pt (a state_dict) or .safetensors file, default ``place/<name>-plain.pt``. The state_dict is that of the
+    recipe's network in torch's layers, as ``edgepop_kernels.materialize`` leaves it. masks: a second file
+    ``<stem>-masks`` with each layer's mask as ``edgepop_kernels.pack_mask`` packs it, 1 bit per weight.
     """
     output = output or place / f"{name}-plain.pt"
     if output.suffix not in SUFFIXES:
