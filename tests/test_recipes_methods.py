@@ -5,6 +5,7 @@ import torch
 from recipe_runs import start, state
 
 import edgepop_kernels as ek
+from edgepop_kernels.methods.graphs import StaticGraph
 from edgepop_kernels.recipes import registry
 from edgepop_kernels.recipes.errors import ConfigError
 
@@ -55,6 +56,8 @@ def test_neural_graphs_learn_or_hold_their_wiring(tmp_path):
         summary = start(tmp_path, registry.find(name).recipe.override(**small), name=name)
         assert summary.kept == 300 and summary.accuracy > 0.15
         first, last = (state(tmp_path / name, which)["model"] for which in ("first", "last"))
+        (picture,) = recipe.pictures(registry.find(name).recipe.override(**small).network((1, 8, 8), 10), tmp_path)
+        assert picture.name == "wiring.png" and picture.read_bytes()[:4] == b"\x89PNG"
         watched = [n for n in last if n.endswith(("wires.0.weight", "mask_bits"))]
         moved[name] = {n.rpartition(".")[2]: not torch.equal(first[n], last[n]) for n in watched}
     assert moved == {
@@ -78,10 +81,12 @@ def test_wrong_graphs_are_named(settings, word):
         registry.find("neural-graph-static").recipe.override(**settings)
 
 
-def test_mobilenet_takes_digits_and_a_small_classifier():
+def test_mobilenet_takes_digits_and_a_small_classifier(tmp_path, monkeypatch):
     recipe = registry.find("neural-graph-mobilenet-cifar10").recipe.override(small_classifier=True)
     model = recipe.network((1, 8, 8), 10)
     assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
     assert isinstance(model[-1], ek.FusedSparseLinear) and model[-1].keep == 0.225
+    monkeypatch.setattr(StaticGraph, "picture", lambda graph, path: path)
+    assert recipe.pictures(model, tmp_path) == [tmp_path / f"wiring-{i}.png" for i in range(1, 6)]
     kept = sum(int(m.mask().sum()) for m in model.modules() if isinstance(m, ek.FusedSparseConv))
     assert kept == 104 + 1244 + 4977 + 72_991 + 79_626

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
@@ -95,6 +96,10 @@ class Recipe:
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         """The untrained network for images [C, H, W] = ``image``, on the CPU, drawn from torch's global generator."""
         raise NotImplementedError(f"{type(self).__name__} does not say how its network is made")
+
+    def pictures(self, model: nn.Module, run: Path) -> list[Path]:
+        """Draws what a method has to show of its trained network into the folder ``run``; the files."""
+        return []
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch: linear warm-up, then a cosine to 0, set once per epoch as hidden-networks does."""

@@ -143,7 +143,7 @@ def _conclude(trainer: Trainer, run: Path, record: dict, outputs: Outputs, repor
     runs.append_result(run.parent, _result_row(trainer, run, record, summary))
     report.summary(summary, registry.goal(record["recipe"], trainer.recipe))
     if outputs.plots:
-        for picture in plots.draw(run):
+        for picture in [*plots.draw(run), *trainer.recipe.pictures(trainer.model, run)]:
             report.line(f"plot: {picture}")
     if not summary.unchanged:
         raise AssertionError(f"weights that do not train have changed: {run}")

@@ -5,10 +5,13 @@ changes in discrete or continuous time, and MobileNet v1 as a chain of graphs.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
+from ..methods.dynamic_graphs import DynamicGraph
+from ..methods.graphs import StaticGraph
 from . import wired
 from .config import Entry, Recipe, choice, flag, whole
 
@@ -56,6 +59,12 @@ class NeuralGraph(Recipe):
             time = self.model.removeprefix("tiny-")
             model = wired.TinyClassifier(time, image, classes, nodes=self.nodes, edges=self.edges)
         return wired.hold_random_wiring(model) if self.wiring == "random" else model
+
+    def pictures(self, model: nn.Module, run: Path) -> list[Path]:
+        """wiring.png, or wiring-1.png and so on of a chain."""
+        graphs = [module for module in model.modules() if isinstance(module, (StaticGraph, DynamicGraph))]
+        names = ["wiring"] if len(graphs) == 1 else [f"wiring-{number}" for number in range(1, len(graphs) + 1)]
+        return [graph.picture(run / f"{name}.png") for name, graph in zip(names, graphs, strict=True)]
 
 
 _SOURCE = "Wortsman et al. 2019 (arXiv 1906.00586)"

@@ -35,6 +35,11 @@ class SupermaskInit(Experiment):
     augment: bool = flag(False, "flips, rotations up to 20 degrees and shifts up to a fifth of the training images")
     patience: int = whole(2, 1, "epochs without a better training accuracy, after which lr is divided by 10")
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.augment and self.dataset == "imagenet":
+            raise self.wrong("augment", "false for imagenet, whose crops are an augmentation")
+
     def run(self, data: Dataset, device: torch.device) -> Result:
         seed_everything(self.seed)
         layers = Layers(conv=_biases_masked(ek.FusedSupermaskConv), linear=_biases_masked(ek.FusedSupermaskLinear))
