@@ -76,6 +76,14 @@ def test_pruning_dead_nodes_changes_nothing(edges, options):
     assert sum(small.blocks) == int(alive[3:].sum()) + 3 and small.alive()[small.blocks[0] :].all()
 
 
+def test_edges_start_evenly_over_the_blocks():
+    """Blocks of 8 and of 80 senders have as large a share of their possible edges."""
+    model = StaticGraph((8, 80, 40), 1000)
+    shares = [wires.mask().float().mean().item() for wires in model.wires]
+    assert sum(int(wires.mask().sum()) for wires in model.wires) == 1000
+    assert all(abs(share - 1000 / (8 * 120 + 80 * 40)) < 0.06 for share in shares)
+
+
 def test_a_wiring_can_be_held():
     """train_weights: the edges stay, and only their weights get a gradient."""
     model = graph()

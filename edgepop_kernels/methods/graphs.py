@@ -66,8 +66,11 @@ class StaticGraph(nn.Module):
         self.wires = nn.ModuleList(
             ek.FusedSparseConv(size, rows, 1, bias=False, rule=rule) for rows, size in zip(later, blocks, strict=False)
         )
+        # One deviation for all blocks, that of a layer from all senders: otherwise those with few inputs would start
+        # with the largest weights, and have most of the edges.
+        bound = sum(blocks[:-1]) ** -0.5
         for wires in self.wires:
-            ek.init.kaiming_normal_(wires.weight)
+            nn.init.uniform_(wires.weight, -bound, bound)
         ek.share_selection(self)
 
     def forward(self, x: Tensor) -> Tensor:

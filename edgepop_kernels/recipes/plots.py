@@ -71,6 +71,9 @@ def _kept(layers: list[dict]):
     names = [f"{layer['name']}\n({layer['weights']:,})" for layer in layers]
     axes.bar(names, [100 * layer["kept"] / layer["weights"] for layer in layers])
     axes.set_ylim(0, 100)
+    if len(layers) > 6:
+        figure.set_figwidth(2 + 0.3 * len(layers))
+        axes.tick_params(axis="x", labelrotation=90, labelsize="x-small")
     return figure
 
 

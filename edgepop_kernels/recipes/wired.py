@@ -107,8 +107,7 @@ GRAPHS = {
 def hold_random_wiring(model: nn.Module) -> nn.Module:
     """Draws as many edges of every graph at random, holds them, and trains their weights only; in place.
 
-    Draws are ranked in the weights' place: by weight, the blocks of few inputs, whose weights start large, would have
-    most of the edges.
+    Draws are ranked in the weights' place: chosen by weight, the edges would be the largest of them.
     """
     weights = [layer.weight for layer in model.modules() if isinstance(layer, ek.FusedSparseConv)]
     started = [weight.clone() for weight in weights]
