@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from edgepop_kernels.recipes.resnets import imagenet_resnet
+from edgepop_kernels.recipes import resnets
 
 _CHANNELS_LAST = torch.channels_last
 
@@ -27,12 +27,12 @@ def mlp() -> nn.Sequential:
 
 def resnet18() -> nn.Sequential:
     """ResNet-18 for 224x224 images."""
-    return imagenet_resnet("resnet18").to(memory_format=_CHANNELS_LAST)
+    return resnets.build("resnet18", channels=3, classes=1000).to(memory_format=_CHANNELS_LAST)
 
 
 def resnet50() -> nn.Sequential:
     """ResNet-50 for 224x224 images."""
-    return imagenet_resnet("resnet50").to(memory_format=_CHANNELS_LAST)
+    return resnets.build("resnet50", channels=3, classes=1000).to(memory_format=_CHANNELS_LAST)
 
 
 def _conv_net(widths, features):
