@@ -13,6 +13,7 @@
 #if defined(EDGEPOP_CUDA)
 #include "cuda/compiled.h"
 #include "cuda/select.h"
+#include "cuda/step.h"
 #endif
 
 namespace py = pybind11;
@@ -133,16 +134,42 @@ void draw(uintptr_t scores, const Strides& size, const Strides& stride, uintptr_
 }
 
 #if defined(EDGEPOP_CUDA)
-// Addresses of the first scores, the table of layers, the hints or 0, the cuts, the candidates and the scratch; a
-// cudaStream_t.
-void select_on_cuda(uintptr_t scores, uintptr_t layers, int64_t layer_count, int64_t chunk_count, uintptr_t hints,
-                    uintptr_t cuts, uintptr_t candidates, uintptr_t scratch, uintptr_t stream) {
+// Addresses of the first scores and of the table of layers, layers, chunks, addresses of the cuts, of the candidates and
+// of the scratch.
+using SelectionArg = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t>;
+// Addresses of the gradient, the moments and the hint or 0; the set of coefficients.
+using CudaParameterArg = std::tuple<uintptr_t, std::array<uintptr_t, 3>, uintptr_t, uint32_t>;
+
+cuda::Selection selection(const SelectionArg& arg) {
+  const auto& [scores, layers, layer_count, chunk_count, cuts, candidates, scratch] = arg;
+  return {reinterpret_cast<uint32_t*>(scores),     reinterpret_cast<const cuda::Layer*>(layers), layer_count, chunk_count,
+          reinterpret_cast<Cut*>(cuts), reinterpret_cast<uint64_t*>(candidates), reinterpret_cast<uint32_t*>(scratch)};
+}
+
+// stream: a cudaStream_t.
+void select_on_cuda(const SelectionArg& arg, uintptr_t hints, uintptr_t stream) {
   py::gil_scoped_release release;
-  cuda::select(
-      {reinterpret_cast<uint32_t*>(scores), reinterpret_cast<const cuda::Layer*>(layers), layer_count, chunk_count,
-       reinterpret_cast<const Cut*>(hints), reinterpret_cast<Cut*>(cuts), reinterpret_cast<uint64_t*>(candidates),
-       reinterpret_cast<uint32_t*>(scratch)},
-      reinterpret_cast<void*>(stream));
+  cuda::select(selection(arg), reinterpret_cast<const Cut*>(hints), reinterpret_cast<void*>(stream));
+}
+
+void step_on_cuda(const SelectionArg& arg, const std::vector<CudaParameterArg>& parameter_args,
+                  const std::vector<UpdateArg>& set_args, uintptr_t stream) {
+  std::vector<cuda::Parameter> parameters;
+  for (const auto& [grad, moments, hint, set] : parameter_args) {
+    cuda::Parameter p = {reinterpret_cast<const float*>(grad), {}, reinterpret_cast<const Cut*>(hint), set};
+    for (int m = 0; m < 3; ++m) p.moments[m] = reinterpret_cast<float*>(moments[m]);
+    parameters.push_back(p);
+  }
+  std::vector<Sgd> sgd;
+  std::vector<Adam> adam;
+  for (const UpdateArg& set : set_args) {
+    const std::variant<Sgd, Adam> coefficients = update(set);
+    if (const Sgd* s = std::get_if<Sgd>(&coefficients)) sgd.push_back(*s);
+    if (const Adam* a = std::get_if<Adam>(&coefficients)) adam.push_back(*a);
+  }
+  py::gil_scoped_release release;
+  const cuda::Sets sets = adam.empty() ? cuda::Sets(sgd) : cuda::Sets(adam);
+  cuda::step(selection(arg), parameters, sets, reinterpret_cast<void*>(stream));
 }
 #endif
 
@@ -167,7 +194,11 @@ PYBIND11_MODULE(_native, m) {
   py::module_ on_cuda = m.def_submodule("cuda", "What was compiled by nvcc; absent where it was not found.");
   on_cuda.attr("compiled") = edgepop::cuda::compiled();
   on_cuda.attr("select_chunk") = edgepop::cuda::kSelectChunk;
-  on_cuda.def("select_scratch", &edgepop::cuda::select_scratch);
+  on_cuda.attr("step_chunk") = edgepop::cuda::kStepChunk;
+  on_cuda.attr("most_parameters") = edgepop::cuda::kMostParameters;
+  on_cuda.attr("most_sets") = edgepop::cuda::kMostSets;
+  on_cuda.def("scratch_words", &edgepop::cuda::scratch_words);
   on_cuda.def("select", &edgepop::select_on_cuda);
+  on_cuda.def("step", &edgepop::step_on_cuda);
 #endif
 }

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,44 +16,51 @@ from edgepop_kernels.backends import cuda
 SOURCES = Path(__file__).with_name("cuda")
 
 
-def compile_host(source, folder):
-    """The shared library of tests/cuda/<source>, by the first compiler on PATH."""
+def compile_host(folder):
+    """The shared library of tests/cuda/, by the first compiler on PATH."""
     compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
     if compiler is None:
         pytest.skip("no C++ compiler")
-    library = folder / f"{source}.so"
+    library = folder / "on_host.so"
     flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
-    subprocess.run([compiler, *flags, str(SOURCES / f"{source}.cpp"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+    subprocess.run([compiler, *flags, str(SOURCES / "on_host.cpp"), "-o", str(library)], check=True)
+    loaded = ctypes.CDLL(str(library))
+    loaded.scratch_words.restype = loaded.select_on_host.restype = loaded.step_on_host.restype = ctypes.c_int64
+    return loaded
 
 
-class HostSelection:
+class Host:
     """Stands in for ``_native.cuda``: the same functions on CPU tensors, by blocks that run in a random order.
 
-    select_chunk: 4096 is the kernel's shape, 256 and 128 are small ones. passes: of the latest call.
+    chunk: 0 for the kernels' shapes, 256 and 128 for small ones. passes: of the latest call.
     """
 
-    def __init__(self, library, select_chunk, blocks=3, seed=0):
-        self.select_chunk = select_chunk
+    most_parameters, most_sets = 64, 8
+
+    def __init__(self, library, chunk, blocks=3, seed=0):
+        self.select_chunk, self.step_chunk = chunk or 4096, chunk or 2048
         self.blocks = blocks
         self.seeds = itertools.count(seed)
         self.passes = None
         self._library = library
-        library.select_on_host.restype = library.scratch_words.restype = ctypes.c_int64
 
-    def select_scratch(self, layers):
+    def scratch_words(self, layers):
         return self._library.scratch_words(ctypes.c_int64(layers))
 
-    def select(self, scores, layers, layer_count, chunk_count, hints, cuts, candidates, scratch, stream):
+    def select(self, selection, hints, stream):
+        self._call("select_on_host", selection, self.select_chunk, ctypes.c_void_p(hints))
+
+    def step(self, selection, parameters, sets, stream):
+        rows = np.array([[grad, *moments, hint, i] for grad, moments, hint, i in parameters], dtype=np.uint64)
+        coefficients = np.array(sets, dtype=np.float32)
+        shape = map(ctypes.c_int, coefficients.shape)
+        addresses = ctypes.c_void_p(rows.ctypes.data), ctypes.c_void_p(coefficients.ctypes.data)
+        self._call("step_on_host", selection, self.step_chunk, *addresses, *shape)
+
+    def _call(self, function, selection, chunk, *arguments):
+        call = np.array([chunk, *selection, self.blocks, next(self.seeds)], dtype=np.int64)
         message = ctypes.create_string_buffer(200)
-        words = (scores, layers, layer_count, chunk_count, hints, cuts, candidates, scratch)
-        self.passes = self._library.select_on_host(
-            ctypes.c_int64(self.select_chunk),
-            *(ctypes.c_void_p(word) for word in words),
-            ctypes.c_int(self.blocks),
-            ctypes.c_uint64(next(self.seeds)),
-            message,
-        )
+        self.passes = getattr(self._library, function)(ctypes.c_void_p(call.ctypes.data), *arguments, message)
         assert self.passes > 0, message.value.decode()
 
     def misbehave(self, fault):
@@ -64,7 +72,7 @@ class HostSelection:
         """Makes ``backends.cuda`` run on this, on CPU tensors."""
         monkeypatch.setattr(cuda, "_cuda", self)
         monkeypatch.setattr(cuda, "_stream", lambda device: contextlib.nullcontext(0))
-        cuda._plan.cache_clear()  # it holds chunks of another size
+        cuda._plan.cache_clear()
         return self
 
 

@@ -14,9 +14,10 @@ from edgepop_kernels.backends import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# A multiprocessor has 65536 registers: with 64 for each of 256 threads it holds the four blocks that keep enough reads
-# in flight.
-MOST_REGISTERS = 64
+# A multiprocessor has 65536 registers: room for three blocks of 256 threads, or two, that keep enough reads in flight.
+MOST_REGISTERS = {"select_kernel": 80, "step_kernel": 128}
+
+KERNELS = {"select.cu": 1, "step.cu": 2}  # Sgd's and Adam's
 
 with_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 
@@ -39,17 +40,23 @@ def reports(log):
 
 @with_nvcc
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
-def test_nothing_spills_and_four_blocks_fit(source, tmp_path, record_property):
+def test_nothing_spills_and_enough_blocks_fit(source, tmp_path, record_property):
     build = runpy.run_path(str(ROOT / "setup.py"), run_name="build")
     flags = [*build["CUDA_FLAGS"], *build["cuda_arch_flags"](), "-Werror=all-warnings", "-Xptxas=-v"]
     command = ["nvcc", *flags, "-c", str(source), "-o", str(tmp_path / "out.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = list(reports(done.stderr))
-    assert len(found) == 2 * source.read_text().count("__global__")
+    assert len(found) == 2 * KERNELS.get(source.name, 0)
     for kernel, arch, registers, spilled, stack in found:
         record_property(f"{kernel} {arch}", f"{registers} registers, {spilled} bytes spilled")
-        assert registers <= MOST_REGISTERS and spilled == 0 and stack == 0, (kernel, arch, registers, spilled, stack)
+        assert registers <= MOST_REGISTERS[kernel] and spilled == 0 and stack == 0, (
+            kernel,
+            arch,
+            registers,
+            spilled,
+            stack,
+        )
 
 
 @pytest.mark.skipif(cuda._cuda is None, reason="the module was built without CUDA")
@@ -67,7 +74,7 @@ class TestModule:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="checks a machine without a device")
     def test_without_a_driver_a_launch_is_refused_in_words(self):
         with pytest.raises(RuntimeError, match=r"^cuda\w+: .*(driver|device)"):
-            cuda._cuda.select(0, 0, 0, 0, 0, 0, 0, 0, 0)
+            cuda._cuda.select((0, 0, 0, 0, 0, 0, 0), 0, 0)
 
 
 def _native_file():

@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 import torch
-from cuda_host import HostSelection, as_cuts, compile_host
+from cuda_host import Host, as_cuts, compile_host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,14 +23,14 @@ GARBAGE = [NOTHING, (0, 5), (2**32 - 1, 0), (2**63 - 1, -7), (0x80000000, 3)]
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return compile_host("select_on_host", tmp_path_factory.mktemp("host"))
+    return compile_host(tmp_path_factory.mktemp("host"))
 
 
 @pytest.fixture(params=[128, 256])
 def host(request, library, monkeypatch):
     """Small chunks, digits, lists and candidate buffers: small layers take every way through the search."""
     monkeypatch.setattr(cuda, "_LEAST_CAPACITY", 32)
-    return HostSelection(library, request.param).install(monkeypatch)
+    return Host(library, request.param).install(monkeypatch)
 
 
 def make(kind, shape, seed=0):
@@ -129,7 +129,7 @@ def test_property_the_cut_is_the_sorts(host, data):
 
 @pytest.mark.parametrize("kind", ["normal", "equal", "few", "sorted", "nonfinite"])
 def test_the_shape_of_the_kernel(library, monkeypatch, kind):
-    host = HostSelection(library, 4096, blocks=4).install(monkeypatch)
+    host = Host(library, 0, blocks=4).install(monkeypatch)
     scores = [make(kind, (50_001,)), inputs.lay_out(make(kind, (30, 40, 3, 3), 1), "channels_last"), make(kind, (100,))]
     kept, of = [15_000, 5_000, 50], ["abs", "raw", "abs"]
     cuts = assert_exact(scores, kept, of)
@@ -143,7 +143,7 @@ def test_more_scores_in_a_layer_than_an_index_has_bits_for(host):
     with pytest.raises(
         ValueError, match=r"scores\[0\]: expected at most 2\*\*31 - 1 scores in a layer, got 2147483648"
     ):
-        cuda._plan((layer,), torch.device("cpu"))
+        cuda._plan((layer,), 4096, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_more_scores_in_a_layer_than_an_index_has_bits_for(host):
     [(0, "a barrier that not every thread reaches"), (1, "lanes of a warp meet different operations")],
 )
 def test_the_simulator_refuses_what_a_device_forbids(library, fault, message):
-    assert message in HostSelection(library, 128).misbehave(fault)
+    assert message in Host(library, 128).misbehave(fault)
 
 
 class TestRouting:

@@ -13,8 +13,8 @@ struct alignas(16) Four {
   uint32_t at[4];
 };
 
-// A row of the table that the caller makes, once for a network: 64-bit words. Layers that keep nothing have no chunks;
-// one more row past the last layer holds the number of all chunks in `first_chunk`.
+// A row of the table that the caller makes, once for a network: 64-bit words. One more row past the last layer
+// holds the number of all chunks in `first_chunk`.
 struct Layer {
   int64_t offset;  // of the scores' bits from the first layer's, in elements: a multiple of 4
   int64_t count;   // below 2^31

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "collective.cuh"
 #include "layer.h"
@@ -56,7 +57,6 @@ struct Work {
   const Layer* layers;
   uint32_t layer_count;
   uint32_t chunk_count;
-  const Cut* hints;  // null: none
   Cut* cuts;
   uint64_t* candidates;
   // Zero at the start:
@@ -64,15 +64,6 @@ struct Work {
   uint32_t* open_after;  // [kMostPasses]: layers that a pass has not settled
   Progress* progress;    // [layer_count]
   uint32_t* histograms;  // [layer_count, kBins]; zero between passes
-};
-
-template <class Shape>
-struct Shared {
-  uint64_t listed[Shape::kListed];
-  uint32_t histogram[Shape::kBins];  // zero outside of a layer
-  uint32_t warps[Shape::kThreads / kWarp];
-  uint32_t above, count, last;
-  uint32_t digit, higher, equal;
 };
 
 // What a pass searches for in a layer.
@@ -89,12 +80,26 @@ struct Range {
   EDGEPOP_HOST_DEVICE bool holds(uint64_t composite) const { return (composite - lowest) >> bits == 0; }
 };
 
+template <class Shape>
+struct Shared {
+  uint64_t listed[Shape::kListed];
+  uint32_t histogram[Shape::kBins];  // zero outside of a layer
+  uint32_t warps[Shape::kThreads / kWarp];
+  Range range;  // of the layer in hand: in registers it would be every thread's
+  uint32_t above, count, last;
+  uint32_t digit, higher, equal;
+};
+
 EDGEPOP_HOST_DEVICE inline Range everything(const Layer& layer) {
   const uint32_t bits = static_cast<uint32_t>(layer.key_bits() + layer.index_bits);
   return {0, bits, static_cast<uint32_t>(layer.kept), layer.count <= layer.capacity};
 }
 
 EDGEPOP_HOST_DEVICE inline Range first_range(const Layer& layer, const Cut* hint) {
+  // Nothing is looked for: no score has a key so high, and none is above it.
+  if (layer.kept == 0) {
+    return {uint64_t{0xffffffffu} << layer.index_bits, static_cast<uint32_t>(layer.index_bits), 0, false};
+  }
   // A small layer is collected whole: nothing can be missed.
   if (hint == nullptr || layer.count <= layer.capacity) return everything(layer);
   const int64_t highest = (int64_t{1} << layer.key_bits()) - 1;
@@ -106,6 +111,20 @@ EDGEPOP_HOST_DEVICE inline Range first_range(const Layer& layer, const Cut* hint
   return {static_cast<uint64_t>(key) << layer.index_bits, bits, 0, true};
 }
 
+// How a pass reads the scores of the layer l from a position on; `load` begins what `take` ends, so that the loads of
+// several fours are under way at once. hint: an earlier cut of the layer, stale or garbage as it may be, or null.
+struct Reading {
+  const Cut* hints;
+
+  using Held = Four;
+  EDGEPOP_DEVICE const Cut* hint(uint32_t l) const { return hints == nullptr ? nullptr : hints + l; }
+  EDGEPOP_DEVICE Held load(const uint32_t* scores, uint32_t, uint32_t position) const {
+    return *reinterpret_cast<const Four*>(scores + position);
+  }
+  EDGEPOP_DEVICE Four take(const Held& held, uint32_t*, uint32_t, uint32_t) const { return held; }
+  EDGEPOP_DEVICE uint32_t one(uint32_t* scores, uint32_t, uint32_t position) const { return scores[position]; }
+};
+
 template <class Shape_, class Block>
 class Search {
  public:
@@ -114,41 +133,45 @@ class Search {
   EDGEPOP_DEVICE Search(Block& block, const Work& work, Shared<S>& shared)
       : block_(block), work_(work), shared_(shared) {}
 
-  // All of it, by blocks that all run at once. first: reads four scores in the first pass, where it may change them.
+  // All of it, by blocks that all run at once. first: reads the scores of the first pass, and may change them.
   template <class Read>
-  EDGEPOP_DEVICE void run(Read first) {
+  EDGEPOP_DEVICE void run(const Read& first) {
     clear_histogram();
     if (block_.thread() == 0) shared_.above = 0;
     block_.sync();
-    if (block_.index() == 0) keep_nothing();
-    walk(0, first);
-    // A layer still open keeps every block here: its next pass is spread over all of them.
-    for (uint32_t pass = 1; still_open(pass - 1); ++pass) walk(pass, Reading{});
-  }
-
-  // Reads scores of the layer l from a position on, a multiple of four.
-  struct Reading {
-    EDGEPOP_DEVICE Four four(uint32_t* scores, uint32_t, uint32_t position) const {
-      return *reinterpret_cast<const Four*>(scores + position);
+    uint32_t pass = 0;
+    if constexpr (!std::is_same_v<Read, Reading>) {
+      walk(pass, first);
+      if (!still_open(pass++)) return;
     }
-    EDGEPOP_DEVICE uint32_t one(uint32_t* scores, uint32_t, uint32_t position) const { return scores[position]; }
-  };
-
- private:
-  EDGEPOP_DEVICE bool still_open(uint32_t pass) {
-    sync_grid(block_, work_.arrived);
-    return block_.load(work_.open_after + pass) != 0;  // of this pass alone: the next one counts elsewhere
+    // A layer still open keeps every block here: its next pass is spread over all of them.
+    do walk(pass, reading_of(first));
+    while (still_open(pass++));
   }
 
+  // The cuts of layers that keep nothing.
   EDGEPOP_DEVICE void keep_nothing() {
+    if (block_.index() != 0) return;
     for (uint32_t l = block_.thread(); l < work_.layer_count; l += S::kThreads) {
       if (work_.layers[l].kept == 0) work_.cuts[l] = {int64_t{1} << 32, -1};
     }
   }
 
+ private:
+  EDGEPOP_DEVICE static const Reading& reading_of(const Reading& reading) { return reading; }
+  template <class Read>
+  EDGEPOP_DEVICE static Reading reading_of(const Read&) {
+    return {nullptr};
+  }
+
+  EDGEPOP_DEVICE bool still_open(uint32_t pass) {
+    sync_grid(block_, work_.arrived);
+    return block_.load(work_.open_after + pass) != 0;  // of this pass alone: the next one counts elsewhere
+  }
+
   // This block's share of the chunks, neighbours, so that it hands in few layers.
   template <class Read>
-  EDGEPOP_DEVICE void walk(uint32_t pass, Read read) {
+  EDGEPOP_DEVICE void walk(uint32_t pass, const Read& read) {
     const uint64_t all = work_.chunk_count;
     uint32_t chunk = static_cast<uint32_t>(all * block_.index() / block_.blocks());
     const uint32_t end = static_cast<uint32_t>(all * (block_.index() + 1) / block_.blocks());
@@ -157,10 +180,13 @@ class Search {
       const uint32_t first = static_cast<uint32_t>(layer.first_chunk);
       const uint32_t after = static_cast<uint32_t>(work_.layers[l + 1].first_chunk);
       const uint32_t stop = after < end ? after : end;
-      if (chunk < stop && (pass == 0 || !block_.load(&work_.progress[l].settled))) {
-        const Range range = pass == 0 ? first_range(layer, work_.hints ? work_.hints + l : nullptr) : resumed(l);
-        tally(layer, l, range, chunk - first, stop - first, read);
-        if (hand_in(l, stop - chunk, after - first)) settle(pass, layer, l, range);
+      const bool ranked = layer.kept != 0;
+      if (chunk < stop && (pass == 0 || (ranked && !block_.load(&work_.progress[l].settled)))) {
+        block_.sync();
+        if (block_.thread() == 0) shared_.range = pass == 0 ? first_range(layer, read.hint(l)) : resumed(l);
+        block_.sync();
+        tally(layer, l, chunk - first, stop - first, read);
+        if (ranked && hand_in(l, stop - chunk, after - first)) settle(pass, layer, l, shared_.range);
       }
       chunk = chunk < stop ? stop : chunk;
     }
@@ -187,8 +213,8 @@ class Search {
 
   // Counts and collects the chunks [chunk, stop) of a layer, each warp its own part of each.
   template <class Read>
-  EDGEPOP_DEVICE void tally(const Layer& layer, uint32_t l, const Range& range, uint32_t chunk, uint32_t stop,
-                            Read read) {
+  EDGEPOP_DEVICE void tally(const Layer& layer, uint32_t l, uint32_t chunk, uint32_t stop, const Read& read) {
+    const Range& range = shared_.range;
     // Both ends as keys: of most scores a 32-bit comparison settles that they are outside.
     const uint32_t lowest = static_cast<uint32_t>(range.lowest >> layer.index_bits);
     const uint32_t highest =
@@ -201,14 +227,21 @@ class Search {
     uint32_t above = 0;
     for (; chunk < stop + ends; ++chunk) {
       uint32_t position = chunk * S::kChunk + warp * S::kWarpTile + lane * 4;
+      typename Read::Held held[S::kVectors];
       Four found[S::kVectors];
       uint32_t inside = 0;
       EDGEPOP_UNROLL
       for (int v = 0; v < S::kVectors; ++v) {
         const uint32_t at = position + v * kWarp * 4;
-        const bool there = at < fours && chunk < stop;
-        found[v] = there ? read.four(scores, l, at) : Four{{kNan, kNan, kNan, kNan}};  // no key is below a NaN's
-        inside |= (there ? 15u : 0u) << v * 4;
+        if (at < fours && chunk < stop) {
+          held[v] = read.load(scores, l, at);
+          inside |= 15u << v * 4;
+        }
+      }
+      EDGEPOP_UNROLL
+      for (int v = 0; v < S::kVectors; ++v) {
+        const bool there = (inside >> v * 4 & 1) != 0;
+        found[v] = there ? read.take(held[v], scores, l, position + v * kWarp * 4) : Four{{kNan, kNan, kNan, kNan}};
       }
       if (chunk == stop) {
         position = fours + lane;
@@ -217,7 +250,7 @@ class Search {
       }
       const uint32_t members = inside & (layer.raw ? compare<true>(found, lowest, highest, &above)
                                                    : compare<false>(found, lowest, highest, &above));
-      if (block_.any(members != 0)) collect(layer, l, range, position, members);
+      if (block_.any(members != 0)) collect(layer, l, position, members);
     }
     uint32_t total;
     warp_offset(block_, above, &total);
@@ -242,8 +275,8 @@ class Search {
   }
 
   // members: bit v * 4 + c for the score at position + v * 128 + c, whose key is in the range; few, mostly.
-  EDGEPOP_DEVICE void collect(const Layer& layer, uint32_t l, const Range& range, uint32_t position,
-                              uint32_t members) {
+  EDGEPOP_DEVICE void collect(const Layer& layer, uint32_t l, uint32_t position, uint32_t members) {
+    const Range& range = shared_.range;
     for (uint32_t rest = members; rest != 0; rest &= rest - 1) {
       const uint64_t composite = composite_at(layer, position, rest);
       if (range.holds(composite)) {
@@ -390,7 +423,7 @@ class Search {
     for (int bin = block_.thread(); bin < S::kBins; bin += S::kThreads) shared_.histogram[bin] = 0;
   }
 
-  static constexpr uint32_t kNan = 0x7fffffffu;
+  static constexpr uint32_t kNan = 0x7fffffffu;  // no key is below its
 
   Block& block_;
   const Work& work_;

@@ -2,46 +2,36 @@
 
 #include "device.cuh"
 #include "launch.h"
-#include "search.cuh"
+#include "work.cuh"
 
 namespace edgepop::cuda {
 namespace {
 
-// 4 reads of 16 bytes in flight for each of 1024 threads a multiprocessor: 64 KB, twice what latency times bandwidth
-// asks for on an H200. 2048 bins are an 11-bit digit: two of them tell apart all but 2^10 keys.
-using SelectShape = Shape<256, 4, 11, 1024>;
+// 4 reads of 16 bytes in flight for each of 768 threads a multiprocessor: 48 KB. Latency times bandwidth asks for about
+// 30 KB on an H200, less on an A100.
+using SelectShape = Shape<256, 4, kDigitBits, 1024>;
 static_assert(SelectShape::kChunk == kSelectChunk);
 
-__global__ void __launch_bounds__(SelectShape::kThreads, 4) select_kernel(const __grid_constant__ Work work) {
+struct Arguments {
+  Work work;
+  Reading reading;
+};
+
+__global__ void __launch_bounds__(SelectShape::kThreads, 3) select_kernel(const __grid_constant__ Arguments arguments) {
   __shared__ Shared<SelectShape> shared;
   Block block;
-  Search<SelectShape, Block> search(block, work, shared);
-  search.run(Search<SelectShape, Block>::Reading{});
+  Search<SelectShape, Block> search(block, arguments.work, shared);
+  search.keep_nothing();
+  search.run(arguments.reading);
 }
-
-constexpr int64_t kProgressWords = sizeof(Progress) / 4;
-constexpr int64_t kGridWords = kMostPasses + 2;  // the counters of all blocks, padded to Progress's alignment
 
 }  // namespace
 
-int64_t select_scratch(int64_t layer_count) {
-  return kGridWords + layer_count * (kProgressWords + SelectShape::kBins);
-}
+int64_t scratch_words(int64_t layer_count) { return kGridWords + layer_count * (kProgressWords + (1 << kDigitBits)); }
 
-void select(const Selection& s, void* stream) {
-  uint32_t* const progress = s.scratch + kGridWords;
-  const Work work = {s.scores,
-                     s.layers,
-                     static_cast<uint32_t>(s.layer_count),
-                     static_cast<uint32_t>(s.chunk_count),
-                     s.hints,
-                     s.cuts,
-                     s.candidates,
-                     s.scratch,
-                     s.scratch + 1,
-                     reinterpret_cast<Progress*>(progress),
-                     progress + s.layer_count * kProgressWords};
-  launch_cooperative(select_kernel, SelectShape::kThreads, s.chunk_count, work, stream);
+void select(const Selection& selection, const Cut* hints, void* stream) {
+  const Arguments arguments = {work_of(selection), {hints}};
+  launch_cooperative(select_kernel, SelectShape::kThreads, selection.chunk_count, arguments, stream);
 }
 
 }  // namespace edgepop::cuda

@@ -1,4 +1,7 @@
-"""CUDA C++ kernels of csrc/cuda/ on CUDA tensors: the selection of all layers in one launch. Other ops are Triton's."""
+"""CUDA C++ kernels of csrc/cuda/ on CUDA tensors: the selection of all layers in one launch, and the optimizers' steps.
+
+Other ops are Triton's.
+"""
 
 import functools
 from contextlib import contextmanager
@@ -53,38 +56,99 @@ class _Plan(NamedTuple):
     candidates: int
 
 
+class _Update(NamedTuple):
+    """An optimizer's Update, and what the kernel is told of it if it is of scores; its tensors aligned."""
+
+    value: torch.Tensor
+    grad: torch.Tensor
+    moments: tuple[torch.Tensor, ...]
+    coefficients: tuple[float, ...]
+    kept: int
+    of: str
+    hint: torch.Tensor | None
+
+
 def select(scores, kept, of, hint):
-    device, count = scores[0].device, len(scores)
     filled = [filling(s) for s in scores]
-    first = filled[0][0]
-    layers = tuple(
-        _Layer((s.data_ptr() - first.data_ptr()) // 4, s.numel(), m, int(kind != "abs"), *dimensions)
-        for (s, dimensions), m, kind in zip(filled, kept, of, strict=True)
-    )
-    plan = _plan(layers, device)
-    if capture.capturing(first):
-        _captured.add(plan)
+    layers = [(s, m, kind, dimensions) for (s, dimensions), m, kind in zip(filled, kept, of, strict=True)]
     hint = None if hint is None else hint.contiguous()
-    cuts = torch.empty(count, 2, dtype=torch.int64, device=device)
-    candidates = torch.empty(plan.candidates, dtype=torch.int64, device=device)
-    scratch = torch.zeros(_cuda.select_scratch(count), dtype=torch.int32, device=device)
-    with _stream(device) as stream:
-        _cuda.select(
-            first.data_ptr(),
-            plan.layers.data_ptr(),
-            count,
-            plan.chunks,
-            0 if hint is None else hint.data_ptr(),
-            cuts.data_ptr(),
-            candidates.data_ptr(),
-            scratch.data_ptr(),
-            stream,
-        )
+    with _stream(scores[0].device) as stream:
+        cuts, selection, _buffers = _selection(layers, _cuda.select_chunk)
+        _cuda.select(selection, 0 if hint is None else hint.data_ptr(), stream)
     return cuts
 
 
+def step(updates, rankings):
+    """Carries out each Update in place; the cuts of the first of them, which are scores, each by its Ranking."""
+    aligned, copies = [], []
+    for i, (value, grad, moments, coefficients) in enumerate(updates):
+        ranking = rankings[i] if i < len(rankings) else None
+        mine = [_aligned(t) for t in (value, grad, *moments)]
+        copies += [(t, m) for t, m in zip((value, *moments), (mine[0], *mine[2:]), strict=True) if m is not t]
+        hint = None if ranking is None or ranking.hint is None else ranking.hint.data
+        kept, of = (0, "abs") if ranking is None else (ranking.kept, ranking.of)
+        aligned.append(_Update(mine[0], mine[1], tuple(mine[2:]), coefficients, kept, of, hint))
+    cuts = [_step(batch) for batch in _batches(aligned)]
+    for t, mine in copies:
+        t.copy_(mine)
+    return (torch.cat(cuts) if len(cuts) > 1 else cuts[0])[: len(rankings)]
+
+
+def _batches(updates):
+    """As many together as a launch takes."""
+    batch, sets = [], set()
+    for update in updates:
+        sets.add(update.coefficients)
+        if len(batch) == _cuda.most_parameters or len(sets) > _cuda.most_sets:
+            yield batch
+            batch, sets = [], {update.coefficients}
+        batch.append(update)
+    yield batch
+
+
+def _step(updates):
+    layers = []
+    for u in updates:
+        flat = (1, 1, 1, u.value.numel()), (0, 0, 0, 1)
+        layers.append((u.value, u.kept, u.of, filling(u.value)[1] if u.kept else flat))
+    sets = list(dict.fromkeys(u.coefficients for u in updates))
+    parameters = [
+        (
+            u.grad.data_ptr(),
+            [m.data_ptr() for m in u.moments] + [0] * (3 - len(u.moments)),
+            0 if u.hint is None else u.hint.data_ptr(),
+            sets.index(u.coefficients),
+        )
+        for u in updates
+    ]
+    with _stream(updates[0].value.device) as stream:
+        cuts, selection, _buffers = _selection(layers, _cuda.step_chunk)
+        _cuda.step(selection, parameters, sets, stream)
+    return cuts
+
+
+def _selection(layers, chunk):
+    """(cuts, SelectionArg of csrc/module.cpp, what it points to besides) of (scores, kept, of, dimensions) tuples.
+
+    The last to be held until the launch: freed after it, it is handed out again behind it on the stream.
+    """
+    first, device, count = layers[0][0], layers[0][0].device, len(layers)
+    rows = tuple(
+        _Layer((s.data_ptr() - first.data_ptr()) // 4, s.numel(), kept, int(of != "abs"), *dimensions)
+        for s, kept, of, dimensions in layers
+    )
+    plan = _plan(rows, chunk, device)
+    if capture.capturing(first):
+        _captured.add(plan)
+    cuts = torch.empty(count, 2, dtype=torch.int64, device=device)
+    candidates = torch.empty(plan.candidates, dtype=torch.int64, device=device)
+    scratch = torch.zeros(_cuda.scratch_words(count), dtype=torch.int32, device=device)
+    addresses = (cuts.data_ptr(), candidates.data_ptr(), scratch.data_ptr())
+    return cuts, (first.data_ptr(), plan.layers.data_ptr(), count, plan.chunks, *addresses), (candidates, scratch)
+
+
 @functools.lru_cache(maxsize=1024)
-def _plan(layers, device):
+def _plan(layers, chunk, device):
     """The table on the device; made when a network's scores are first seen, so that there is nothing to copy while a
     CUDA graph is captured."""
     if capture.capturing(torch.empty(0, device=device)):
@@ -93,17 +157,22 @@ def _plan(layers, device):
     for i, layer in enumerate(layers):
         if layer.count >= 2**31:
             raise ValueError(f"scores[{i}]: expected at most 2**31 - 1 scores in a layer, got {layer.count}")
-        capacity = max(min(layer.count, _LEAST_CAPACITY), layer.count // 16)
+        capacity = max(min(layer.count, _LEAST_CAPACITY), layer.count // 16) if layer.kept else 0
         index_bits = max(layer.count - 1, 0).bit_length()
         rows.append(
             [*layer[:4], first_chunk, first_candidate, capacity, *layer.sizes[1:], *layer.index_strides, index_bits]
         )
-        first_chunk += -(-layer.count // _cuda.select_chunk) if layer.kept else 0
+        first_chunk += -(-layer.count // chunk)
         first_candidate += capacity
     end = [0] * len(rows[0])
     end[4] = first_chunk
     table = torch.tensor([*rows, end], dtype=torch.int64).to(device, non_blocking=True)
     return _Plan(table, first_chunk, first_candidate)
+
+
+def _aligned(t):
+    """``t`` itself where vectors can be read from it, else a copy of the same strides."""
+    return t if t.data_ptr() % 16 == 0 else t.clone()
 
 
 @contextmanager

@@ -1,0 +1,234 @@
+"""Optimizer steps on CUDA, by simulated threads here: torch.optim's arithmetic, and the cuts of the updated scores."""
+
+import dataclasses
+import importlib
+
+import pytest
+import torch
+from cuda_host import Host, compile_host
+from torch import nn
+
+import edgepop_kernels as ek
+from edgepop_kernels import functional, reference
+from edgepop_kernels.backends import cuda
+from edgepop_kernels.testing import inputs
+
+backends = importlib.import_module("edgepop_kernels.backends")  # ek.backends is its function
+
+OPTIMIZERS = {
+    "sgd": (ek.optim.ScoreSGD, torch.optim.SGD, dict(lr=0.05)),
+    "momentum": (ek.optim.ScoreSGD, torch.optim.SGD, dict(lr=0.05, momentum=0.9, dampening=0.3, weight_decay=1e-3)),
+    "nesterov": (ek.optim.ScoreSGD, torch.optim.SGD, dict(lr=0.05, momentum=0.9, nesterov=True, maximize=True)),
+    "adam": (ek.optim.ScoreAdam, torch.optim.Adam, dict(lr=0.01, weight_decay=1e-3)),
+    "amsgrad": (ek.optim.ScoreAdam, torch.optim.Adam, dict(lr=0.01, betas=(0.0, 0.9), amsgrad=True)),
+    "adamw": (ek.optim.ScoreAdamW, torch.optim.AdamW, dict(lr=0.01, betas=(0.8, 0.95))),
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return compile_host(tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(params=[0, 128], ids=["kernel", "small"])
+def host(request, library, monkeypatch):
+    """The backend "cuda" on simulated threads, chosen by name; CPU tensors taken for CUDA's."""
+    if request.param:
+        monkeypatch.setattr(cuda, "_LEAST_CAPACITY", 32)
+    fake = dataclasses.replace(backends._BACKENDS["cuda"], unavailable=lambda: None, refuses=lambda device, dtype: None)
+    monkeypatch.setitem(backends._BACKENDS, "cuda", fake)
+    _forget_choices()
+    with ek.use_backend("cuda"):
+        yield Host(library, request.param).install(monkeypatch)
+    _forget_choices()
+
+
+def _forget_choices():
+    backends._implementation.cache_clear()
+    backends._optimizer_step.cache_clear()
+
+
+def network(shapes, kind="normal", rule=None):
+    """Masked layers of these score shapes, in several layouts, between biases, which are no scores."""
+    layers = []
+    for i, shape in enumerate(shapes):
+        make = ek.FusedSubnetConv if len(shape) == 4 else ek.FusedSubnetLinear
+        layer = make(shape[1], shape[0], *shape[2:3], rule=rule or ek.TopK(0.3, ("abs", "raw")[i % 2]))
+        layout = ("contiguous", "channels_last" if len(shape) == 4 else "transposed")[i % 2]
+        layer.scores = nn.Parameter(inputs.lay_out(inputs.scores(kind, shape, i), layout))
+        layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def give_gradients(params, seed):
+    for i, p in enumerate(params):
+        noise = torch.randn(p.shape, generator=inputs.generator(100 * seed + i))
+        p.grad = (0.1 * p.detach() + noise.to(p)).to(memory_format=torch.preserve_format)
+
+
+def assert_cuts(model):
+    for layer in model:
+        kept = layer.rule.kept(layer.ranked.numel())
+        data = reference.select([layer.ranked.detach().cpu()], [kept], [layer.rule.of], None)[0]
+        expected = functional.ranked_cut(data, layer.rule, layer.ranked.numel())
+        assert layer.known_cut().data.tolist() == expected.data.tolist()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_are_torchs_to_rounding(host, name):
+    """As near to the same steps in float64 as torch's float32 is, within a factor of two."""
+    ours, theirs, options = OPTIMIZERS[name]
+    model = network([(31, 37), (8, 3, 3, 3)])
+    other = [nn.Parameter(p.detach().clone()) for p in trained(model)]
+    exact = [nn.Parameter(p.detach().double()) for p in trained(model)]
+    optimizers = ours(model, **options), theirs(other, **options), theirs(exact, **options)
+    for step in range(20):
+        for params in (trained(model), other, exact):
+            give_gradients(params, step)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert_cuts(model)
+    for p, q, e in zip(trained(model), other, exact, strict=True):
+        found, torchs = ((t.detach().double() - e.detach()).norm().item() for t in (p, q))
+        assert found <= 2 * torchs + 1e-7 * e.detach().norm().item()
+    for ours_of, torchs_of in zip(optimizers[0].state.values(), optimizers[1].state.values(), strict=True):
+        for key, value in torchs_of.items():
+            torch.testing.assert_close(ours_of[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", inputs.SCORES)
+def test_cuts_of_hostile_scores(host, kind):
+    gradients = (
+        lambda s: torch.zeros_like(s),
+        lambda s: 100 * torch.randn(s.shape, generator=inputs.generator(6)),
+        lambda s: s.nan_to_num(0, 0, 0) - 1,  # with lr 1 every number becomes 1
+        lambda s: inputs.scores("nonfinite", s.shape, 7),
+    )
+    for host.blocks, gradient in enumerate(gradients, start=1):
+        model = network([(1, 1), (3, 401), (5, 7, 3, 3)], kind)
+        optimizer = ek.optim.ScoreSGD(model, lr=1.0, momentum=0.5)
+        for _ in range(2):  # without a hint, and with the cut of the scores before
+            for p in trained(model):
+                p.grad = gradient(p.detach())
+            optimizer.step()
+            assert_cuts(model)
+
+
+def test_a_small_step_finds_its_cuts_on_the_way(host):
+    model = network([(90, 70), (30, 20, 3, 3)])
+    optimizer = ek.optim.ScoreSGD(model, lr=1e-4)
+    passes = []
+    for step in range(3):
+        give_gradients(trained(model), step)
+        optimizer.step()
+        assert_cuts(model)
+        passes.append(host.passes)
+    assert passes[0] > 1 and passes[1:] == [1, 1]
+
+
+def test_every_element_is_updated_once_whoever_reads_it_again(host):
+    """All scores become equal: every pass of the search rereads them, and only the first may change them."""
+    model = network([(100, 50)])
+    with torch.no_grad():
+        model[0].scores.fill_(2.0)
+    optimizer = ek.optim.ScoreSGD(model, lr=0.5)
+    model[0].scores.grad = torch.ones_like(model[0].scores)
+    optimizer.step()
+    assert host.passes > 1
+    assert (model[0].scores == 1.5).all()
+    assert_cuts(model)
+
+
+def test_more_parameters_and_settings_than_a_launch_takes(host):
+    model = network([(3, 5)] * 70)
+    groups = [{"params": [layer.scores], "lr": 0.1 + 0.01 * i} for i, layer in enumerate(model)]
+    before = [layer.scores.detach().clone() for layer in model]
+    optimizer = ek.optim.ScoreSGD(groups, model=model)
+    for layer in model:
+        layer.scores.grad = torch.ones_like(layer.scores)
+    optimizer.step()
+    assert_cuts(model)
+    for i, (layer, s) in enumerate(zip(model, before, strict=True)):
+        torch.testing.assert_close(layer.scores.detach(), s - (0.1 + 0.01 * i))
+
+
+def test_parameters_and_gradients_off_their_alignment(host):
+    model = network([(7, 11)])
+    flat = torch.randn(2, 78)
+    model[0].scores = nn.Parameter(flat[0, 1:].view(7, 11))
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1)
+    before = model[0].scores.detach().clone()
+    model[0].scores.grad = flat[1, 1:].view(7, 11)
+    optimizer.step()
+    torch.testing.assert_close(model[0].scores.detach(), before - 0.1 * flat[1, 1:].view(7, 11))
+    assert_cuts(model)
+
+
+def test_auto_steps_on_cuda_where_it_was_compiled(monkeypatch):
+    """Triton, which comes first, has no optimizer."""
+    for name in ("triton", "cuda"):
+        able = dataclasses.replace(
+            backends._BACKENDS[name], unavailable=lambda: None, refuses=lambda device, dtype: None
+        )
+        monkeypatch.setattr(backends, "_AUTO", tuple(able if b.name == name else b for b in backends._AUTO))
+    _forget_choices()
+    assert backends._optimizer_step("auto", torch.device("cuda", 0), torch.float32) is cuda.step
+    _forget_choices()
+
+
+@pytest.mark.gpu
+class TestOnDevice:
+    @pytest.fixture(autouse=True)
+    def _cuda_backend(self):
+        if cuda.unavailable() is not None:
+            pytest.skip(cuda.unavailable())
+        with ek.use_backend("cuda"):
+            yield
+
+    SHAPES = ((512, 513), (256, 64, 3, 3), (10, 3))
+
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    def test_steps_are_torchs_to_rounding(self, name):
+        ours, theirs, options = OPTIMIZERS[name]
+        model = network(self.SHAPES).cuda()
+        other = [nn.Parameter(p.detach().clone()) for p in trained(model)]
+        optimizers = ours(model, **options), theirs(other, **options)
+        for step in range(50):
+            for params in (trained(model), other):
+                give_gradients(params, step)
+            for optimizer in optimizers:
+                optimizer.step()
+            assert_cuts(model)
+        for p, q in zip(trained(model), other, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+
+    def test_a_hundred_runs_are_one(self):
+        found = []
+        for _ in range(100):
+            model = network(self.SHAPES).cuda()
+            optimizer = ek.optim.ScoreAdam(model)
+            for step in range(3):
+                give_gradients(trained(model), step)
+                optimizer.step()
+            found.append([*(p.detach() for p in trained(model)), *(m.known_cut().data for m in model)])
+        assert all(torch.equal(a, b) for run in found for a, b in zip(run, found[0], strict=True))
+
+    def test_in_a_graph_it_goes_on_stepping(self):
+        model = network(self.SHAPES).cuda()
+        expected = [p.detach().clone() for p in trained(model)]
+        optimizer = ek.optim.ScoreSGD(model, lr=0.1)
+        give_gradients(trained(model), 0)
+        gradients = [p.grad.clone() for p in trained(model)]
+        optimizer.step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizer.step()
+        for _ in range(5):
+            graph.replay()
+        for p, start, grad in zip(trained(model), expected, gradients, strict=True):
+            torch.testing.assert_close(p.detach(), start - 6 * 0.1 * grad, rtol=1e-4, atol=1e-4)
