@@ -21,8 +21,8 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     scores, counted by torch's version counter, and the rule stand as the step left them; like autograd's own check,
     the counter does not see writes through ``scores.data``: after those call ``layer.forget()``.
 
-    float32 parameters on the CPU are updated by the native kernel; others by torch's, and their layers select in
-    forward. Raises ValueError and TypeError for arguments, as torch does, and in ``step`` for a sparse gradient.
+    float32 parameters on the CPU are updated by the native kernel, on a GPU by the CUDA kernel where the module was
+    compiled with it; others by torch's, and their layers select in forward. Raises ValueError and TypeError for arguments, as torch does, and in ``step`` for a sparse gradient.
     """
 
     def __init__(
