@@ -161,14 +161,16 @@ def test_the_command_writes_tables_and_pictures(tmp_path):
     [
         ["supermask-init-digits", "--keep", "0.5"],
         ["supermask-init-digits", "--tensorboard"],
+        ["bayesian-tickets-digits", "--lr", "1e30", "--epochs", "1", "--widths", "8"],
         ["lottery-tickets-digits", "--criteria", "large_final,largest"],
         ["lottery-tickets-digits", "--pruned", "freeze_init", "--kept", "random_reinit"],
     ],
     ids=str,
 )
-def test_wrong_arguments_are_one_sentence(arguments):
+def test_wrong_arguments_are_one_sentence(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(cli.app, ["train", *arguments])
-    assert done.exit_code == 2 and len(done.output.strip().splitlines()) == 1
+    assert done.exit_code == 2 and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_wrong_setting_is_named():

@@ -50,6 +50,7 @@ def test_neural_graphs_learn_or_hold_their_wiring(tmp_path):
     recipe = registry.find("neural-graph-static").recipe
     rates = [recipe.lr_at(epoch) for epoch in (0, 79, 80, 119, 120, 159)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert recipe.override(warmup=4).lr_at(0) == pytest.approx(0.025)
     small = dict(dataset="digits", nodes=50, edges=300, epochs=2, batch_size=128, threads=1, backend="reference")
     moved = {}
     for name in ("neural-graph-static", "neural-graph-static-random"):

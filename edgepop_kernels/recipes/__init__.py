@@ -2,5 +2,6 @@
 
 A method is one file: a subclass of ``config.Recipe`` with its settings and its network, and its ``RECIPES``. Adding it
 to ``registry.py`` makes its recipes and its options part of the command line. In order of use: ``cli`` -> ``job``
-(a run from start to summary) -> ``trainer`` (the loop and the state that resumes it) -> ``data``, ``models``.
+(a run from start to summary) -> ``trainer`` (the loop and the state that resumes it) -> ``data``, ``models``. A method
+that compares several trainings is a subclass of ``experiments.Experiment``.
 """

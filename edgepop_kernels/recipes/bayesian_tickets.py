@@ -41,7 +41,7 @@ class BayesianTickets(Experiment):
         layers: list[nn.Module] = [nn.Flatten()]
         for narrow, wide in itertools.pairwise(sizes):
             layers += [bayesian.VariationalLinear(narrow, wide), nn.ReLU()]
-        posterior = nn.Sequential(*layers[:-1]).to(device)
+        posterior = self.place(nn.Sequential(*layers[:-1]), device)
         means = bayesian.initial_means(posterior)
         batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
         examples = len(data.train)

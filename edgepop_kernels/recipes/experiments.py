@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from . import plots
 from .config import Recipe, choice, setting
 from .data import Batches, Dataset
+from .errors import UserError
 from .files import csv_bytes, write_atomic
 from .plots import Chart
 from .trainer import autocast, evaluate, make_optimizer
@@ -45,6 +46,10 @@ class Experiment(Recipe):
     def run(self, data: Dataset, device: torch.device) -> Result:
         """All trainings, on ``device``; seeds the global generators."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it compares")
+
+    def place(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model on the device, in the recipe's memory format."""
+        return model.to(device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
 
     def lr_at(self, epoch: int) -> float:
         """Linear warm-up, then constant."""
@@ -80,7 +85,7 @@ def fit(
     applied to the training images, float32 [B, C, H, W].
 
     patience: lr times 0.1 after so many epochs in a row whose training accuracy is no best by 1e-4. on_epoch: called
-    with the test accuracy.
+    with the test accuracy. Raises UserError where an epoch ends with a loss that is no number.
     """
     optimizer = make_optimizer(recipe, model)
     factor = 1.0 if lr is None else lr / recipe.lr
@@ -98,6 +103,10 @@ def fit(
             (loss + penalty()).backward()
             optimizer.step()
             right += (logits.argmax(1) == labels).sum()
+        if not loss.isfinite():
+            raise UserError(
+                f"the loss is not a finite number after epoch {epoch + 1}: try a lower lr than {recipe.lr:g}"
+            )
         found.train.append(right.item() / len(batches.data.train))
         found.test.append(evaluate(recipe, model, batches)[1])
         on_epoch(found.test[-1])

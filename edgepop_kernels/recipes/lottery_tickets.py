@@ -121,7 +121,8 @@ class LotteryTickets(Experiment):
     def _round(self, batches, start: dict[str, Tensor], masks: dict[str, Tensor], *, fused: bool) -> "Round":
         """Trains from ``start`` what the masks keep. fused: the pruned weights are 0, a masked layer leaves them out;
         otherwise they count, and stand still."""
-        model = _filled(self._masked(batches.data) if fused else self._plain(batches.data), start)
+        model = self._masked(batches.data) if fused else self._plain(batches.data)
+        model = self.place(_filled(model, start), batches.mean.device)
         for name, layer in _layers(model):
             if fused:
                 layer.train_weight(masks[name])
@@ -133,7 +134,7 @@ class LotteryTickets(Experiment):
 
     def _gradient(self, batches, initial: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of the mean loss over the training set at the initial weights."""
-        model = _filled(self._plain(batches.data), initial)
+        model = self.place(_filled(self._plain(batches.data), initial), batches.mean.device)
         for images, labels in batches.train(0):
             (F.cross_entropy(model(images), labels, reduction="sum") / len(batches.data.train)).backward()
         return {name: layer.weight.grad for name, layer in _layers(model)}
@@ -166,12 +167,12 @@ class Round(NamedTuple):
 
 @torch.no_grad()
 def _filled(model, weights):
-    """The model with these weights, biases 0, on their device."""
+    """The model with these weights, biases 0."""
     for name, layer in _layers(model):
         layer.weight.copy_(weights[name])
         if layer.bias is not None:
             layer.bias.zero_()
-    return model.to(next(iter(weights.values())).device)
+    return model
 
 
 def _layers(model):

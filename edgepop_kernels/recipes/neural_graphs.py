@@ -41,8 +41,8 @@ class NeuralGraph(Recipe):
             raise self.wrong("edges", f"at most a quarter of nodes^2, {self.nodes**2 // 4}")
 
     def lr_at(self, epoch: int) -> float:
-        """The published steps (160 epochs, after 80 and 120), whatever the number of epochs."""
-        if self.schedule == "cosine":
+        """After the warm-up the published steps (160 epochs, after 80 and 120), whatever the number of epochs."""
+        if self.schedule == "cosine" or epoch < self.warmup:
             return super().lr_at(epoch)
         return self.lr * 0.1 ** ((2 * epoch >= self.epochs) + (4 * epoch >= 3 * self.epochs))
 

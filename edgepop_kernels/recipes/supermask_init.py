@@ -44,7 +44,7 @@ class SupermaskInit(Experiment):
         seed_everything(self.seed)
         layers = Layers(conv=_biases_masked(ek.FusedSupermaskConv), linear=_biases_masked(ek.FusedSupermaskLinear))
         sizes = dict(widths=self.widths, width_multiplier=self.width_multiplier)
-        masked = models.build(self.model, data.image, data.classes, layers, **sizes).to(device)
+        masked = self.place(models.build(self.model, data.image, data.classes, layers, **sizes), device)
         for layer in masked.modules():
             if isinstance(layer, (ek.FusedSupermaskConv, ek.FusedSupermaskLinear)):
                 ek.init.xavier_uniform_(layer.weight)
