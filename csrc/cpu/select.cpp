@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "../common/codes.h"
 #include "isa.h"
-#include "select_codes.h"
 #include "select_search.h"
 
 namespace edgepop::cpu {

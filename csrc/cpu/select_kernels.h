@@ -7,7 +7,7 @@
 
 namespace edgepop::cpu {
 
-// Codes lo <= hi (select_codes.h). Ends are counted and only the interior is stored: a value that fills half a layer
+// Codes lo <= hi (common/codes.h). Ends are counted and only the interior is stored: a value that fills half a layer
 // costs nothing once it is an end.
 struct Bracket {
   int32_t lo, hi;

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "select_codes.h"
+#include "../common/codes.h"
 
 namespace edgepop::cpu {
 namespace {

@@ -4,7 +4,7 @@
 // Included by select_kernels.inl only (see isa.h).
 #pragma once
 
-#include "select_codes.h"
+#include "../common/codes.h"
 #include "select_kernels.h"
 #include "vec.h"
 

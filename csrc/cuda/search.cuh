@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../common/codes.h"
 #include "collective.cuh"
 #include "layer.h"
 
@@ -215,10 +216,12 @@ class Search {
   template <class Read>
   EDGEPOP_DEVICE void tally(const Layer& layer, uint32_t l, uint32_t chunk, uint32_t stop, const Read& read) {
     const Range& range = shared_.range;
-    // Both ends as keys: of most scores a 32-bit comparison settles that they are outside.
-    const uint32_t lowest = static_cast<uint32_t>(range.lowest >> layer.index_bits);
-    const uint32_t highest =
-        static_cast<uint32_t>((range.lowest + (uint64_t{1} << range.bits) - 1) >> layer.index_bits);
+    // Both ends as codes: of most scores two comparisons settle that they are outside. NaNs' codes are loose.
+    const Of of = layer.raw ? Of::raw : Of::abs;
+    const uint64_t last = range.lowest + (uint64_t{1} << range.bits) - 1;
+    const int32_t highest = nearest_code(of, static_cast<int64_t>(last >> layer.index_bits));
+    int32_t lowest = nearest_code(of, static_cast<int64_t>(range.lowest >> layer.index_bits));
+    if (lowest == lowest_code(of)) lowest = INT32_MIN;
     uint32_t* const scores = work_.scores + layer.offset;
     const uint32_t count = static_cast<uint32_t>(layer.count);
     const uint32_t fours = count / 4 * 4;
@@ -248,8 +251,8 @@ class Search {
         inside = position < count;
         if (inside) found[0].at[0] = read.one(scores, l, position);
       }
-      const uint32_t members = inside & (layer.raw ? compare<true>(found, lowest, highest, &above)
-                                                   : compare<false>(found, lowest, highest, &above));
+      const uint32_t members = inside & (of == Of::raw ? compare<Of::raw>(found, lowest, highest, &above)
+                                                       : compare<Of::abs>(found, lowest, highest, &above));
       if (block_.any(members != 0)) collect(layer, l, position, members);
     }
     uint32_t total;
@@ -257,24 +260,24 @@ class Search {
     if (lane == 0 && total != 0) block_.add_shared(&shared_.above, total);
   }
 
-  // Which keys are between both ends, as a bit v * 4 + c for each; counts those above.
-  template <bool raw>
-  EDGEPOP_DEVICE static uint32_t compare(const Four (&found)[S::kVectors], uint32_t lowest, uint32_t highest,
+  // Which codes are between both ends, as a bit v * 4 + c for each; counts those above.
+  template <Of of>
+  EDGEPOP_DEVICE static uint32_t compare(const Four (&found)[S::kVectors], int32_t lowest, int32_t highest,
                                          uint32_t* above) {
     uint32_t members = 0;
     EDGEPOP_UNROLL
     for (int v = 0; v < S::kVectors; ++v) {
       EDGEPOP_UNROLL
       for (int c = 0; c < 4; ++c) {
-        const uint32_t key = raw ? raw_key(found[v].at[c]) : abs_key(found[v].at[c]);
-        *above += key > highest;
-        members |= static_cast<uint32_t>(key - lowest <= highest - lowest) << (v * 4 + c);
+        const int32_t code = loose_code(of, found[v].at[c]);
+        *above += code > highest;
+        members |= static_cast<uint32_t>(code >= lowest && code <= highest) << (v * 4 + c);
       }
     }
     return members;
   }
 
-  // members: bit v * 4 + c for the score at position + v * 128 + c, whose key is in the range; few, mostly.
+  // members: bit v * 4 + c for the score at position + v * 128 + c, whose code is in the range; few, mostly.
   EDGEPOP_DEVICE void collect(const Layer& layer, uint32_t l, uint32_t position, uint32_t members) {
     const Range& range = shared_.range;
     for (uint32_t rest = members; rest != 0; rest &= rest - 1) {

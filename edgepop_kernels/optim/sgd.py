@@ -22,7 +22,8 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     the counter does not see writes through ``scores.data``: after those call ``layer.forget()``.
 
     float32 parameters on the CPU are updated by the native kernel, on a GPU by the CUDA kernel where the module was
-    compiled with it; others by torch's, and their layers select in forward. Raises ValueError and TypeError for arguments, as torch does, and in ``step`` for a sparse gradient.
+    compiled with it; others by torch's, and their layers select in forward. Raises ValueError and TypeError for
+    arguments, as torch does, and in ``step`` for a sparse gradient.
     """
 
     def __init__(
