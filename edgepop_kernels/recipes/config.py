@@ -79,7 +79,9 @@ class Recipe:
     device: str = choice("auto", ("auto", "cpu", "cuda"), "where to train; auto takes a GPU where there is one")
     backend: str = choice("auto", BACKENDS, "kernels of the masked layers")
     threads: int = whole(0, 0, "CPU threads; 0 leaves PyTorch's choice")
-    workers: int = whole(4, 0, "processes that decode the images of imagenet; results do not depend on it")
+    workers: int = whole(
+        4, 0, "processes that decode the images of imagenet, at most one a core; results do not depend on it"
+    )
     seed: int = setting(
         0, "seed of everything random", "a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32
     )

@@ -237,7 +237,8 @@ def frozen_digest(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             sha.update(name.encode())
-            sha.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            # flatten: a 1x1 kernel in channels_last counts as contiguous, and has no last stride of 1.
+            sha.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
 
 

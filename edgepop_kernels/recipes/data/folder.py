@@ -26,12 +26,11 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class FileSplit:
     """names: bytes, relative to ``folder``, in one array [N] (a list of a million str would be copied by every worker
-    that counts a reference); sizes: of the files, int64 [N]; labels: int64 [N].
+    that counts a reference); labels: int64 [N].
     """
 
     folder: Path
     names: numpy.ndarray
-    sizes: torch.Tensor
     labels: torch.Tensor
 
     def __len__(self) -> int:
@@ -69,7 +68,7 @@ class ImageFolder:
             _Reader(split, self.side),
             sampler=[(request.indices.tolist(), request.draw) for request in requests],
             batch_size=None,
-            num_workers=workers,
+            num_workers=min(workers, len(os.sched_getaffinity(0))),  # more would only take turns
             worker_init_fn=_ignore_signals,
             pin_memory=self.device.type == "cuda",
             # Its own: a loader seeds its workers by a draw, which the global generator must not see.
@@ -85,10 +84,11 @@ class ImageFolder:
         return tuple(torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
 
     def digest(self) -> str:
-        """SHA-256 of every file's name, size and label; the pixels of ImageNet would take an hour to read."""
+        """SHA-256 of every file's name and label. Not of its content: ImageNet's would take an hour to read, and a run
+        that met a damaged image shall go on once it is repaired."""
         sha = hashlib.sha256(str(self.side).encode())
         for split in (self.train, self.test):
-            for values in (split.names, split.sizes.numpy(), split.labels.numpy()):
+            for values in (split.names, split.labels.numpy()):
                 sha.update(values.tobytes())
         return sha.hexdigest()
 
@@ -118,15 +118,14 @@ def _classes(part: Path) -> list[str]:
 
 
 def _split(part: Path, classes: list[str]) -> FileSplit:
-    names, sizes, labels = [], [], []
+    names, labels = [], []
     for label, name in enumerate(classes):
-        images = sorted((e for e in _entries(part / name) if e.name.lower().endswith(SUFFIXES)), key=lambda e: e.name)
+        images = sorted(e.name for e in _entries(part / name) if e.name.lower().endswith(SUFFIXES))
         if not images:
             raise UserError(f"the class folder {part / name} has no image ({', '.join(SUFFIXES)})")
-        names += [os.fsencode(f"{name}/{image.name}") for image in images]
-        sizes += [image.stat().st_size for image in images]
+        names += [os.fsencode(f"{name}/{image}") for image in images]
         labels += [label] * len(images)
-    return FileSplit(part, numpy.array(names), torch.tensor(sizes), torch.tensor(labels))
+    return FileSplit(part, numpy.array(names), torch.tensor(labels))
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:
