@@ -6,9 +6,12 @@ import io
 import json
 import os
 import re
+import sys
+import types
 
 import pytest
 import torch
+from PIL import Image
 from recipe_runs import NAME, RECIPE, rows, start, state
 from rich.console import Console
 from safetensors import safe_open
@@ -177,6 +180,63 @@ def test_a_missing_package_is_one_sentence_before_training(edgepop, monkeypatch,
     find = importlib.util.find_spec
     monkeypatch.setattr(plots.importlib.util, "find_spec", lambda name: None if name == package else find(name))
     assert_refused(edgepop("train", *QUICK, option), f"pip install {package}")
+
+
+class Scalars(list):
+    """Stands in for torch.utils.tensorboard, which imports a package that only users of it have."""
+
+    def __init__(self, folder, purge_step):
+        self.append(purge_step)
+        written[folder] = self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.append("closed")
+
+    def add_scalar(self, name, value, epoch):
+        self.append((name, value, epoch))
+
+
+written = {}
+
+
+def test_tensorboard_gets_every_number_of_the_log(edgepop, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "check", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Scalars))
+    assert edgepop("train", *QUICK, "--tensorboard").exit_code == 0
+    log = rows(f"runs/{NAME}/log.csv")
+    numbers = [(name, float(v), int(row["epoch"])) for row in log for name, v in row.items() if name != "epoch"]
+    (scalars,) = written.values()
+    assert scalars == [1, *numbers, "closed"]
+    assert edgepop("train", "--resume", f"runs/{NAME}/first.pt", "--tensorboard", "--no-plots").exit_code == 0
+    assert edgepop("train", "--resume", f"runs/{NAME}", "--tensorboard", "--no-plots").exit_code == 0
+    assert list(written.values()) == [[3, "closed"]]  # a finished run has no numbers to add, and none to take back
+
+
+def test_a_folder_of_images_chooses_the_recipe_and_a_damaged_one_is_one_sentence(edgepop, tmp_path):
+    for part, count in (("train", 5), ("val", 2)):
+        for label in ("a", "b"):
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            for i in range(count):
+                values = torch.randint(256, (12, 14, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(values).save(tmp_path / "images" / part / label / f"{i}.jpg")
+    small = ["--model", "mlp", "--image-size", 8, "--batch-size", 4, "--workers", 0, "--warmup", 0]
+    result = edgepop("train", "--data", "images", *QUICK, *small)
+    assert result.exit_code == 0, result.output
+    assert "edge-popup-resnet50: mlp (3,104 weights) on imagenet (10 training images)" in result.stdout
+    damaged = tmp_path / "images" / "val" / "b" / "1.jpg"
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[: len(good) // 2])
+    run = tmp_path / "runs" / "edge-popup-resnet50-1"
+    assert_refused(
+        edgepop("train", "--data", "images", *QUICK, *small), "cannot decode the image", "images/val/b/1.jpg"
+    )
+    assert state(run)["epoch"] == 0
+    damaged.write_bytes(good)
+    assert edgepop("train", "--resume", run, "--no-plots").exit_code == 0
+    assert state(run)["epoch"] == 2
 
 
 def test_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_the_last_checkpoint(edgepop, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from edgepop_kernels.recipes import data
-from edgepop_kernels.recipes.data import Batches, Dataset, Split, crop_and_flip, draw_shifts
+from edgepop_kernels.recipes.data import Batches, Dataset, Share, Split, crop_and_flip, draw_shifts
 from edgepop_kernels.recipes.errors import UserError
 
 PARTS = {"train": 6, "t10k": 3}
@@ -337,6 +337,20 @@ def test_augmented_batches_repeat_too_and_come_in_the_asked_memory_format():
     first, again = list(batches.train(0)), list(batches.train(0, start=2))
     assert torch.equal(first[2][0], again[0][0])
     assert first[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_parts_of_a_batch_are_its_pieces_whoever_reads_them(augment):
+    batches = Batches(small_set(augment=augment), 10, seed=5)
+    shares = [Share(4, 0, 2), Share(4, 2, 1), Share(4, 3, 1)]
+    for step, groups in enumerate(zip(*(batches.parts(1, 2, share) for share in shares), strict=True), start=2):
+        parts = [part for group in groups for part in group]
+        ((whole, labels),) = [batch for i, batch in enumerate(batches.train(1)) if i == step]
+        assert torch.equal(torch.cat([part.images for part in parts]), whole)
+        assert torch.equal(torch.cat([part.labels for part in parts]), labels)
+        assert [part.weight for part in parts] == [len(part.labels) / len(labels) for part in parts]
+    pieces = [x for share in (Share(2, 0, 1), Share(2, 1, 1)) for x, _ in batches.test(share)]
+    assert torch.equal(torch.cat(pieces), next(batches.test())[0])
 
 
 def test_crop_and_flip_is_a_crop_of_the_padded_image_or_of_its_mirror_image():

@@ -18,6 +18,7 @@ from edgepop_kernels.recipes import checkpoint
 from edgepop_kernels.recipes.errors import ConfigError, Interrupted, UserError
 from edgepop_kernels.recipes.files import locked
 from edgepop_kernels.recipes.report import Report
+from edgepop_kernels.recipes.trainer import frozen_digest
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -194,6 +195,15 @@ def test_a_checkpoint_that_is_another_files_is_refused(tmp_path):
         checkpoint.load(file)
     with pytest.raises(UserError, match=r"cannot read .*No such file"):
         checkpoint.load(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_digest_of_what_does_not_train_follows_its_values_alone(dtype):
+    model = torch.nn.Conv2d(3, 4, 1, bias=False, dtype=dtype).requires_grad_(False)
+    digest = frozen_digest(model)
+    assert frozen_digest(model.to(memory_format=torch.channels_last)) == digest
+    model.weight[3, 2] += 1
+    assert frozen_digest(model) != digest
 
 
 def test_random_states_of_all_generators_come_back():

@@ -35,6 +35,7 @@ DEFAULTS = {
     "fashion-mnist": "edge-popup-fashion-mnist",
     "cifar10": "edge-popup-conv4",
     "cifar100": "edge-popup-conv4",
+    "imagenet": "edge-popup-resnet50",
 }
 
 
