@@ -10,8 +10,7 @@
 // Every sum's order follows from the geometry: results are the same bits for any number of threads.
 #include <omp.h>
 
-#include <new>
-
+#include "scratch.h"
 #include "wgrad_task.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA {
@@ -19,15 +18,6 @@ namespace edgepop::cpu::EDGEPOP_ISA {
 // A dS of at least this size is stored past the caches: whoever reads it next finds little of it there in any case, and
 // its lines need not be fetched to be overwritten (a fifth of the time of 4096 x 4096 with 32 pixels).
 constexpr int64_t kStreamBytes = 8 << 20;
-
-
-struct Memory {
-  explicit Memory(int64_t bytes) : data(static_cast<char*>(::operator new(bytes, std::align_val_t{64}))) {}
-  ~Memory() { ::operator delete(data, std::align_val_t{64}); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  char* const data;
-};
 
 using FinishTile = void (*)(const Finish&, const Tile&, int64_t, float*, float*);
 
@@ -42,14 +32,14 @@ static FinishTile tile_finisher(DType weight) {
 template <class Math>
 static void run(const Job& job, int threads) {
   const int64_t per_thread = Scratch<Math>(job, nullptr).bytes, plane_floats = job.plane_tiles() * job.tile_floats;
-  const Memory scratch(per_thread * threads);
-  const Memory partial(job.shares > 1 ? job.shares * plane_floats * 4 : 1);
-  float* const partial_sums = reinterpret_cast<float*>(partial.data);
+  const int64_t partial_bytes = job.shares > 1 ? job.shares * plane_floats * 4 : 0;
+  char* const memory = scratch(static_cast<size_t>(per_thread * threads + partial_bytes));
+  float* const partial_sums = reinterpret_cast<float*>(memory + per_thread * threads);
   const FinishTile finish_one = tile_finisher(job.finish.weight_dtype);
 
 #pragma omp parallel num_threads(threads)
   {
-    const Scratch<Math> mine(job, scratch.data + omp_get_thread_num() * per_thread);
+    const Scratch<Math> mine(job, memory + omp_get_thread_num() * per_thread);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < job.tasks(); ++task) {
       int64_t rest = task;
