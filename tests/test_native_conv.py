@@ -165,6 +165,8 @@ NAMED = [
     *(replace(BASE, channels=(33, 33), groups=33, stride=(2, 1), x=x, dtype=d) for x in LAYOUTS for d in TYPES),
     *(replace(BASE, channels=(c, 40), dtype=d, x=x, y=x)
       for c in (3, 17, 32) for d in (BF16, F16) for x in ("nhwc", "nchw")),
+    *(replace(BASE, channels=(c, 40), dtype=d, x=x, kernel=(7, 5), stride=(2, 1), padding=(3, 2))
+      for c in (1, 3, 6) for d in TYPES for x in ("nhwc", "nchw", "wide")),
     *(replace(BASE, channels=(20, 36), x=x, y=y) for x in LAYOUTS for y in LAYOUTS if y != "expanded"),
     *(replace(BASE, channels=(18, 35), weight=w, scores=s, of=o)
       for w in ("nchw", "nhwc", "strided") for s in ("nchw", "nhwc", "whcn") for o in ("abs", "raw", "bits")),

@@ -20,7 +20,6 @@ struct Workspace {
   const char* zeros;  // a row outside the image
 
   static constexpr int64_t kWidth = kMaxVectors * kLanes;
-  static constexpr int64_t kStageRows = 2 * kMaxTaps;
   static constexpr int64_t kAddresses = kMaxTaps * kMaxRows + 8;
   static constexpr int64_t kSizes[] = {kPanelBytes + 64,
                                        kDotBf16 ? kStageRows * kWidth * 4 : 0,
@@ -131,7 +130,8 @@ class Share {
 
   // Bytes of a panel.
   int64_t panel_bytes(const Reduction& r, int64_t panel) const {
-    const int64_t rows = plan_.kernel == Kernel::pairs ? r.taps * round_up(r.depth, 2) : r.taps * r.depth;
+    const Runs runs = runs_of(plan_.access, p_, r);
+    const int64_t rows = runs.count * (plan_.kernel == Kernel::pairs ? round_up(runs.depth, 2) : runs.depth);
     return rows * columns_.width(panel) * kLanes * (plan_.kernel == Kernel::pairs ? 2 : 4);
   }
 
@@ -146,7 +146,7 @@ class Share {
                    r.tap,
                    r.taps};
       if (plan_.kernel == Kernel::pairs) {
-        pack_pairs(slab, width, out);
+        plan_.access == Access::kernel_rows ? pack_kernel_rows(slab, width, out) : pack_pairs(slab, width, out);
       } else {
         pack(p_, slab, width, reinterpret_cast<float*>(out));
         round_rows(p_.in.dtype, r.taps * r.depth * width, reinterpret_cast<float*>(out));
@@ -160,7 +160,7 @@ class Share {
   void pack_pairs(const Slab& slab, int64_t width, char* out) {
 #if defined(__AVX512BF16__)
     if (slab.taps == 0 || slab.depth == 0 || pack_paired(p_, slab, width, reinterpret_cast<bf16*>(out))) return;
-    const int64_t step = Workspace::kStageRows / max(1, slab.taps) / 2 * 2;
+    const int64_t step = kStageRows / max(1, slab.taps) / 2 * 2;
     const int64_t tap_size = round_up(slab.depth, 2) * width;
     for (int64_t k = 0; k < slab.depth; k += step) {
       Slab part = slab;
@@ -177,12 +177,30 @@ class Share {
 #endif
   }
 
+  // The taps of a kernel row are one run of the reduction.
+  void pack_kernel_rows(const Slab& slab, int64_t width, char* out) {
+#if defined(__AVX512BF16__)
+    const int64_t run = p_.w.taps * slab.depth, together = kStageRows / run;
+    bf16* to = reinterpret_cast<bf16*>(out);
+    for (int64_t u = 0; u < p_.h.taps; u += together) {
+      const int64_t rows = min(together, p_.h.taps - u);
+      Slab part = slab;
+      part.tap = u * p_.w.taps;
+      part.taps = rows * p_.w.taps;
+      pack(p_, part, width, ws_.stage);
+      for (int64_t i = 0; i < rows; ++i) to = pair_rows(ws_.stage + i * run * width, run, width, to);
+    }
+#else
+    (void)slab, (void)width, (void)out;
+#endif
+  }
+
   void multiply_tile(const Tile& tile, const Reduction& r, bool first, float* scratch_results) {
     const int64_t channel = p_.depthwise ? columns_.first : group_ * p_.depth + r.k;
     Source source = source_of(p_.in, channel);
     if (plan_.band) source = copy_to_band(tile, source, p_.depthwise ? columns_.count : r.depth);
 
-    RowWalk walk(p_, r, tile, source, results(tile, scratch_results), plan_.gather, ws_.zeros);
+    RowWalk walk(p_, r, tile, source, results(tile, scratch_results), plan_.access, ws_.zeros);
     const int64_t rows = tile.rows(), blocks = ceil_div(rows, rows_per_block(columns_.widest()));
     const int64_t larger = rows % blocks;  // blocks with one row more than the others
     const auto rows_of = [&](int64_t block) { return static_cast<int>(rows / blocks + (block < larger)); };
@@ -198,8 +216,9 @@ class Share {
   }
 
   void multiply_rows(const Reduction& r, bool first, const RowBlock& now, const RowBlock& next) {
-    const int64_t taps = plan_.gather ? min(r.taps, 1) : r.taps, depth = plan_.gather ? r.taps * r.depth : r.depth;
-    Block b = {now.a, next.a + max(0, taps - 1) * next.rows, taps, depth, ws_.panels, now.c, 0, nullptr, kLanes};
+    const Runs runs = runs_of(plan_.access, p_, r);
+    const void* const* ahead = next.a + max(0, runs.count - 1) * next.rows;
+    Block b = {now.a, ahead, runs.count, runs.depth, ws_.panels, now.c, 0, nullptr, kLanes};
     for (int64_t panel = 0; panel < columns_.panels; ++panel) {
       const int width = columns_.width(panel);
       b.column = columns_.begin(panel);

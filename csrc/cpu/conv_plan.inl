@@ -18,12 +18,19 @@ constexpr int64_t kBandBytes = 192 << 10;
 constexpr int64_t kAccumulators = 32 << 10;  // float32, where results do not go to memory as they are
 constexpr int64_t kMaxColumns = 256;         // of panels packed together
 
+// One run of a kernel row's taps must fit the stage that float32 rows pass on their way to pairs.
+constexpr int64_t kStageRows = 2 * kMaxTaps;
+
 enum class Kernel { f32, pairs, depthwise };
+
+// Where a row of the product finds its elements: a run of channels for each tap; a run for each kernel row, whose taps
+// are neighbours in memory where pixels of few channels lie side by side; or all taps copied together.
+enum class Access { taps, kernel_rows, gathered };
 
 struct Plan {
   Kernel kernel;
   bool band;             // activations are copied to a channels-last band, in the type the kernel reads
-  bool gather;           // each block of rows is gathered, all taps in one run: for few channels
+  Access access;
   bool in_place;         // results are accumulated where they belong
   int64_t tap_block, k_block;
   int64_t tap_blocks, k_blocks;
@@ -36,6 +43,23 @@ struct Plan {
   int64_t blocks() const { return tap_blocks * k_blocks; }
   int64_t shares() const { return shares_g * shares_r * shares_c; }
 };
+
+// One block of the reduction.
+struct Reduction {
+  int64_t tap, taps, k, depth;
+};
+
+// The same as runs of `depth` elements, in the order of the panel.
+struct Runs {
+  int64_t count, depth;
+};
+static inline Runs runs_of(Access access, const Problem& p, const Reduction& r) {
+  switch (access) {
+    case Access::taps: return {r.taps, r.depth};
+    case Access::kernel_rows: return {p.h.taps, p.w.taps * r.depth};
+    default: return {min(r.taps, 1), r.taps * r.depth};
+  }
+}
 
 static inline int64_t reach(const Axis& axis, int64_t extent) {
   return min(axis.in, (extent - 1) * axis.step + (axis.taps - 1) * axis.spread + 1);
@@ -66,10 +90,13 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
   const int64_t taps = p.taps();
   const bool few_channels = !p.depthwise && p.depth < 16 && taps > 1;
   const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.depthwise);
-  plan.gather = few_channels;
-  const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !few_channels;
+  const bool dense = !adjacent || p.in.stride[3] == p.depth;  // a band is
+  const bool joins = dense && p.w.spread == 1 && p.w.taps * p.depth <= kStageRows && taps <= kMaxTaps;
+  plan.access = !few_channels ? Access::taps : joins ? Access::kernel_rows : Access::gathered;
+  const bool gathered = plan.access == Access::gathered;
+  const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !gathered;
   plan.kernel = p.depthwise ? Kernel::depthwise : pairs ? Kernel::pairs : Kernel::f32;
-  plan.band = taps > 0 && (!adjacent || (plan.kernel == Kernel::f32 && p.in.dtype != DType::f32 && !plan.gather));
+  plan.band = taps > 0 && (!adjacent || (plan.kernel == Kernel::f32 && p.in.dtype != DType::f32 && !gathered));
   plan.in_place = p.out.dtype == DType::f32 && (p.out.stride[1] == 1 || p.columns == 1);
 
   const int64_t panel_rows = kPanelBytes / (kMaxVectors * kLanes * (plan.kernel == Kernel::pairs ? 2 : 4));
@@ -118,7 +145,7 @@ static void make_gathering_plan(const Problem& p, int threads, Plan& plan) {
   adjacent.in.stride[1] = 1;
   adjacent.in.dtype = DType::f32;
   make_plan(adjacent, threads, plan);
-  plan.gather = true;
+  plan.access = Access::gathered;
 }
 
 }  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm

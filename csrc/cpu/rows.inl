@@ -5,17 +5,12 @@
 
 namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 
-// One block of the reduction.
-struct Reduction {
-  int64_t tap, taps, k, depth;
-};
-
 // Room for one gathered row, the longest reduction and the vector that may be stored behind it.
 constexpr int64_t kGathered = kPanelBytes / (4 * kMaxVectors * kLanes) + 2 * kLanes;
 
 struct RowBlock {
   int rows;
-  const void** a;   // [taps][rows], and one more; gathered: [rows]
+  const void** a;   // [runs][rows], and one more
   float* gathered;  // [kMaxRows][kGathered]
   float* c[kMaxRows];
 };
@@ -29,12 +24,20 @@ struct Results {
 class RowWalk {
  public:
   RowWalk(const Problem& p, const Reduction& r, const Tile& tile, const Source& source, const Results& results,
-          bool gather, const char* zeros)
-      : h_(p.h), w_(p.w), r_(r), tile_(tile), source_(source), results_(results), gather_(gather), zeros_(zeros) {
-    const int64_t size = bytes_of(source.dtype);
-    for (int64_t t = 0; t < r.taps; ++t) {
+          Access access, const char* zeros)
+      : h_(p.h),
+        w_(p.w),
+        r_(r),
+        runs_(runs_of(access, p, r)),
+        tile_(tile),
+        source_(source),
+        results_(results),
+        access_(access),
+        zeros_(zeros) {
+    const int64_t size = bytes_of(source.dtype), taps_per_run = access == Access::kernel_rows ? w_.taps : 1;
+    for (int64_t t = 0; t < r.taps; t += taps_per_run) {
       const int64_t u = (r.tap + t) / w_.taps, v = (r.tap + t) % w_.taps;
-      offsets_[t] = (u * h_.spread * source.stride_h + v * w_.spread * source.stride_w) * size;
+      offsets_[t / taps_per_run] = (u * h_.spread * source.stride_h + v * w_.spread * source.stride_w) * size;
     }
     // Where the taps of a kernel row are neighbours in memory, they are one run.
     const bool adjacent = source.stride_c == 1 && source.stride_w == r.depth && w_.spread == 1;
@@ -48,16 +51,19 @@ class RowWalk {
     for (int row = 0; row < rows; ++row) {
       const bool inside = inside_h_ && x_ >= 0 && x_ + (w_.taps - 1) * w_.spread < w_.in;
       block.c[row] = c_;
-      if (gather_) {
+      if (access_ == Access::gathered) {
         block.a[row] = gather(inside, block.gathered + row * kGathered);
       } else if (inside) {
-        for (int64_t t = 0; t < r_.taps; ++t) block.a[t * rows + row] = pixel_ + offsets_[t];
+        for (int64_t t = 0; t < runs_.count; ++t) block.a[t * rows + row] = pixel_ + offsets_[t];
+      } else if (access_ == Access::kernel_rows) {
+        char* const copies = reinterpret_cast<char*>(block.gathered + row * kGathered);
+        for (int64_t u = 0; u < runs_.count; ++u) block.a[u * rows + row] = kernel_row(u, copies);
       } else {
         each_tap([&](int64_t t, bool valid) { block.a[t * rows + row] = valid ? pixel_ + offsets_[t] : zeros_; });
       }
       step();
     }
-    const int64_t filled = rows * (gather_ ? 1 : r_.taps);
+    const int64_t filled = rows * runs_.count;
     if (filled > 0) block.a[filled] = block.a[filled - 1];
   }
 
@@ -91,6 +97,20 @@ class RowWalk {
       use(t, y < static_cast<uint64_t>(h_.in) && x < static_cast<uint64_t>(w_.in));
       if (++v == w_.taps) v = 0, ++u;
     }
+  }
+
+  // Kernel row u at the image's border: where it lies if all of it is inside, else a copy that is zero outside.
+  const char* kernel_row(int64_t u, char* copies) const {
+    const uint64_t y = static_cast<uint64_t>(y_ + u * h_.spread);
+    const int64_t first = max(0, -x_), last = min(w_.taps, w_.in - x_);
+    if (y >= static_cast<uint64_t>(h_.in) || first >= last) return zeros_;
+    const char* const run = pixel_ + offsets_[u];
+    if (last - first == w_.taps) return run;
+    const int64_t tap = r_.depth * bytes_of(source_.dtype);
+    char* const copy = copies + u * w_.taps * tap;
+    std::memset(copy, 0, static_cast<size_t>(w_.taps * tap));
+    std::memcpy(copy + first * tap, run + first * tap, static_cast<size_t>((last - first) * tap));
+    return copy;
   }
 
   // The row's taps side by side in float32.
@@ -129,13 +149,14 @@ class RowWalk {
 
   const Axis &h_, &w_;
   const Reduction r_;
+  const Runs runs_;
   const Tile tile_;
   const Source source_;
   const Results results_;
-  const bool gather_;
+  const Access access_;
   const char* const zeros_;
   int64_t joined_;
-  int64_t offsets_[kMaxTaps];  // bytes from a row's first tap to its others
+  int64_t offsets_[kMaxTaps];  // bytes from a row's first run to its others
   int64_t n_ = 0, i_ = 0, j_ = 0;  // within the tile
   int64_t y_, x_;                  // the image position of the first tap
   bool inside_h_;
