@@ -162,6 +162,9 @@ NAMED = [
     *(replace(BASE, kernel=(1, 1), padding=(0, 0), stride=s) for s in [(1, 1), (2, 2)]),
     *(replace(BASE, channels=c, groups=g) for c, g in [((16, 32), 2), ((12, 6), 3), ((64, 64), 8), ((4, 8), 4)]),
     *(replace(BASE, channels=(c, c), groups=c) for c in (2, 16, 33, 100)),
+    *(replace(BASE, channels=(c, c), groups=g, stride=s, dtype=d, x=x, of=o)
+      for c, g in ((34, 17), (36, 9), (40, 5)) for d in TYPES
+      for x, s, o in (("nhwc", (1, 1), "abs"), ("nchw", (2, 1), "bits"), ("wide", (1, 2), "raw"))),
     *(replace(BASE, channels=(33, 33), groups=33, stride=(2, 1), x=x, dtype=d) for x in LAYOUTS for d in TYPES),
     *(replace(BASE, channels=(c, 40), dtype=d, x=x, y=x)
       for c in (3, 17, 32) for d in (BF16, F16) for x in ("nhwc", "nchw")),
@@ -306,6 +309,19 @@ def test_not_a_number_in_one_pixel_stays_within_its_window(channels, dtype, layo
     assert torch.equal(y.isnan(), hit)
 
 
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+def test_not_a_number_stays_within_its_group(width):
+    """Groups that fill a vector together are computed together: no sum may hold another group's channels."""
+    case = replace(BASE, channels=(48, 48), groups=48 // width, of="raw", keep=1.0)
+    x, dy, weight, scores, bias = _tensors(case)
+    scores, cut, _ = _cut(case, scores)
+    x[:, width] = dy[:, width] = torch.nan
+    for result in (_forward(case, x, weight, scores, cut, bias), _backward_input(case, dy, weight, scores, cut)):
+        hit = result.isnan().any(dim=(0, 2, 3))
+        assert hit[width : 2 * width].all()
+        assert not hit[:width].any() and not hit[2 * width :].any()
+
+
 def test_nan_scores_are_kept_only_when_everything_is():
     for of in ("abs", "raw"):
         case = replace(BASE, of=of, keep=0.9)
@@ -325,6 +341,7 @@ THREADED = [
     replace(BASE, batch=1, channels=(400, 64), size=(5, 7), stride=(2, 2)),
     replace(BASE, channels=(60, 60), groups=5, dtype=F16),
     replace(BASE, channels=(50, 50), groups=50),
+    replace(BASE, channels=(60, 60), groups=15),
 ]
 
 

@@ -195,6 +195,20 @@ def test_drawn_convolution(seed):
         # Enough weights for many tasks.
         Case(2, 300, 200, 1, (6, 5), (3, 3), padding=(1, 1), stride=(2, 1)),
         Case(2, 384, 256, 2, (6, 5), (3, 3), padding=(1, 1), weight_layout="contiguous"),
+        # Groups that fill a vector together, with and without whole vectors.
+        *(
+            Case(3, c, c, c // width, (9, 7), kernel, stride, padding=(1, 2), dtype=dtype, x_layout=x, weight_layout=x)
+            for c, width, kernel, stride in (
+                (34, 2, (3, 3), (1, 1)),
+                (36, 4, (1, 5), (1, 2)),
+                (40, 8, (2, 4), (2, 1)),
+                (144, 2, (3, 2), (1, 1)),
+            )
+            for dtype in DTYPES
+            for x in ("channels_last", "contiguous")
+        ),
+        Case(20, 64, 64, 16, (12, 12), (3, 3), padding=(1, 1), of="sigmoid", weight_grad="all"),
+        Case(3, 21, 63, 21, (11, 13), (7, 7), padding=(3, 3), dtype=torch.bfloat16),
     ],
 )
 def test_convolution(case):
@@ -273,6 +287,7 @@ def test_sigmoid_slope_at_the_ends():
     [
         Case(3, 17, 7, 1, (6, 7), (3, 3)),
         Case(3, 9, 9, 9, (6, 7), (3, 3)),
+        Case(3, 12, 12, 6, (6, 7), (3, 3)),
         Case(2, 18, 14, 2, (1, 37), (1, 2), dtype=torch.bfloat16, x_layout="contiguous", dy_layout="contiguous"),
     ],
 )
@@ -287,6 +302,20 @@ def test_writes_its_outputs_and_nothing_else(case, layout):
     dense = dense_gradient(case, dy, x, weight.shape)
     assert_close("ds", ds, dense * weight.double() * slope(scores, "abs"), torch.float32)
     assert_close("dw", dw, dense * reference.mask(scores, cut, "abs"), torch.float32)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+def test_not_a_number_stays_within_its_group(width):
+    """Groups that fill a vector together are computed together: no sum may hold another group's channels."""
+    case = Case(2, 48, 48, 48 // width, (6, 7), (3, 3), padding=(1, 1))
+    dy, x, weight, scores = operands(case)
+    x[:, width] = dy[:, 2 * width] = torch.nan
+    cut = reference.select([scores], [scores.numel()], ["raw"], None)[0]
+    for grad in native.masked_conv2d_dw(dy, x, weight, scores, cut, "raw", True, "all", **case.options):
+        hit = grad.isnan().flatten(1).any(dim=1)
+        assert hit[width : 2 * width].all()
+        assert hit[2 * width]
+        assert hit.sum() == width + 1
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16"])

@@ -12,7 +12,7 @@ namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 // One thread's working memory.
 struct Workspace {
   char* panels;
-  float* stage;  // rows on their way to becoming pairs
+  float* stage;  // float32 rows on their way into a panel of another form
   char* band;
   float* results;
   float* start;  // [kMaxColumns]
@@ -22,7 +22,7 @@ struct Workspace {
   static constexpr int64_t kWidth = kMaxVectors * kLanes;
   static constexpr int64_t kAddresses = kMaxTaps * kMaxRows + 8;
   static constexpr int64_t kSizes[] = {kPanelBytes + 64,
-                                       kDotBf16 ? kStageRows * kWidth * 4 : 0,
+                                       kStageRows * kWidth * 4,
                                        kBandBytes,
                                        2 * kMaxRows * kGathered * 4,
                                        kAccumulators * 4,
@@ -82,13 +82,13 @@ class Share {
     const Range tiles = part_of(plan_.tiles.count(), share / plan_.shares_c % plan_.shares_r, plan_.shares_r);
     const Range vectors = part_of(plan_.vectors, share % plan_.shares_c, plan_.shares_c);
     if (tiles.begin == tiles.end) return;
-    const int64_t panels = ceil_div(vectors.end - vectors.begin, kMaxVectors);
+    const int64_t panels = ceil_div(vectors.end - vectors.begin, plan_.widest);
     const int64_t rounds = ceil_div(panels, plan_.panels);
     for (group_ = groups.begin; group_ < groups.end; ++group_) {
       for (int64_t round = 0; round < rounds; ++round) {
         const Range part = part_of(vectors.end - vectors.begin, round, rounds);
         const int64_t first = (vectors.begin + part.begin) * kLanes, count = part.end - part.begin;
-        columns_ = {first, min(count * kLanes, p_.columns - first), count, ceil_div(count, kMaxVectors)};
+        columns_ = {first, min(count * kLanes, p_.columns - first), count, ceil_div(count, plan_.widest)};
         multiply(tiles);
       }
     }
@@ -148,7 +148,9 @@ class Share {
       if (plan_.kernel == Kernel::pairs) {
         plan_.access == Access::kernel_rows ? pack_kernel_rows(slab, width, out) : pack_pairs(slab, width, out);
       } else {
-        pack(p_, slab, width, reinterpret_cast<float*>(out));
+        const bool by_group = p_.channelwise && p_.group_k > 0;
+        by_group ? pack_groups(slab, width, reinterpret_cast<float*>(out))
+                 : pack(p_, slab, width, reinterpret_cast<float*>(out));
         round_rows(p_.in.dtype, r.taps * r.depth * width, reinterpret_cast<float*>(out));
       }
       out += panel_bytes(r, i);
@@ -195,10 +197,23 @@ class Share {
 #endif
   }
 
+  // Several groups side by side, each with channels of its own.
+  void pack_groups(const Slab& slab, int64_t width, float* out) {
+    const int64_t rows = slab.taps * slab.depth;
+    std::memset(out, 0, static_cast<size_t>(rows * width * 4));
+    for (int64_t column = 0; column < slab.columns; column += slab.depth) {
+      const int64_t group = (slab.column + column) / slab.depth;
+      pack(p_, {0, slab.depth, group * p_.group_k, slab.depth, slab.tap, slab.taps}, kLanes, ws_.stage);
+      for (int64_t row = 0; row < rows; ++row) {
+        std::memcpy(out + row * width + column, ws_.stage + row * kLanes, static_cast<size_t>(slab.depth * 4));
+      }
+    }
+  }
+
   void multiply_tile(const Tile& tile, const Reduction& r, bool first, float* scratch_results) {
-    const int64_t channel = p_.depthwise ? columns_.first : group_ * p_.depth + r.k;
+    const int64_t channel = p_.channelwise ? columns_.first : group_ * p_.depth + r.k;
     Source source = source_of(p_.in, channel);
-    if (plan_.band) source = copy_to_band(tile, source, p_.depthwise ? columns_.count : r.depth);
+    if (plan_.band) source = copy_to_band(tile, source, p_.channelwise ? columns_.count : r.depth);
 
     RowWalk walk(p_, r, tile, source, results(tile, scratch_results), plan_.access, ws_.zeros);
     const int64_t rows = tile.rows(), blocks = ceil_div(rows, rows_per_block(columns_.widest()));
@@ -224,7 +239,7 @@ class Share {
       b.column = columns_.begin(panel);
       b.start = first ? ws_.start + b.column : nullptr;
       // Scratch results have whole vectors of room; the output and the activations do not.
-      const bool whole = !plan_.in_place && !p_.depthwise;
+      const bool whole = !plan_.in_place && !p_.channelwise;
       b.tail = whole ? kLanes : min(kLanes, columns_.count - b.column - (width - 1) * kLanes);
       kernel(width, now.rows)(b);
       b.panel = static_cast<const char*>(b.panel) + panel_bytes(r, panel);
@@ -244,6 +259,7 @@ class Share {
     if (plan_.kernel == Kernel::pairs) return micro_kernel<Pairs>(vectors, m);
 #endif
     if (plan_.kernel == Kernel::f32) return micro_kernel<F32>(vectors, m);
+    if (p_.depth > 1) return grouped_kernel(p_.depth, m);
     if (plan_.band || p_.in.dtype == DType::f32) return micro_kernel<Depthwise<float>>(vectors, m);
     return p_.in.dtype == DType::bf16 ? micro_kernel<Depthwise<bf16>>(vectors, m)
                                       : micro_kernel<Depthwise<f16>>(vectors, m);
@@ -304,15 +320,15 @@ static void run_problems(int64_t count, int threads, const MakeProblem& make_pro
 
 static void conv_forward(const Conv& c, const Tensor& x, const Tensor& w, const Mask& m, const float* bias,
                          const Tensor& y, int threads) {
-  run_problems(1, threads, [&](int64_t, bool depthwise) {
-    return forward_problem(c, x, w, m, bias, y, depthwise && is_depthwise(c));
+  run_problems(1, threads, [&](int64_t, bool channelwise) {
+    return forward_problem(c, x, w, m, bias, y, channelwise && is_channelwise(c));
   });
 }
 
 static void conv_backward_input(const Conv& c, const Tensor& dy, const Tensor& w, const Mask& m, const Tensor& dx,
                                 int threads) {
-  run_problems(c.stride_h * c.stride_w, threads, [&](int64_t phase, bool depthwise) {
-    return backward_problem(c, dy, w, m, dx, phase / c.stride_w, phase % c.stride_w, depthwise && is_depthwise(c));
+  run_problems(c.stride_h * c.stride_w, threads, [&](int64_t phase, bool channelwise) {
+    return backward_problem(c, dy, w, m, dx, phase / c.stride_w, phase % c.stride_w, channelwise && is_channelwise(c));
   });
 }
 

@@ -21,7 +21,7 @@ constexpr int64_t kMaxColumns = 256;         // of panels packed together
 // One run of a kernel row's taps must fit the stage that float32 rows pass on their way to pairs.
 constexpr int64_t kStageRows = 2 * kMaxTaps;
 
-enum class Kernel { f32, pairs, depthwise };
+enum class Kernel { f32, pairs, channelwise };
 
 // Where a row of the product finds its elements: a run of channels for each tap; a run for each kernel row, whose taps
 // are neighbours in memory where pixels of few channels lie side by side; or all taps copied together.
@@ -35,6 +35,7 @@ struct Plan {
   int64_t tap_block, k_block;
   int64_t tap_blocks, k_blocks;
   int64_t vectors;       // of a group's columns
+  int64_t widest;        // vectors of a panel at most
   int64_t panels;        // packed together
   Tiling tiles;
   int64_t chunk;         // tiles between two packings of the same panel
@@ -88,15 +89,16 @@ static void split(const Problem& p, int threads, Plan& plan) {
 // False if the problem needs a band that would not fit kBandBytes.
 static bool make_plan(const Problem& p, int threads, Plan& plan) {
   const int64_t taps = p.taps();
-  const bool few_channels = !p.depthwise && p.depth < 16 && taps > 1;
-  const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.depthwise);
+  const bool few_channels = !p.channelwise && p.depth < 16 && taps > 1;
+  const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.channelwise);
   const bool dense = !adjacent || p.in.stride[3] == p.depth;  // a band is
   const bool joins = dense && p.w.spread == 1 && p.w.taps * p.depth <= kStageRows && taps <= kMaxTaps;
   plan.access = !few_channels ? Access::taps : joins ? Access::kernel_rows : Access::gathered;
   const bool gathered = plan.access == Access::gathered;
-  const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !gathered;
-  plan.kernel = p.depthwise ? Kernel::depthwise : pairs ? Kernel::pairs : Kernel::f32;
-  plan.band = taps > 0 && (!adjacent || (plan.kernel == Kernel::f32 && p.in.dtype != DType::f32 && !gathered));
+  const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !gathered && !p.channelwise;
+  plan.kernel = p.channelwise ? Kernel::channelwise : pairs ? Kernel::pairs : Kernel::f32;
+  const bool reads_float = plan.kernel == Kernel::f32 ? !gathered : p.channelwise && p.depth > 1;
+  plan.band = taps > 0 && (!adjacent || (reads_float && p.in.dtype != DType::f32));
   plan.in_place = p.out.dtype == DType::f32 && (p.out.stride[1] == 1 || p.columns == 1);
 
   const int64_t panel_rows = kPanelBytes / (kMaxVectors * kLanes * (plan.kernel == Kernel::pairs ? 2 : 4));
@@ -107,9 +109,10 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
   plan.k_block = plan.k_blocks == 1 ? p.depth : round_up(ceil_div(p.depth, plan.k_blocks), 16);
 
   plan.vectors = ceil_div(p.columns, kLanes);
+  plan.widest = p.channelwise && p.depth > 1 ? 1 : kMaxVectors;
   split(p, threads, plan);
   const int64_t vectors = ceil_div(plan.vectors, plan.shares_c);
-  const int64_t width = min(vectors, kMaxVectors) * kLanes;
+  const int64_t width = min(vectors, plan.widest) * kLanes;
   const int64_t column_bytes = plan.kernel == Kernel::pairs ? 2 * round_up(plan.k_block, 2) : 4 * plan.k_block;
   const int64_t panel_bytes = max(1, plan.tap_block * width * column_bytes);
   plan.panels = plan.blocks() > 1 ? 1 : min(kPanelBytes / panel_bytes, kMaxColumns / width);
@@ -124,7 +127,7 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
     plan.tiles = tiling(p, rows);
   }
   if (plan.band) {
-    const int64_t channels = p.depthwise ? min(p.columns, plan.panels * width) : plan.k_block;
+    const int64_t channels = p.channelwise ? min(p.columns, plan.panels * width) : plan.k_block;
     const int64_t pixel_bytes = channels * (plan.kernel == Kernel::pairs ? 2 : 4);
     const auto fits = [&] {
       return plan.tiles.images * reach(p.h, plan.tiles.height) * reach(p.w, plan.tiles.width) * pixel_bytes <=

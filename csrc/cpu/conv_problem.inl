@@ -80,7 +80,7 @@ struct Problem {
   Axis h, w;
   int64_t batch, groups;
   int64_t depth, columns;  // channels read and channels written, of one group
-  bool depthwise;          // channel q reads channel q only: depth is 1, groups is 1
+  bool channelwise;        // every channel reads the `depth` channels of its group, in one vector with it; groups is 1
   Tensor in, out;
   const float* start;  // float32, columns * groups, or null for zeros
   MaskedWeight b;
@@ -90,8 +90,10 @@ struct Problem {
   int64_t taps() const { return h.taps * w.taps; }
 };
 
-static inline bool is_depthwise(const Conv& c) {
-  return c.groups > 1 && c.groups == c.in_channels && c.groups == c.out_channels;
+// Groups of one channel, or of few that fill a vector together.
+static inline bool is_channelwise(const Conv& c) {
+  const int64_t width = c.in_channels / c.groups;
+  return c.groups > 1 && c.in_channels == c.out_channels && width > 0 && width < kLanes && kLanes % width == 0;
 }
 
 static inline MaskedWeight masked_weight(const Conv& c, const Tensor& w, const Mask& m, bool backward) {
@@ -109,14 +111,14 @@ static inline MaskedWeight masked_weight(const Conv& c, const Tensor& w, const M
 }
 
 static inline Problem forward_problem(const Conv& c, const Tensor& x, const Tensor& w, const Mask& m,
-                                      const float* bias, const Tensor& y, bool depthwise) {
+                                      const float* bias, const Tensor& y, bool channelwise) {
   Problem p;
   p.h = forward_axis(c.out_h, c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dilation_h);
   p.w = forward_axis(c.out_w, c.in_w, c.kernel_w, c.stride_w, c.pad_w, c.dilation_w);
-  p.depthwise = depthwise;
+  p.channelwise = channelwise;
   p.batch = c.batch;
-  p.groups = p.depthwise ? 1 : c.groups;
-  p.depth = p.depthwise ? 1 : c.in_channels / c.groups;
+  p.groups = p.channelwise ? 1 : c.groups;
+  p.depth = c.in_channels / c.groups;
   p.columns = c.out_channels / p.groups;
   p.in = x;
   p.out = y;
@@ -130,14 +132,14 @@ static inline Problem forward_problem(const Conv& c, const Tensor& x, const Tens
 // The part of dx at rows h_phase + i*stride_h and columns w_phase + j*stride_w.
 static inline Problem backward_problem(const Conv& c, const Tensor& dy, const Tensor& w, const Mask& m,
                                        const Tensor& dx, int64_t h_phase, int64_t w_phase,
-                                       bool depthwise) {
+                                       bool channelwise) {
   Problem p;
   p.h = backward_axis(c.out_h, c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dilation_h, h_phase);
   p.w = backward_axis(c.out_w, c.in_w, c.kernel_w, c.stride_w, c.pad_w, c.dilation_w, w_phase);
-  p.depthwise = depthwise;
+  p.channelwise = channelwise;
   p.batch = c.batch;
-  p.groups = p.depthwise ? 1 : c.groups;
-  p.depth = p.depthwise ? 1 : c.out_channels / c.groups;
+  p.groups = p.channelwise ? 1 : c.groups;
+  p.depth = c.out_channels / c.groups;
   p.columns = c.in_channels / p.groups;
   p.in = dy;
   p.out = dx;
@@ -147,9 +149,10 @@ static inline Problem backward_problem(const Conv& c, const Tensor& dy, const Te
   p.out.stride[3] *= c.stride_w;
   p.start = nullptr;
   // Depthwise: the channel is the weight's first dimension in both directions.
-  p.b = masked_weight(c, w, m, !p.depthwise);
+  const bool depthwise = p.channelwise && p.depth == 1;
+  p.b = masked_weight(c, w, m, !depthwise);
   p.group_column = 0;
-  p.group_k = p.depth;
+  p.group_k = depthwise ? 0 : p.depth;
   return p;
 }
 

@@ -16,7 +16,7 @@ struct Block {
   int64_t taps, depth;
   const void* panel;   // [taps][depth][N*kLanes] float32; pairs: [taps][ceil(depth/2)][N*kLanes][2] bfloat16
   float* const* c;     // [M] rows of the result
-  int64_t column;      // first column in the rows of c (and of a, depthwise)
+  int64_t column;      // first column in the rows of c (and of a, channelwise)
   const float* start;  // N*kLanes, or null: add to what c holds
   int64_t tail;        // columns of the last vector that exist
 };
@@ -154,25 +154,65 @@ struct Pairs {
 // Each column reads its own channel: a[t][m][q] * panel[t][q], with rows of type T.
 template <class T>
 struct Depthwise {
-  template <int N, int M>
-  static void run(const Block& b) {
+  template <int N, int M, bool whole>
+  static inline void multiply(const Block& b) {
     Vec acc[M][N];
     load_accumulators<N, M>(b, acc);
     const float* panel = static_cast<const float*>(b.panel);
     const void* const* rows = b.a;
     for (int64_t t = 0; t < b.taps; ++t, rows += M, panel += N * kLanes) {
+      Vec column[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) column[n] = load(panel + n * kLanes);
 #pragma GCC unroll 12
       for (int m = 0; m < M; ++m) {
         const T* a = static_cast<const T*>(rows[m]) + b.column;
 #pragma GCC unroll 4
         for (int n = 0; n < N; ++n) {
-          const bool whole = n + 1 < N || b.tail == kLanes;
-          const Vec x = whole ? load(a + n * kLanes) : load(a + n * kLanes, b.tail);
-          acc[m][n] = fma(x, load(panel + n * kLanes), acc[m][n]);
+          const Vec x = whole || n + 1 < N ? load(a + n * kLanes) : load(a + n * kLanes, b.tail);
+          acc[m][n] = fma(x, column[n], acc[m][n]);
         }
       }
     }
     store_accumulators<N, M>(b, acc);
+  }
+
+  template <int N, int M>
+  static void run(const Block& b) {
+    b.tail == kLanes ? multiply<N, M, true>(b) : multiply<N, M, false>(b);
+  }
+};
+
+// Each column reads the D channels of its group: a[t][m][q / D * D + k] * panel[t][k][q].
+template <int D>
+struct Grouped {
+  template <int M, bool whole>
+  static inline void multiply(const Block& b) {
+    Vec acc[M][1];
+    load_accumulators<1, M>(b, acc);
+    IntVec lanes[D];
+#pragma GCC unroll 8
+    for (int k = 0; k < D; ++k) lanes[k] = lane_of_group(D, k);
+    const float* panel = static_cast<const float*>(b.panel);
+    const void* const* rows = b.a;
+    for (int64_t t = 0; t < b.taps; ++t, rows += M) {
+#pragma GCC unroll 8
+      for (int k = 0; k < D; ++k, panel += kLanes) {
+        const Vec column = load(panel);
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) {
+          const float* a = static_cast<const float*>(rows[m]) + b.column;
+          acc[m][0] = fma(permute(whole ? load(a) : load(a, b.tail), lanes[k]), column, acc[m][0]);
+        }
+      }
+    }
+    store_accumulators<1, M>(b, acc);
+  }
+
+  template <int N, int M>
+  static void run(const Block& b) {
+    static_assert(N == 1, "one vector of groups");
+    b.tail == kLanes ? multiply<M, true>(b) : multiply<M, false>(b);
   }
 };
 
@@ -183,6 +223,15 @@ static inline MicroKernel with_rows(int m) {
     if (m < M) return with_rows<Kind, N, M - 1>(m);
   }
   return &Kind::template run<N, M>;
+}
+
+// `depth` is a power of two below kLanes.
+template <int D = kLanes / 2>
+static inline MicroKernel grouped_kernel(int64_t depth, int m) {
+  if constexpr (D > 2) {
+    if (depth < D) return grouped_kernel<D / 2>(depth, m);
+  }
+  return with_rows<Grouped<D>, 1>(m);
 }
 
 template <class Kind>

@@ -45,6 +45,15 @@ static inline Vec keep(Vec a, Vec scores, const IntervalVec& kept) {
   return keep_if_below(a, subtract(image, kept.lo), kept.span);
 }
 
+// Lane i is lane k of i's group of `width` neighbours.
+static inline IntVec lane_of_group(int width, int k) {
+  int32_t lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i / width * width + k;
+  IntVec result;
+  std::memcpy(&result, lanes, sizeof result);
+  return result;
+}
+
 // To T's precision and back.
 static inline Vec round_to(Vec a, float) { return a; }
 template <class Half>

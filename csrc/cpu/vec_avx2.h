@@ -87,6 +87,9 @@ static inline Vec keep_bits(Vec a, uint32_t bits) {
   return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
 }
 
+// Lane i is a's lane lanes[i].
+static inline Vec permute(Vec a, IntVec lanes) { return _mm256_permutevar8x32_ps(a, lanes); }
+
 // rows[i] lane j <-> rows[j] lane i.
 static inline void transpose(Vec (&rows)[8]) {
   Vec t[8];

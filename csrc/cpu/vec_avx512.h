@@ -85,6 +85,9 @@ static inline IntVec subtract(IntVec a, IntVec b) { return _mm512_sub_epi32(a, b
 
 static inline Vec keep_bits(Vec a, uint32_t bits) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a); }
 
+// Lane i is a's lane lanes[i].
+static inline Vec permute(Vec a, IntVec lanes) { return _mm512_permutexvar_ps(lanes, a); }
+
 // rows[i] lane j <-> rows[j] lane i.
 static inline void transpose(Vec (&rows)[16]) {
   Vec t[16];

@@ -63,6 +63,9 @@ static inline Vec keep_bits(Vec a, uint32_t bits) {
   return (Vec)((IntVec)a & (IntVec)((bit & bits) == bit));
 }
 
+// Lane i is a's lane lanes[i].
+static inline Vec permute(Vec a, IntVec lanes) { return Vec{a[lanes[0]], a[lanes[1]], a[lanes[2]], a[lanes[3]]}; }
+
 // rows[i] lane j <-> rows[j] lane i.
 static inline void transpose(Vec (&rows)[4]) {
   const Vec a = rows[0], b = rows[1], c = rows[2], d = rows[3];

@@ -117,16 +117,18 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   const int64_t in = g.in_channels / g.groups, out = g.out_channels / g.groups, taps = g.kernel_h * g.kernel_w;
   if (in == 0 || out == 0 || taps == 0) return;
 
-  job.depthwise = in == 1 && g.groups > 1;
-  job.swapped = !job.depthwise && 8 * plane_cost(in, out) < 7 * plane_cost(out, in);
-  job.groups = job.depthwise ? 1 : g.groups;
-  job.rows = job.swapped ? in : out;
-  job.lanes = job.depthwise ? g.groups : job.swapped ? out : in;
+  const bool depthwise = in == 1 && g.groups > 1, fills_vectors = in < kLanes && kLanes % in == 0;
+  job.channelwise = depthwise || (g.groups > 1 && in == out && fills_vectors);
+  job.swapped = !job.channelwise && 8 * plane_cost(in, out) < 7 * plane_cost(out, in);
+  job.groups = job.channelwise ? 1 : g.groups;
+  job.rows = job.swapped || (job.channelwise && !depthwise) ? in : out;
+  job.lanes = depthwise ? g.groups : job.channelwise ? g.out_channels : job.swapped ? out : in;
   const auto grid = [&](const void* data, const int64_t (&stride)[4]) {
     const int64_t o = stride[0], c = stride[1];
     Grid r = {const_cast<void*>(data), out * o, o, c, stride[2], stride[3]};
     if (job.swapped) r = {r.data, out * o, c, o, stride[2], stride[3]};
-    if (job.depthwise) r = {r.data, 0, o, out * o, stride[2], stride[3]};
+    if (job.channelwise) r = {r.data, 0, c, o, stride[2], stride[3]};
+    if (depthwise) r = {r.data, 0, o, out * o, stride[2], stride[3]};
     return r;
   };
   const bool wants_dw = weight_grad != WeightGrad::none && dw.data != nullptr;
@@ -163,13 +165,13 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   };
   job.lane_side = operand(x, job.walk.h, job.walk.w);
   job.row_side = operand(dy, positions(job.walk.h), positions(job.walk.w));
-  if (job.depthwise) job.row_side.c *= out;
+  if (depthwise) job.row_side.c *= out;
   if (job.swapped) {
     const Operand side = job.lane_side;
     job.lane_side = job.row_side;
     job.row_side = side;
   }
-  job.tile_rows = job.depthwise ? 1 : kTileRows;
+  job.tile_rows = job.channelwise ? in : kTileRows;
   job.row_tiles = ceil_div(job.rows, job.tile_rows);
   job.lane_tiles = ceil_div(job.lanes, kTileLanes);
   job.tile_floats = taps * job.tile_rows * kTileLanes;

@@ -1,5 +1,5 @@
 // What becomes of a tile of dW_eff: dS = dW_eff * W * map'(S) and dW, written as the tile leaves the accumulators.
-#include "wgrad_pack.inl"
+#include "wgrad_channels.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA {
 

@@ -86,23 +86,29 @@ static inline void store_units(Unit* p, Vec units) {
 }
 
 // Channels side by side in memory. Position by position through all panels: rows of x that lie a power of two apart
-// would push each other out of the cache if every panel went over all of them.
+// would push each other out of the cache if every panel went over all of them. Panels of one vector go one by one: they
+// are many places to store to, and use up the cache lines that they read.
 template <class Units>
 static void pack_channels(const Line<Units>& line, const Panels<typename Units::Unit>& panels) {
-  for (int64_t k = 0; k < line.columns; ++k) {
-    for (int64_t unit = 0; unit < line.units; ++unit) {
-      const int64_t slot = line.slot + k * line.units + unit;
-      const auto* p = line.at(k, unit);
-      const auto* partner = line.partner_of(p, unit);
-      typename Units::Unit* panel = panels.first;
-      for (int64_t left = panels.channels; left > 0; left -= panels.width, panel += panels.step) {
-        const int64_t width = panels.padded(left);
-        for (int64_t c = 0; c < width; c += kLanes) {
-          const auto* const second = partner == nullptr ? nullptr : partner + c;
-          store_units(panel + slot * width + c, Units::load_some(p + c, second, smaller(left, width) - c));
+  const int64_t together = panels.width == kLanes ? kLanes : panels.channels;
+  typename Units::Unit* first = panels.first;
+  for (int64_t channel = 0; channel < panels.channels; channel += together, first += panels.step) {
+    const int64_t end = smaller(panels.channels, channel + together);
+    for (int64_t k = 0; k < line.columns; ++k) {
+      for (int64_t unit = 0; unit < line.units; ++unit) {
+        const int64_t slot = line.slot + k * line.units + unit;
+        const auto* p = line.at(k, unit) + channel;
+        const auto* partner = line.partner_of(p, unit);
+        typename Units::Unit* panel = first;
+        for (int64_t c = channel; c < end; c += panels.width, panel += panels.step) {
+          const int64_t left = end - c, width = panels.padded(left);
+          for (int64_t v = 0; v < width; v += kLanes) {
+            const auto* const second = partner == nullptr ? nullptr : partner + v;
+            store_units(panel + slot * width + v, Units::load_some(p + v, second, smaller(left, width) - v));
+          }
+          p += panels.width;
+          if (partner != nullptr) partner += panels.width;
         }
-        p += panels.width;
-        if (partner != nullptr) partner += panels.width;
       }
     }
   }

@@ -20,6 +20,7 @@ struct FloatMath {
   static constexpr int64_t kImages = 1;
   static Vec load_lanes(const Unit* p) { return load(p); }
   static Vec spread(const Unit* p) { return broadcast(*p); }
+  static Vec reorder(Vec a, IntVec lanes) { return permute(a, lanes); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
 };
 #if defined(__AVX512BF16__)
@@ -29,6 +30,7 @@ struct PairMath {
   static constexpr int64_t kImages = 2;
   static IntVec load_lanes(const Unit* p) { return _mm512_loadu_si512(p); }
   static IntVec spread(const Unit* p) { return broadcast_bits(*p); }
+  static IntVec reorder(IntVec a, IntVec lanes) { return _mm512_permutexvar_epi32(lanes, a); }
   static Vec multiply_add(IntVec a, IntVec b, Vec c) { return dot(a, b, c); }
 };
 #endif
@@ -77,38 +79,6 @@ static void multiply_runs(const Runs& runs, const typename Math::Unit* rows, int
   }
 }
 
-// Depthwise: acc[l] (+)= sum over the runs of a[k][l] * b[k][l], both V vectors wide. Two sums per vector hide the
-// multiply-add's latency.
-template <class Math, int V>
-static void multiply_channels(const Runs& runs, const typename Math::Unit* rows, int64_t row_pitch,
-                              const typename Math::Unit* lanes, float* acc, bool add) {
-  Vec sum[2][V];
-  for (int v = 0; v < V; ++v) sum[0][v] = sum[1][v] = zero();
-  constexpr int64_t width = V * kLanes;
-  for (int64_t line = 0; line < runs.lines; ++line) {
-    const typename Math::Unit* a = rows + (runs.rows_at + line * runs.rows_step) * row_pitch;
-    const typename Math::Unit* b = lanes + (runs.lanes_at + line * runs.lanes_step) * width;
-    int64_t k = 0;
-    for (; k + 2 <= runs.count; k += 2, a += 2 * row_pitch, b += 2 * width) {
-#pragma GCC unroll 8
-      for (int v = 0; v < 2 * V; ++v) {
-        sum[v / V][v % V] = Math::multiply_add(Math::load_lanes(a + v / V * row_pitch + v % V * kLanes),
-                                               Math::load_lanes(b + v * kLanes), sum[v / V][v % V]);
-      }
-    }
-    if (k < runs.count) {
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        sum[0][v] = Math::multiply_add(Math::load_lanes(a + v * kLanes), Math::load_lanes(b + v * kLanes), sum[0][v]);
-      }
-    }
-  }
-  for (int v = 0; v < V; ++v) {
-    const Vec total = sum[0][v] + sum[1][v];
-    store(acc + v * kLanes, add ? load(acc + v * kLanes) + total : total);
-  }
-}
-
 template <class Math>
 using TileKernel = void (*)(const Runs&, const typename Math::Unit*, int64_t, const typename Math::Unit*, float*, bool);
 
@@ -125,16 +95,16 @@ static TileKernel<Math> tile_of_rows(int64_t rows) {
   }
 }
 
-// The kernel for a tile of `rows` x (`vectors` * kLanes), or of `vectors` * kLanes separate channels.
+// The kernel for a tile of `rows` x (`vectors` * kLanes).
 template <class Math>
-static TileKernel<Math> tile_kernel(int64_t rows, int64_t vectors, bool depthwise) {
+static TileKernel<Math> tile_kernel(int64_t rows, int64_t vectors) {
   static_assert(kTileVectors == 2 || kTileVectors == 4, "one case per width");
   switch (vectors) {
-    case 1: return depthwise ? multiply_channels<Math, 1> : tile_of_rows<Math, 1>(rows);
-    case 2: return depthwise ? multiply_channels<Math, 2> : tile_of_rows<Math, 2>(rows);
+    case 1: return tile_of_rows<Math, 1>(rows);
+    case 2: return tile_of_rows<Math, 2>(rows);
 #if defined(__AVX512F__)
-    case 3: return depthwise ? multiply_channels<Math, 3> : tile_of_rows<Math, 3>(rows);
-    default: return depthwise ? multiply_channels<Math, 4> : tile_of_rows<Math, 4>(rows);
+    case 3: return tile_of_rows<Math, 3>(rows);
+    default: return tile_of_rows<Math, 4>(rows);
 #else
     default: return nullptr;
 #endif
