@@ -118,7 +118,7 @@ def fused_backend(device: torch.device) -> str:
     if device.type == "cpu":
         return "native"
     found = ek.backends()
-    return next(name for name in ("cuda", "triton", "reference") if found.get(name, "not built") is None)
+    return next(name for name in ("triton", "cuda", "reference") if found.get(name, "not built") is None)
 
 
 def on_backend(backend: str, call: Callable) -> Callable:

@@ -94,18 +94,29 @@ class SelectRow:
             "GetSubnet": lambda: [in_memory_order(s.abs()).sort() for s in scores],
             "GetSubnetFaster": lambda: [kth_score(s.abs(), KEEP) for s in scores],
             "read": lambda: [s.sum() for s in scores],
+            "cuda": on_backend("cuda", lambda: ek.select_all(scores, rules, hints)),
         }
 
         def check():
-            for layer, (cut, s) in enumerate(zip(calls["fused"](), scores, strict=True)):
-                kept = oracle.mask(s, RULE)
-                last = s.abs()[kept].min()
-                index = (kept & (s.abs() == last)).nonzero()[-1].item()
-                found = cut.threshold.item(), cut.index.item()
-                assert found == (last.item(), index), f"layer {layer}: cut {found}, expected {(last.item(), index)}"
+            for column in {"fused", "cuda"}.intersection(columns):
+                for layer, (cut, s) in enumerate(zip(calls[column](), scores, strict=True)):
+                    kept = oracle.mask(s, RULE)
+                    last = s.abs()[kept].min()
+                    index = (kept & (s.abs() == last)).nonzero()[-1].item()
+                    found, expected = (cut.threshold.item(), cut.index.item()), (last.item(), index)
+                    assert found == expected, f"{column}, layer {layer}: cut {found}, expected {expected}"
 
         work = roofline.select(sum(self.sizes))
         return Contest(check, {name: calls[name] for name in columns}, kernels=[(work, "float32")])
+
+
+class GpuSelectRow(SelectRow):
+    """With the CUDA C++ selection beside Triton's, where it was compiled: the faster one belongs first in "auto"."""
+
+    @property
+    def columns(self):
+        compiled = ek.backends()["cuda"] is None
+        return (*SelectRow.columns, *(("cuda",) if compiled else ()))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Selection: the cut of |scores|, against a sort, kthvalue, and one read of the scores by torch.sum."""
 
-from rows import SelectRow
+from rows import GpuSelectRow, SelectRow
 
 RESNET50 = (  # the 54 masked layers of ResNet-50 (bottlenecks 3, 4, 6, 3): 25.5 million scores
     [3 * 64 * 49]
@@ -30,7 +30,7 @@ ROWS = [
     for warm in (False, True)
 ]
 GPU_ROWS = [
-    SelectRow(label, tuple(sizes), warm)
+    GpuSelectRow(label, tuple(sizes), warm)
     for label, sizes in (("2359296", [2_359_296]), ("16777216", [16_777_216]), ("ResNet-50", RESNET50))
     for warm in (False, True)
 ]
