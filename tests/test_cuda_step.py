@@ -168,6 +168,22 @@ def test_parameters_and_gradients_off_their_alignment(host):
     assert_cuts(model)
 
 
+def test_replays_of_a_captured_step_start_from_each_others_cuts(host, monkeypatch):
+    model = network([(90, 70), (8, 3, 3, 3)])
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1)
+    give_gradients(trained(model), 0)
+    optimizer.step()
+    hints = [layer.hint().data for layer in model]
+    monkeypatch.setattr(cuda, "_captured", [])
+    monkeypatch.setattr(cuda.capture, "capturing", lambda tensor: True)
+    give_gradients(trained(model), 1)
+    optimizer.step()
+    found = [layer.hint().data for layer in model]
+    assert [h.tolist() for h in hints] == [f.tolist() for f in found]
+    kept = [tensor for entry in cuda._captured if isinstance(entry, list) for tensor, _ in entry]
+    assert all(a is b for a, b in zip(kept, hints, strict=True))
+
+
 def test_auto_steps_on_cuda_where_it_was_compiled(monkeypatch):
     """Triton, which comes first, has no optimizer."""
     for name in ("triton", "cuda"):

@@ -16,7 +16,7 @@ from .memory_order import filling
 # Candidates that a layer has room for: a 16th of its scores, at least this many. No larger a layer is collected whole.
 _LEAST_CAPACITY = 4096
 
-_captured: set["_Plan"] = set()  # tables that CUDA graphs read: these outlive the cache
+_captured: list = []  # tables and hints that CUDA graphs read: these outlive the cache and the layers
 
 _cuda = getattr(native._native, "cuda", None)
 
@@ -91,7 +91,18 @@ def step(updates, rankings):
     cuts = [_step(batch) for batch in _batches(aligned)]
     for t, mine in copies:
         t.copy_(mine)
-    return (torch.cat(cuts) if len(cuts) > 1 else cuts[0])[: len(rankings)]
+    cuts = (torch.cat(cuts) if len(cuts) > 1 else cuts[0])[: len(rankings)]
+    if capture.capturing(updates[0].value):
+        _hand_on(cuts, rankings)
+    return cuts
+
+
+def _hand_on(cuts, rankings):
+    """Copies the cuts to where this step, of a CUDA graph, took its hints from: the next replay starts from them."""
+    hints = [(r.hint.data, cut) for r, cut in zip(rankings, cuts.unbind(), strict=True) if r.hint is not None]
+    if hints:
+        torch._foreach_copy_([hint for hint, _ in hints], [cut for _, cut in hints])
+        _captured.append(hints)
 
 
 def _batches(updates):
@@ -139,7 +150,7 @@ def _selection(layers, chunk):
     )
     plan = _plan(rows, chunk, device)
     if capture.capturing(first):
-        _captured.add(plan)
+        _captured.append(plan)
     cuts = torch.empty(count, 2, dtype=torch.int64, device=device)
     candidates = torch.empty(plan.candidates, dtype=torch.int64, device=device)
     scratch = torch.zeros(_cuda.scratch_words(count), dtype=torch.int32, device=device)
