@@ -79,7 +79,8 @@ def default_tile(problem: Problem, device: Device) -> Tile:
     """
     large = problem.precision == "half" and not problem.scattered
     m = 128 if problem.m > 64 and large else 64
-    n = _power_of_two(problem.n, 16, 128 if large else 32 if problem.kernel == "grad" and problem.scattered else 64)
+    narrow = problem.scattered and (problem.kernel == "grad" or problem.precision == "float32")
+    n = _power_of_two(problem.n, 16, 128 if large else 32 if narrow else 64)
     if problem.precision == "float32" or (problem.scattered and problem.kernel == "product"):
         k = 16
     else:
