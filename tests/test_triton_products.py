@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import edgepop_kernels as ek
 from edgepop_kernels import reference
 from edgepop_kernels.testing import inputs, oracle
-from edgepop_kernels.testing.guard import guarded
+from edgepop_kernels.testing.guard import guarded, guarded_allocations
 from edgepop_kernels.testing.tolerances import assert_close, assert_same_bits
 
 pytest.importorskip("triton", reason="triton is for Linux only")
@@ -61,7 +61,7 @@ def check(case):
         definition, named["x"], named["weight"].contiguous(), named["scores"], case.rule, named["bias"], named["dy"]
     )
     present = {name: t.to(DEVICE) for name, t in named.items() if t is not None}
-    with guarded(**present) as twins, ek.use_backend("triton"):
+    with guarded(**present) as twins, guarded_allocations(), ek.use_backend("triton"):
         got = dict(zip(present, twins, strict=True))
         leaves = {n: t.requires_grad_() for n, t in got.items() if n != "dy" and t.is_floating_point()}
         y = ours(got["x"], got["weight"], got.get("scores"), case.rule, got.get("bias"))
@@ -134,6 +134,16 @@ def test_half_precision_weights(dtype, rule):
     ):
         assert_close(name, out, ref, dtype)
         assert out.dtype == dtype
+
+
+def test_a_stray_store_beside_an_output_is_noticed():
+    def store(count):
+        torch.ones(3).new_empty(3, 4).as_strided((count,), (1,)).zero_()
+
+    with guarded_allocations():
+        store(12)
+    with pytest.raises(AssertionError, match=r"new_empty allocated: 1 elements .* at \+12"), guarded_allocations():
+        store(13)
 
 
 @pytest.mark.parametrize("splits", [1, 3])

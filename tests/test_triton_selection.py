@@ -6,7 +6,8 @@ import torch
 import edgepop_kernels as ek
 from edgepop_kernels import reference
 from edgepop_kernels.testing import inputs
-from edgepop_kernels.testing.guard import Guarded
+from edgepop_kernels.testing.guard import Guarded, guarded_allocations
+from edgepop_kernels.testing.tolerances import assert_same_bits
 
 pytest.importorskip("triton", reason="triton is for Linux only")
 
@@ -28,7 +29,8 @@ def small_blocks(monkeypatch):
 
 def assert_exact(scores, kept, of, hint=None):
     guards = [Guarded(s.to(DEVICE)) for s in scores]
-    cuts = selection.select([g.tensor for g in guards], kept, of, None if hint is None else hint.to(DEVICE))
+    with guarded_allocations():
+        cuts = selection.select([g.tensor for g in guards], kept, of, None if hint is None else hint.to(DEVICE))
     for guard in guards:
         guard.check("scores")
     expected = reference.select(scores, kept, of, None)
@@ -85,6 +87,14 @@ def test_scores_off_their_alignment():
 
 def test_an_empty_layer_keeps_nothing():
     assert_exact([torch.randn(0, 4), torch.randn(9)], [0, 4], ["abs", "abs"])
+
+
+@pytest.mark.parametrize("numel", [1, 63, 1025])
+def test_draws_the_reference_mask_and_nothing_beside_it(numel):
+    scores, seed = Guarded(torch.randn(numel), device=DEVICE), torch.tensor(5, device=DEVICE)
+    with guarded_allocations():
+        bits = selection.draw(scores.tensor, seed)
+    assert_same_bits("bits", bits, reference.draw(scores.tensor, seed))
 
 
 def test_select_all_of_a_network():

@@ -53,3 +53,36 @@ def guarded(**operands: torch.Tensor):
     yield tuple(g.tensor for g in guards.values())
     for name, guard in guards.items():
         guard.check(name)
+
+
+@contextmanager
+def guarded_allocations():
+    """Inside, what torch.empty, empty_like, zeros and new_empty hand out lies among canaries, so that outputs and
+    workspaces that a kernel's launcher allocates are watched too; checked on the way out."""
+    names = [(torch, "empty"), (torch, "empty_like"), (torch, "zeros"), (torch.Tensor, "new_empty")]
+    originals = [(owner, name, getattr(owner, name)) for owner, name in names]
+    guards = []
+    guarding = False
+
+    def watched(name, allocate):
+        def allocated(*args, **kwargs):
+            nonlocal guarding
+            tensor = allocate(*args, **kwargs)
+            if guarding or tensor.numel() == 0 or tensor.device.type == "meta":
+                return tensor
+            guarding = True  # Guarded allocates too
+            guards.append((name, Guarded(tensor)))
+            guarding = False
+            return guards[-1][1].tensor
+
+        return allocated
+
+    for owner, name, original in originals:
+        setattr(owner, name, watched(name, original))
+    try:
+        yield
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+    for name, guard in guards:
+        guard.check(f"what {name} allocated")
