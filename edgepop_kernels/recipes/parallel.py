@@ -153,7 +153,7 @@ def _kept(outcome: list) -> Iterator[None]:
         outcome[1] = error
 
 
-def _sum(_, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _sum(_, bucket) -> torch.futures.Future[torch.Tensor]:
     """Adds gradients where torch averages: each part's loss is weighted by its share of the batch already."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
