@@ -87,10 +87,10 @@ static inline void store_units(Unit* p, Vec units) {
 
 // Channels side by side in memory. Position by position through all panels: rows of x that lie a power of two apart
 // would push each other out of the cache if every panel went over all of them. Panels of one vector go one by one: they
-// are many places to store to, and use up the cache lines that they read.
+// are many places to store to, and use up the cache lines that they read. Pairs, with half a line each, do not.
 template <class Units>
 static void pack_channels(const Line<Units>& line, const Panels<typename Units::Unit>& panels) {
-  const int64_t together = panels.width == kLanes ? kLanes : panels.channels;
+  const int64_t together = panels.width == kLanes && Units::kImages == 1 ? kLanes : panels.channels;
   typename Units::Unit* first = panels.first;
   for (int64_t channel = 0; channel < panels.channels; channel += together, first += panels.step) {
     const int64_t end = smaller(panels.channels, channel + together);
