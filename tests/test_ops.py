@@ -102,6 +102,30 @@ def test_compiles_without_graph_breaks(shared, dynamic):
         torch.testing.assert_close(mine, eager)
 
 
+def test_training_steps_compile_without_a_graph_break_of_ours():
+    torch._dynamo.reset()
+    x, target = torch.randn(2, 3, 8, 8), torch.tensor([1, 3])
+    losses = []
+    for compiles in (False, True):
+        model = ek.share_selection(small_network())
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+
+        def loss_of(x, target, model=model):
+            return nn.functional.cross_entropy(model(x), target)
+
+        update = optimizer.step
+        if compiles:  # torch's own optimizers break the graph of their step once, by a call that asks for it
+            loss_of = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+            update = torch.compile(update, backend="aot_eager")
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = loss_of(x, target)
+            loss.backward()
+            update()
+            losses.append(loss.detach())
+    torch.testing.assert_close(losses[3:], losses[:3])
+
+
 def test_autocast_decides_the_dtype():
     model, x = small_network(), torch.randn(2, 3, 8, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
