@@ -4,7 +4,7 @@ No torch here: the module takes addresses, so it neither includes torch's header
 pip's isolated build needs setuptools, pybind11 and ninja only. What is built never depends on a GPU being visible.
 
 Environment:
-  CXX                 the C++17 compiler; g++, c++ or clang++ on PATH where unset
+  CXX                 the C++17 compiler (GCC 11, clang 12 or newer); g++, c++ or clang++ on PATH where unset
   CXXFLAGS            goes before the flags chosen here, so that a distribution's -O2 does not undo -O3
   EDGEPOP_CXXFLAGS    goes after them, and to the linker: sanitizers, -O0, -Werror
   CUDA_HOME           the CUDA toolkit; nvcc on PATH where unset
@@ -36,6 +36,7 @@ ISA_FLAGS = {
     "isa_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
     "isa_avx512bf16": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma", "-mf16c"],
 }
+ISA_FLAGS["isa_amx"] = [*ISA_FLAGS["isa_avx512bf16"], "-mamx-tile", "-mamx-bf16"]
 RULES = """\
 rule cxx
   command = {cxx} -MMD -MF $out.d $flags -c $in -o $out

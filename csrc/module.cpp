@@ -184,6 +184,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = "GCC " __VERSION__;
 #endif
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
+  m.def("isa_passed_over", &edgepop::cpu::passed_over);
   m.def("select", &edgepop::select);
   m.def("step", &edgepop::step);
   m.def("draw", &edgepop::draw);

@@ -38,7 +38,8 @@ def _native_module():
     try:
         from . import _native
 
-        return f"kernels for {_native.isa()}, built with {_native.compiler}"
+        passed_over = _native.isa_passed_over()
+        return f"kernels for {_native.isa()}{passed_over and f' ({passed_over})'}, built with {_native.compiler}"
     except ImportError as error:
         return f"does not load: {error}"
     except RuntimeError as error:  # EDGEPOP_ISA names a set that this machine or this build lacks

@@ -148,6 +148,8 @@ def test_every_source_is_compiled_once_with_the_flags_of_its_instruction_set(tre
         assert "torch" not in " ".join(command[: command.index("-c")]).replace(str(ROOT), "")
     assert "-mavx512bf16" in by_source["isa_avx512bf16.cpp"]
     assert "-mavx512bf16" not in by_source["isa_avx512.cpp"]
+    assert {"-mamx-tile", "-mamx-bf16"} <= set(by_source["isa_amx.cpp"])
+    assert "-mamx-bf16" not in by_source["isa_avx512bf16.cpp"]
 
 
 def test_other_processors_get_the_portable_unit_only(tree):

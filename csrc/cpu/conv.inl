@@ -20,7 +20,7 @@ struct Workspace {
   const char* zeros;  // a row outside the image
 
   static constexpr int64_t kWidth = kMaxVectors * kLanes;
-  static constexpr int64_t kAddresses = kMaxTaps * kMaxRows + 8;
+  static constexpr int64_t kAddresses = kMaxTaps * kAddressedRows + 8;
   static constexpr int64_t kSizes[] = {kPanelBytes + 64,
                                        kStageRows * kWidth * 4,
                                        kBandBytes,
@@ -216,7 +216,7 @@ class Share {
     if (plan_.band) source = copy_to_band(tile, source, p_.channelwise ? columns_.count : r.depth);
 
     RowWalk walk(p_, r, tile, source, results(tile, scratch_results), plan_.access, ws_.zeros);
-    const int64_t rows = tile.rows(), blocks = ceil_div(rows, rows_per_block(columns_.widest()));
+    const int64_t rows = tile.rows(), blocks = ceil_div(rows, block_rows());
     const int64_t larger = rows % blocks;  // blocks with one row more than the others
     const auto rows_of = [&](int64_t block) { return static_cast<int>(rows / blocks + (block < larger)); };
     RowBlock pair[2] = {ws_.rows[0], ws_.rows[1]};
@@ -233,7 +233,7 @@ class Share {
   void multiply_rows(const Reduction& r, bool first, const RowBlock& now, const RowBlock& next) {
     const Runs runs = runs_of(plan_.access, p_, r);
     const void* const* ahead = next.a + max(0, runs.count - 1) * next.rows;
-    Block b = {now.a, ahead, runs.count, runs.depth, ws_.panels, now.c, 0, nullptr, kLanes};
+    Block b = {now.a, ahead, runs.count, runs.depth, ws_.panels, now.c, 0, nullptr, kLanes, now.rows};
     for (int64_t panel = 0; panel < columns_.panels; ++panel) {
       const int width = columns_.width(panel);
       b.column = columns_.begin(panel);
@@ -254,7 +254,15 @@ class Share {
     return {out, stride[0], stride[2], stride[3]};
   }
 
+  int block_rows() const {
+    const bool tiles = kTiles && plan_.kernel == Kernel::pairs && plan_.access == Access::taps;
+    return tiles ? kAddressedRows : rows_per_block(columns_.widest());
+  }
+
   MicroKernel kernel(int vectors, int m) const {
+    if constexpr (kTiles) {
+      if (plan_.kernel == Kernel::pairs) return tile_kernel(vectors);
+    }
 #if defined(__AVX512BF16__)
     if (plan_.kernel == Kernel::pairs) return micro_kernel<Pairs>(vectors, m);
 #endif

@@ -5,6 +5,7 @@
 // are the same bits for any number of threads.
 #pragma once
 
+#include "amx.inl"
 #include "microkernel.inl"
 #include "tile.inl"
 
@@ -14,6 +15,7 @@ namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 constexpr int64_t kPanelBytes = 1536 * 4 * kMaxVectors * kLanes;  // 384 KB with AVX-512
 constexpr int64_t kMaxPanels = 16;                                // packed together, while they fit kPanelBytes
 constexpr int64_t kMaxTaps = 96;                                  // in one block of the reduction
+constexpr int64_t kAddressedRows = kTiles ? 32 : kMaxRows;        // in one block of rows
 constexpr int64_t kBandBytes = 192 << 10;
 constexpr int64_t kAccumulators = 32 << 10;  // float32, where results do not go to memory as they are
 constexpr int64_t kMaxColumns = 256;         // of panels packed together

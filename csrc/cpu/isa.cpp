@@ -4,45 +4,104 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace edgepop::cpu {
 namespace {
+
+// Of an instruction set: null where it can be used, else why not.
+using Missing = const char* (*)();
+
+constexpr const char* kNotThere = "this CPU does not have it";
+const char* nothing_missing() { return nullptr; }
+
+#if defined(__x86_64__)
+const char* avx2_missing() {
+  __builtin_cpu_init();
+  const bool there =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return there ? nullptr : kNotThere;
+}
+
+const char* avx512_missing() {
+  const bool there = avx2_missing() == nullptr && __builtin_cpu_supports("avx512f") &&
+                     __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                     __builtin_cpu_supports("avx512vl");
+  return there ? nullptr : kNotThere;
+}
+
+const char* avx512bf16_missing() {
+  return avx512_missing() == nullptr && __builtin_cpu_supports("avx512bf16") ? nullptr : kNotThere;
+}
+
+bool has(uint64_t word, int bit) { return word >> bit & 1; }
+
+// Tiles are 8 KB of state that the system must save at each switch of threads: it says in XCR0 that it does, and Linux
+// wants every process to ask for them (Documentation/arch/x86/xstate.rst).
+const char* amx_missing() {
+  unsigned a, b, c, d;
+  if (avx512bf16_missing() != nullptr || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return kNotThere;
+  if (!has(d, 22) || !has(d, 24)) return kNotThere;  // AMX-BF16, AMX-TILE
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));  // AVX-512 runs, so this instruction does
+  if (!has(low, 17) || !has(low, 18)) return "the operating system does not save its tiles";
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return "the operating system refuses its tiles";
+#endif
+  return nullptr;
+}
+#endif
 
 struct Entry {
   const char* name;
   const Kernels* (*table)();
-  bool runs;
+  Missing missing;
 };
 
-// Widest first.
-const Kernels* choose() {
+constexpr Entry kWidestFirst[] = {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  const Entry entries[] = {{"avx512bf16", avx512bf16_kernels, avx512bf16},
-                           {"avx512", avx512_kernels, avx512},
-                           {"avx2", avx2_kernels, avx2},
-                           {"portable", portable_kernels, true}};
-#else
-  const Entry entries[] = {{"portable", portable_kernels, true}};
+    {"amx", amx_kernels, amx_missing},
+    {"avx512bf16", avx512bf16_kernels, avx512bf16_missing},
+    {"avx512", avx512_kernels, avx512_missing},
+    {"avx2", avx2_kernels, avx2_missing},
 #endif
+    {"portable", portable_kernels, nothing_missing}};
+
+struct Choice {
+  const Kernels* table;
+  std::string passed_over;
+};
+
+Choice choose() {
   const char* named = std::getenv("EDGEPOP_ISA");
-  for (const Entry& entry : entries) {
-    if (named == nullptr ? entry.runs : entry.name == std::string(named)) {
-      if (entry.runs) return entry.table();
-      throw std::runtime_error("EDGEPOP_ISA=" + std::string(named) + ": this CPU does not have it");
-    }
+  std::string passed_over, allowed;
+  for (const Entry& entry : kWidestFirst) {
+    allowed += std::string(allowed.empty() ? "" : ", ") + entry.name;
+    if (named != nullptr && entry.name != std::string(named)) continue;
+    const char* missing = entry.missing();
+    if (missing == nullptr) return {entry.table(), passed_over};
+    if (named != nullptr) throw std::runtime_error("EDGEPOP_ISA=" + std::string(named) + ": " + missing);
+    if (missing != kNotThere) passed_over = std::string("not ") + entry.name + ": " + missing;
   }
-  throw std::runtime_error("EDGEPOP_ISA=" + std::string(named) + ": allowed are avx512bf16, avx512, avx2, portable");
+  throw std::runtime_error("EDGEPOP_ISA=" + std::string(named) + ": allowed are " + allowed);
+}
+
+const Choice& chosen() {
+  static const Choice choice = choose();
+  return choice;
 }
 
 }  // namespace
 
-const Kernels& kernels() {
-  static const Kernels* const chosen = choose();
-  return *chosen;
-}
+const char* passed_over() { return chosen().passed_over.c_str(); }
+
+const Kernels& kernels() { return *chosen().table; }
 
 }  // namespace edgepop::cpu

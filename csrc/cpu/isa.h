@@ -45,7 +45,12 @@ const Kernels* portable_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512bf16_kernels();
+const Kernels* amx_kernels();
 #endif
+
+// Why this machine's widest instruction set is not the one in use, although the CPU has it; empty where it is, or where
+// EDGEPOP_ISA names another.
+const char* passed_over();
 
 // The table in use. Throws std::runtime_error when EDGEPOP_ISA names a set this machine or this build lacks.
 const Kernels& kernels();

@@ -19,6 +19,7 @@ struct Block {
   int64_t column;      // first column in the rows of c (and of a, channelwise)
   const float* start;  // N*kLanes, or null: add to what c holds
   int64_t tail;        // columns of the last vector that exist
+  int rows;            // M
 };
 
 using MicroKernel = void (*)(const Block&);

@@ -12,7 +12,7 @@ struct RowBlock {
   int rows;
   const void** a;   // [runs][rows], and one more
   float* gathered;  // [kMaxRows][kGathered]
-  float* c[kMaxRows];
+  float* c[kAddressedRows];
 };
 
 // Float32 results of a tile; strides in elements.

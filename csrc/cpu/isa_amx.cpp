@@ -1,0 +1,2 @@
+#define EDGEPOP_ISA amx
+#include "isa_kernels.inl"

@@ -1,0 +1,36 @@
+// The convolution engine of the amx instruction set on emulated tiles, for test_amx.py.
+#define EDGEPOP_ISA amx
+#define EDGEPOP_AMX_EMULATION "amx_emulation.h"
+#include "cpu/conv.inl"
+#include "cpu/scratch.cpp"
+
+namespace edgepop {
+
+// address, dtype, strides
+static Tensor tensor(const int64_t* a) {
+  return {reinterpret_cast<void*>(a[0]), static_cast<DType>(a[1]), {a[2], a[3], a[4], a[5]}};
+}
+
+// of, address, strides, address of the cut
+static Mask mask(const int64_t* a) {
+  return {static_cast<Of>(a[0]), reinterpret_cast<const void*>(a[1]), {a[2], a[3], a[4], a[5]},
+          reinterpret_cast<const Cut*>(a[6])};
+}
+
+static Conv conv(const int64_t* a) {
+  return {a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]};
+}
+
+}  // namespace edgepop
+
+using namespace edgepop;
+
+extern "C" void conv_forward(const int64_t* geometry, const int64_t* x, const int64_t* w, const int64_t* m,
+                             const float* bias, const int64_t* y, int threads) {
+  cpu::amx::brgemm::conv_forward(conv(geometry), tensor(x), tensor(w), mask(m), bias, tensor(y), threads);
+}
+
+extern "C" void conv_backward_input(const int64_t* geometry, const int64_t* dy, const int64_t* w, const int64_t* m,
+                                    const int64_t* dx, int threads) {
+  cpu::amx::brgemm::conv_backward_input(conv(geometry), tensor(dy), tensor(w), mask(m), tensor(dx), threads);
+}
