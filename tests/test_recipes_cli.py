@@ -113,9 +113,13 @@ def test_the_data_folder_chooses_the_recipe(edgepop, tmp_path):
     assert "edge-popup-mnist: mlp (12,704 weights) on mnist (6 training images)" in result.stdout
     result = edgepop("train", "--resume", "runs/edge-popup-mnist", "--no-plots")
     assert result.exit_code == 0, result.output
-    assert (
-        edgepop("train", "edge-popup-conv2", "--dataset", "digits", *QUICK, "--width-multiplier", 0.05).exit_code == 0
-    )
+
+
+def test_without_a_data_folder_every_recipe_trains_on_digits_and_says_so(edgepop, tmp_path):
+    result = edgepop("train", "edge-popup-conv2", *QUICK, "--width-multiplier", 0.05)
+    assert result.exit_code == 0, result.output
+    assert "no --data: edge-popup-conv2 trains on the embedded digits, not on cifar10" in result.stdout
+    assert rows(tmp_path / "runs" / "results.csv")[0]["dataset"] == "digits"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_the_data_folder_chooses_the_recipe(edgepop, tmp_path):
         (["--frobnicate"], ["No such option: --frobnicate"]),
         (["one", "two"], ["unexpected extra argument"]),
         (["--data", "nowhere"], ["the data folder nowhere does not exist"]),
-        (["edge-popup-mnist"], ["mnist is read from a folder", "--data FOLDER"]),
+        (["edge-popup-mnist", "--dataset", "mnist"], ["mnist is read from a folder", "--data FOLDER"]),
         (["edge-popup-mnist", "--data", "."], [". has no train-images-idx3-ubyte"]),
         (["--data", "."], [". holds none of the data sets"]),
         (["edge-popup-digits", "--data", "."], ["leave out --data"]),

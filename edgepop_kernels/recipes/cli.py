@@ -110,7 +110,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars.")] = False,
     **asked,
 ):
-    """Train a recipe (default: edge-popup on handwritten digits) and print a summary."""
+    """Train a recipe (default: edge-popup), on handwritten digits unless --data is given, and print a summary."""
     report = Report(Console(quiet=not parallel.leads()))
     outputs = job.Outputs(plots=plots, tensorboard=tensorboard)
     if resume is not None:
@@ -125,6 +125,9 @@ def train(
         recipe = registry.DEFAULTS[dataset]
         asked = {"dataset": dataset} | asked
     settings = registry.find(recipe).recipe.override(**asked)
+    if images is None and "dataset" not in asked and settings.dataset != "digits":
+        report.line(f"no --data: {recipe} trains on the embedded digits, not on {settings.dataset}")
+        settings = settings.override(dataset="digits")
     run = job.experiment if isinstance(settings, Experiment) else job.start
     run(recipe, settings, images, runs, outputs, report)
 
