@@ -20,6 +20,7 @@ from .errors import ConfigError
 from .models import MODELS
 
 BACKENDS = ("auto", *ek.backends())
+OPTIMIZERS = ("sgd", "adam", "score-sgd", "score-adam")
 
 
 def setting(default: Any, text: str, allowed: str, check: Callable[[Any], bool]) -> Any:
@@ -66,7 +67,7 @@ class Recipe:
     image_size: int = whole(224, 1, "side of the crops of imagenet, in pixels")
     batch_size: int = whole(64, 1, "images per step, of all processes together")
     accumulate: int = whole(1, 1, "parts that each process computes its share of a batch in, to need less memory")
-    optimizer: str = choice("sgd", ("sgd", "adam"), "optimizer")
+    optimizer: str = choice("sgd", OPTIMIZERS, "optimizer; score-*: the same steps, with the next masks' cuts")
     lr: float = positive(0.1, "learning rate at its highest")
     momentum: float = fraction(0.9, "momentum of sgd")
     weight_decay: float = setting(

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import edgepop_kernels as ek
+
 from . import checkpoint
 from .config import Recipe
 from .data import WHOLE, Batches, Dataset, ImageFolder, Part, Share
@@ -178,9 +180,15 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.lr)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    match recipe.optimizer:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+        case "score-sgd":
+            return ek.optim.ScoreSGD(groups, lr=recipe.lr, momentum=recipe.momentum, model=model)
+        case "adam":
+            return torch.optim.Adam(groups, lr=recipe.lr)
+        case "score-adam":
+            return ek.optim.ScoreAdam(groups, lr=recipe.lr, model=model)
 
 
 def train_step(
