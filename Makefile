@@ -58,6 +58,15 @@ $(GPU)/installed: pyproject.toml $(NATIVE_SOURCES) $(shell find edgepop_kernels 
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target $(GPU) .
 	@touch $@
 
+# The native module under ThreadSanitizer, on threads that it understands (tests/sanitize/openmp.cpp). GCC on Linux.
+SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+sanitize: $(VENV)/installed
+	EDGEPOP_CUDA_ARCHS= EDGEPOP_CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext \
+	    --build-temp build/thread --build-lib build/thread/lib
+	g++ $(SANITIZE) -std=c++17 -fPIC -shared tests/sanitize/openmp.cpp -o build/thread/openmp.so
+	LD_PRELOAD="$$(g++ -print-file-name=libtsan.so) $(CURDIR)/build/thread/openmp.so" setarch -R \
+	    $(BIN)/python tests/sanitize/threads.py build/thread/lib/edgepop_kernels/_native*.so
+
 define GPU_NAME
 import importlib.util, sys
 needed = "torch", "triton", "pytest", "xdist", "pytest_benchmark", "hypothesis", "pybind11"

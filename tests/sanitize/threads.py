@@ -1,0 +1,135 @@
+"""Every native kernel on one thread and on four: the same bytes, and no race where ThreadSanitizer looks on.
+
+Usage: threads.py MODULE, the compiled edgepop_kernels._native; run by ``make sanitize``, which says how. The module
+needs no torch, so none of torch's threads are here.
+"""
+
+import importlib.util
+import sys
+
+import numpy as np
+
+THREADS = 4
+NO_TENSOR = (0, 0, (0, 0, 0, 0))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("_native", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def strides(a):
+    """In elements, of four dimensions."""
+    return (0,) * (4 - a.ndim) + tuple(s // a.itemsize for s in a.strides)
+
+
+def address(a):
+    return a.ctypes.data
+
+
+def tensor(a):
+    return address(a), 0, strides(a)
+
+
+def ranking(scores, kept, of, cut, hint):
+    sizes = (1,) * (4 - scores.ndim) + scores.shape
+    return address(scores), sizes, strides(scores), of, kept, address(cut), 0 if hint is None else address(hint)
+
+
+def layers(rng):
+    """Scores of many sizes and some layouts: chunks that threads share, ties, and some that no sample helps with."""
+    yield from (rng.standard_normal(n, dtype=np.float32) for n in (1, 17, 4096, 5000, 40_000, 300_001))
+    yield np.round(rng.standard_normal(200_000, dtype=np.float32))
+    yield np.repeat(rng.standard_normal(3000, dtype=np.float32), 64)
+    yield rng.standard_normal((64, 3, 3, 64), dtype=np.float32).transpose(0, 3, 1, 2)
+
+
+def selections(native, threads):
+    found = []
+    for of in (0, 1):
+        scores = list(layers(np.random.default_rng(1)))
+        cuts = np.zeros((len(scores), 2), np.int64)
+        for hints in ([None] * len(scores), cuts.copy(), np.roll(cuts, 1, axis=0)):  # cold, right, wrong
+            rows = zip(scores, cuts, hints, strict=True)
+            native.select([ranking(s, 1 + s.size // 3, of, cut, hint) for s, cut, hint in rows], threads)
+            found.append(cuts.copy())
+    return found
+
+
+def steps(native, threads):
+    rng = np.random.default_rng(2)
+    scores = list(layers(rng))
+    loose = [rng.standard_normal(n, dtype=np.float32) for n in (3, 70_000)]
+    values = scores + loose
+    moments = [[np.zeros(v.size, np.float32) for _ in range(3)] for v in values]
+    cuts = np.zeros((len(scores), 2), np.int64)
+    found = []
+    for step in range(3):
+        grads = [rng.standard_normal(v.size, dtype=np.float32) for v in values]
+        for update in (
+            (0.1, 0.9, 1.0, 1e-4, 1.0, 0.0, float(step == 0)),
+            (1e-3, 1.0, 0.1, -0.9, 0.999, 1e-3, 1e-8, 0.0, 1.0, 1.0),
+        ):
+            parameters = [
+                (address(v), address(g), [address(m) for m in three], v.size, update)
+                for v, g, three in zip(values, grads, moments, strict=True)
+            ]
+            hints = list(cuts.copy()) if step else [None] * len(scores)
+            rows = zip(scores, cuts, hints, strict=True)
+            native.step(parameters, [ranking(s, 1 + s.size // 3, 0, cut, hint) for s, cut, hint in rows], threads)
+            found += [*(v.copy() for v in values), cuts.copy()]
+    return found
+
+
+def draws(native, threads):
+    scores = np.random.default_rng(3).standard_normal((100, 333), dtype=np.float32)
+    seed, bits = np.array([5], np.int64), np.zeros(-(-scores.size // 64) * 8 + 8, np.uint8)
+    native.draw(address(scores), (1, 1, *scores.shape), strides(scores), address(seed), address(bits), threads)
+    return [bits]
+
+
+# batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, then (h, w) of kernel, stride, pad, dilation
+CONVOLUTIONS = [
+    (3, 1, 40, 9, 11, 70, 9, 11, 3, 3, 1, 1, 1, 1, 1, 1),
+    (2, 1, 3, 17, 17, 33, 8, 8, 3, 3, 2, 2, 0, 0, 1, 1),
+    (2, 48, 48, 10, 10, 48, 10, 10, 3, 3, 1, 1, 1, 1, 1, 1),
+    (1, 1, 300, 1, 65, 130, 1, 65, 1, 1, 1, 1, 0, 0, 1, 1),
+    (1, 1, 1024, 1, 4, 700, 1, 4, 1, 1, 1, 1, 0, 0, 1, 1),
+]
+
+
+def convolutions(native, threads):
+    found = []
+    for geometry in CONVOLUTIONS:
+        rng = np.random.default_rng(4)
+        batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, kernel_h, kernel_w = geometry[:10]
+
+        def drawn(*shape, rng=rng):
+            return rng.standard_normal(shape, dtype=np.float32)
+
+        weight, scores = (drawn(out_channels, in_channels // groups, kernel_h, kernel_w) for _ in range(2))
+        x, dy = drawn(batch, in_channels, in_h, in_w), drawn(batch, out_channels, out_h, out_w)
+        bias, y, dx, ds = drawn(out_channels), np.zeros_like(dy), np.zeros_like(x), np.zeros_like(scores)
+        cut = np.zeros(2, np.int64)
+        native.select([ranking(scores, scores.size // 2, 0, cut, None)], threads)
+        mask = (0, address(scores), strides(scores), address(cut))
+        native.conv_forward(geometry, tensor(x), tensor(weight), mask, address(bias), tensor(y), threads)
+        native.conv_backward_input(geometry, tensor(dy), tensor(weight), mask, tensor(dx), threads)
+        operands = tensor(dy), tensor(x), tensor(weight), mask
+        native.conv_backward_weight(geometry, *operands, 0, tensor(ds), 0, NO_TENSOR, threads)
+        found += [cut, y, dx, ds]
+    return found
+
+
+def main():
+    native = load(sys.argv[1])
+    for kernels in (selections, steps, draws, convolutions):
+        one, many = kernels(native, 1), kernels(native, THREADS)
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, many, strict=True)), kernels.__name__
+        print(f"{kernels.__name__}: {len(one)} results, the same on {THREADS} threads")
+
+
+if __name__ == "__main__":
+    main()
