@@ -31,8 +31,10 @@ constexpr int rows_per_block(int vectors) {
 }
 constexpr int kMaxRows = 12;
 
+// Always inlined: in a call the accumulators of 6 rows and 64 columns pass through memory, a tenth of the time of a
+// product of depth 128. The compiler stops inlining by itself where several kernels load them.
 template <int N, int M>
-static inline void load_accumulators(const Block& b, Vec (&acc)[M][N]) {
+__attribute__((always_inline)) static inline void load_accumulators(const Block& b, Vec (&acc)[M][N]) {
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
     const float* c = b.c[m] + b.column;
@@ -48,7 +50,7 @@ static inline void load_accumulators(const Block& b, Vec (&acc)[M][N]) {
 }
 
 template <int N, int M>
-static inline void store_accumulators(const Block& b, const Vec (&acc)[M][N]) {
+__attribute__((always_inline)) static inline void store_accumulators(const Block& b, const Vec (&acc)[M][N]) {
 #pragma GCC unroll 12
   for (int m = 0; m < M; ++m) {
     float* c = b.c[m] + b.column;
