@@ -4,16 +4,13 @@ Operands lie in canary buffers and outputs start as NaN, so a stray access or an
 layer is the 1x1 case on one image row; it takes the same entries through ``native.masked_linear``.
 """
 
-import os
 import random
-import subprocess
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from isa import INSTRUCTION_SETS, run_on
 
 from edgepop_kernels import reference
 from edgepop_kernels.backends import native
@@ -243,16 +240,9 @@ def test_drawn(case):
     check(case)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_drawn_on_every_instruction_set(isa):
-    code = "from test_native_conv import check, drawn; [check(case) for case in drawn(40)]; print('passed')"
-    env = {**os.environ, "EDGEPOP_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=Path(__file__).parent
-    )
-    if "does not have it" in run.stderr or "allowed are" in run.stderr:
-        pytest.skip(run.stderr.splitlines()[-1])
-    assert run.stdout == "passed\n", run.stderr
+    run_on(isa, "from test_native_conv import check, drawn; [check(case) for case in drawn(150)]")
 
 
 LINEAR = [(1, 1, 64), (1, 100, 17), (7, 63, 100), (33, 17, 1), (64, 3000, 70), (130, 64, 65), (600, 33, 20)]

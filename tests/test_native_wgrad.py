@@ -1,17 +1,13 @@
 """The native weight gradient against float64 autograd: every option, layout, dtype and instruction set."""
 
-import os
 import random
-import subprocess
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from isa import INSTRUCTION_SETS, run_on
 
-import edgepop_kernels
 from edgepop_kernels import reference
 from edgepop_kernels.backends import native
 from edgepop_kernels.testing.guard import guarded
@@ -318,26 +314,15 @@ def test_not_a_number_stays_within_its_group(width):
         assert hit.sum() == width + 1
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16"])
-def test_instruction_set(isa):
-    """The same kernels compiled for narrower machines; the choice is made once per process."""
-    script = f"""
-        import torch
-        import test_native_wgrad as tests
-        from edgepop_kernels import _native
-        try:
-            name = _native.isa()
-        except RuntimeError as error:
-            raise SystemExit(f"absent: {{error}}")
-        assert name == {isa!r}
-        for seed in range(1000, 1040):
-            torch.manual_seed(seed)
-            tests.check(tests.drawn_case(seed))
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_drawn_on_every_instruction_set(isa):
+    run_on(
+        isa,
         """
-    folders = [str(Path(edgepop_kernels.__file__).parents[1]), str(Path(__file__).parent)]
-    environment = dict(os.environ, EDGEPOP_ISA=isa, PYTHONPATH=os.pathsep.join(folders))
-    command = [sys.executable, "-c", "\n".join(line[8:] for line in script.splitlines())]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if "absent: " in result.stderr:
-        pytest.skip(result.stderr.strip())
-    assert result.returncode == 0, result.stderr
+import torch
+from test_native_wgrad import check, drawn_case
+for seed in range(1000, 1040):
+    torch.manual_seed(seed)
+    check(drawn_case(seed))
+""",
+    )

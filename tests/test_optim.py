@@ -1,14 +1,11 @@
 """Score optimizers: torch.optim's arithmetic and state, the reference's cuts, and no cut that outlives its scores."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from isa import INSTRUCTION_SETS, run_on
 from torch import nn
 
 import edgepop_kernels as ek
@@ -122,23 +119,18 @@ def test_cuts_of_hostile_scores(kind, shape):
     check_hostile(kind, shape)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_every_instruction_set(isa):
-    code = """
+    run_on(
+        isa,
+        """
 from test_optim import *
 for kind in ("normal", "few", "nonfinite", "denormal"):
     check_hostile(kind, (67, 307))
 for name in ("nesterov", "amsgrad"):
     test_a_thousand_steps_are_torchs_to_rounding(name)
-print("passed")
-"""
-    env = {**os.environ, "EDGEPOP_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=Path(__file__).parent
+""",
     )
-    if "does not have it" in run.stderr or "allowed are" in run.stderr:
-        pytest.skip(run.stderr.splitlines()[-1])
-    assert run.stdout == "passed\n", run.stderr
 
 
 @pytest.mark.parametrize("grad_layout", inputs.layouts(4))
