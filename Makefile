@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy lint gpu gpu-sanitize clean
+.PHONY: train test bench accuracy lint sanitize gpu gpu-sanitize clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -38,11 +38,11 @@ $(BIN)/python:
 # Without network and without .venv: with the torch that $(PYTHON) has, installed into a folder of its own, from where
 # everything runs. Under 8 minutes on 8 cores and more.
 GPU := build/gpu
-GPU_PYTEST := -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
+IN_FOLDER := -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
 gpu: $(GPU)/installed
-	cd $(GPU) && $(PYTHON) -m pytest $(GPU_PYTEST) $(CURDIR)/tests -m gpu -n auto
-	cd $(GPU) && $(PYTHON) -m pytest $(GPU_PYTEST) $(CURDIR)/benchmarks --benchmark-only --device cuda \
+	cd $(GPU) && $(PYTHON) -m pytest $(IN_FOLDER) $(CURDIR)/tests -m gpu -n auto
+	cd $(GPU) && $(PYTHON) -m pytest $(IN_FOLDER) $(CURDIR)/benchmarks --benchmark-only --device cuda \
 	    --results "$(CURDIR)/benchmarks/results/$$($(PYTHON) -c "$$GPU_NAME").json"
 
 # Every kernel, with each allocation of its own so that a step out of it is seen.
@@ -50,7 +50,7 @@ SANITIZED := many_tiles or every_stride_phase or batches_of or all_layers_cold o
 
 gpu-sanitize: $(GPU)/installed
 	cd $(GPU) && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
-	    $(PYTHON) -m pytest $(GPU_PYTEST) $(CURDIR)/tests -m gpu -k "$(SANITIZED)"
+	    $(PYTHON) -m pytest $(IN_FOLDER) $(CURDIR)/tests -m gpu -k "$(SANITIZED)"
 
 $(GPU)/installed: pyproject.toml $(NATIVE_SOURCES) $(shell find edgepop_kernels -name '*.py' -o -name '*.json')
 	@$(PYTHON) -c "$$GPU_NAME" >/dev/null
@@ -58,14 +58,23 @@ $(GPU)/installed: pyproject.toml $(NATIVE_SOURCES) $(shell find edgepop_kernels 
 	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target $(GPU) .
 	@touch $@
 
-# The native module under ThreadSanitizer, on threads that it understands (tests/sanitize/openmp.cpp). GCC on Linux.
-SANITIZE := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+# GCC on Linux. The native module under ThreadSanitizer, on threads that it understands (tests/sanitize/openmp.cpp); then
+# its tests, on every instruction set of this machine, under AddressSanitizer and UBSan. Python itself leaks at its end.
+THREAD := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+ADDRESS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
+NATIVE_TESTS := $(addprefix $(CURDIR)/tests/test_,select.py native_conv.py native_wgrad.py random_masks.py optim.py)
+
 sanitize: $(VENV)/installed
-	EDGEPOP_CUDA_ARCHS= EDGEPOP_CXXFLAGS="$(SANITIZE)" $(BIN)/python setup.py --quiet build_ext \
+	EDGEPOP_CUDA_ARCHS= EDGEPOP_CXXFLAGS="$(THREAD)" $(BIN)/python setup.py --quiet build_ext \
 	    --build-temp build/thread --build-lib build/thread/lib
-	g++ $(SANITIZE) -std=c++17 -fPIC -shared tests/sanitize/openmp.cpp -o build/thread/openmp.so
+	g++ $(THREAD) -std=c++17 -fPIC -shared tests/sanitize/openmp.cpp -o build/thread/openmp.so
 	LD_PRELOAD="$$(g++ -print-file-name=libtsan.so) $(CURDIR)/build/thread/openmp.so" setarch -R \
 	    $(BIN)/python tests/sanitize/threads.py build/thread/lib/edgepop_kernels/_native*.so
+	EDGEPOP_CUDA_ARCHS= EDGEPOP_CXXFLAGS="$(ADDRESS)" $(BIN)/python setup.py --quiet build \
+	    --build-base build/address --build-lib build/address/lib
+	cd build/address/lib && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	    $(CURDIR)/$(BIN)/python -m pytest $(IN_FOLDER) $(NATIVE_TESTS) -k "not thousand"
 
 define GPU_NAME
 import importlib.util, sys
