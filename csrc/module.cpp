@@ -139,6 +139,9 @@ void draw(uintptr_t scores, const Strides& size, const Strides& stride, uintptr_
 using SelectionArg = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t>;
 // Addresses of the gradient, the moments and the hint or 0; the set of coefficients.
 using CudaParameterArg = std::tuple<uintptr_t, std::array<uintptr_t, 3>, uintptr_t, uint32_t>;
+// What coefficients follow from on the device: of each parameter the addresses of its count and learning rate, or 0; of
+// each set the learning rate, both betas and AdamW's decay; the address of room for the coefficients.
+using FollowingArg = std::tuple<std::vector<std::array<uintptr_t, 2>>, std::vector<std::array<double, 4>>, uintptr_t>;
 
 cuda::Selection selection(const SelectionArg& arg) {
   const auto& [scores, layers, layer_count, chunk_count, cuts, candidates, scratch] = arg;
@@ -153,7 +156,7 @@ void select_on_cuda(const SelectionArg& arg, uintptr_t hints, uintptr_t stream) 
 }
 
 void step_on_cuda(const SelectionArg& arg, const std::vector<CudaParameterArg>& parameter_args,
-                  const std::vector<UpdateArg>& set_args, uintptr_t stream) {
+                  const std::vector<UpdateArg>& set_args, const FollowingArg& following_arg, uintptr_t stream) {
   std::vector<cuda::Parameter> parameters;
   for (const auto& [grad, moments, hint, set] : parameter_args) {
     cuda::Parameter p = {reinterpret_cast<const float*>(grad), {}, reinterpret_cast<const Cut*>(hint), set};
@@ -167,9 +170,15 @@ void step_on_cuda(const SelectionArg& arg, const std::vector<CudaParameterArg>& 
     if (const Sgd* s = std::get_if<Sgd>(&coefficients)) sgd.push_back(*s);
     if (const Adam* a = std::get_if<Adam>(&coefficients)) adam.push_back(*a);
   }
+  const auto& [sources, rates, derived] = following_arg;
+  cuda::Following following = {{}, {}, reinterpret_cast<void*>(derived)};
+  for (const auto& [count, lr] : sources) {
+    following.sources.push_back({reinterpret_cast<float*>(count), reinterpret_cast<const float*>(lr)});
+  }
+  for (const auto& [lr, beta1, beta2, decay] : rates) following.rates.push_back({lr, beta1, beta2, decay});
   py::gil_scoped_release release;
   const cuda::Sets sets = adam.empty() ? cuda::Sets(sgd) : cuda::Sets(adam);
-  cuda::step(selection(arg), parameters, sets, reinterpret_cast<void*>(stream));
+  cuda::step(selection(arg), parameters, sets, following, reinterpret_cast<void*>(stream));
 }
 #endif
 

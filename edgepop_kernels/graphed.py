@@ -60,8 +60,8 @@ def graphed_step(
     Selection in a replay starts from the cuts of the replay before. Nothing is allocated and the host waits for
     nothing. What a graph cannot follow is captured anew when it has changed: the numbers of the optimizer's groups
     (learning rate), the layers' rules, training and evaluation mode. An optimizer whose step counts must be told so
-    (``Adam(capturable=True)``). Where the learning rate changes at every step, give it as a tensor
-    (``SGD(lr=torch.tensor(0.1, device="cuda"), fused=True)``).
+    (``ScoreAdam(capturable=True)``). Where the learning rate changes at every step, give it as a tensor on the GPU
+    (``ScoreSGD(lr=torch.tensor(0.1, device="cuda"))``; torch's own SGD follows it with ``fused=True``).
 
     Raises ValueError where something is not on CUDA; from the call, TypeError and ValueError for inputs unlike the
     examples.
@@ -98,12 +98,16 @@ def check_inputs(given: tuple, examples: list[torch.Tensor]) -> None:
 
 def read_by_python(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
     """The values that a captured step holds as constants."""
-    groups = [
-        [v for k, v in group.items() if k != "params" and not isinstance(v, torch.Tensor)]
-        for group in optimizer.param_groups
-    ]
+    groups = [[_constant(v) for k, v in group.items() if k != "params"] for group in optimizer.param_groups]
     modules = [(m.training, m.rule if isinstance(m, MaskedLayer) else None) for m in model.modules()]
     return groups, modules
+
+
+def _constant(value):
+    """A setting as the host reads it; None where it is on the device, and read anew by every replay."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist() if value.device.type == "cpu" else None
+    return value
 
 
 @contextmanager

@@ -50,12 +50,14 @@ class Host:
     def select(self, selection, hints, stream):
         self._call("select_on_host", selection, self.select_chunk, ctypes.c_void_p(hints))
 
-    def step(self, selection, parameters, sets, stream):
+    def step(self, selection, parameters, sets, following, stream):
         rows = np.array([[grad, *moments, hint, i] for grad, moments, hint, i in parameters], dtype=np.uint64)
         coefficients = np.array(sets, dtype=np.float32)
-        shape = map(ctypes.c_int, coefficients.shape)
-        addresses = ctypes.c_void_p(rows.ctypes.data), ctypes.c_void_p(coefficients.ctypes.data)
-        self._call("step_on_host", selection, self.step_chunk, *addresses, *shape)
+        sources, rates = np.array(following[0], dtype=np.uint64), np.array(following[1], dtype=np.float64)
+        given = [rows.ctypes.data, len(sets), sources.ctypes.data if sources.size else 0, rates.ctypes.data]
+        given = np.array([*given, following[2]], dtype=np.uint64)
+        addresses = [ctypes.c_void_p(a.ctypes.data) for a in (given, coefficients)]
+        self._call("step_on_host", selection, self.step_chunk, *addresses, ctypes.c_int(coefficients.shape[1]))
 
     def _call(self, function, selection, chunk, *arguments):
         call = np.array([chunk, *selection, self.blocks, next(self.seeds)], dtype=np.int64)

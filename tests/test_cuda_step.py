@@ -2,11 +2,13 @@
 
 import dataclasses
 import importlib
+from functools import partial
 
 import pytest
 import torch
 from cuda_host import Host, compile_host
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import edgepop_kernels as ek
 from edgepop_kernels import functional, reference
@@ -184,6 +186,166 @@ def test_replays_of_a_captured_step_start_from_each_others_cuts(host, monkeypatc
     assert all(a is b for a, b in zip(kept, hints, strict=True))
 
 
+@pytest.fixture
+def on_gpu(host, monkeypatch):
+    """CPU tensors taken for CUDA's by the optimizers too, torch's own included."""
+    monkeypatch.setattr(ek.optim.step, "on_gpu", lambda value: isinstance(value, torch.Tensor))
+    torchs = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(torchs, "_get_capturable_supported_devices", lambda supports_xla=True: ["cpu"])
+    return host
+
+
+COUNTING = {name: OPTIMIZERS[name] for name in ("adam", "amsgrad", "adamw")}
+
+
+def norms(params, exact):
+    return [(p.detach().double() - e.detach()).norm().item() for p, e in zip(params, exact, strict=True)]
+
+
+@pytest.mark.parametrize("rate", ["number", "tensor", "float64 tensor"])
+@pytest.mark.parametrize("name", COUNTING)
+def test_capturable_steps_are_torchs_to_rounding(on_gpu, name, rate):
+    """The count of steps and the learning rate on the device: nearer to the steps in float64 than torch's, whose bias
+    corrections are float32, and the very steps that the host's numbers give."""
+    ours, theirs, options = COUNTING[name]
+    model, counted = (network([(31, 37), (8, 3, 3, 3)]) for _ in range(2))
+    counted.load_state_dict(model.state_dict())
+    other = [nn.Parameter(p.detach().clone()) for p in trained(model)]
+    exact = [nn.Parameter(p.detach().double()) for p in trained(model)]
+    lr = options["lr"]
+    if rate != "number":
+        lr = torch.tensor(lr, dtype=torch.float64 if rate == "float64 tensor" else torch.float32)
+    capturable = options | {"capturable": True, "lr": lr}
+    optimizers = (
+        ours(model, **capturable),
+        theirs(other, **capturable),
+        theirs(exact, **options),
+        ours(counted, **options),
+    )
+    for step in range(10):
+        for params in (trained(model), other, exact, trained(counted)):
+            give_gradients(params, step)
+        if step == 5:  # as a scheduler does
+            for optimizer in optimizers:
+                group = optimizer.param_groups[0]
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].copy_(0.005)
+                else:
+                    group["lr"] = 0.005
+        for optimizer in optimizers:
+            optimizer.step()
+        assert_cuts(model)
+    for found, torchs, e in zip(norms(trained(model), exact), norms(other, exact), exact, strict=True):
+        assert found <= 2 * torchs + 1e-7 * e.detach().norm().item()
+    for p, q in zip(trained(model), trained(counted), strict=True):
+        torch.testing.assert_close(p, q, rtol=2e-7, atol=1e-7)
+    for mine, torchs in zip(optimizers[0].state.values(), optimizers[1].state.values(), strict=True):
+        assert mine.keys() == torchs.keys()
+        assert mine["step"].item() == torchs["step"].item() == 10 and mine["step"].dtype == torch.float32
+        for key, value in torchs.items():
+            torch.testing.assert_close(mine[key], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_learning_rate_on_the_device_is_read_there(on_gpu, momentum):
+    """In one group of two; more parameters than a launch takes."""
+    models = [network([(3, 5)] * 70) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    lr, optimizers = torch.tensor([0.1]), []
+    for model, rate in zip(models, (lr, 0.1), strict=True):
+        scores = [layer.scores for layer in model]
+        groups = [{"params": scores[::2], "lr": rate}, {"params": scores[1::2], "lr": 0.3}]
+        optimizers.append(
+            ek.optim.ScoreSGD([*groups, {"params": [m.bias for m in model]}], momentum=momentum, model=model)
+        )
+    for step in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            give_gradients(trained(model), step)
+            optimizer.step()
+            assert_cuts(model)
+        for a, b in zip(trained(models[0]), trained(models[1]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)  # 0.1 is another number in float32
+        lr.fill_(0.02 * step)
+        optimizers[1].param_groups[0]["lr"] = 0.02 * step
+
+
+def test_groups_that_count_on_the_host_beside_one_that_does_not(on_gpu):
+    models = [network([(3, 5), (7, 4)]) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = []
+    for model, capturable in zip(models, (True, False), strict=True):
+        groups = [{"params": [model[0].scores], "capturable": capturable}, {"params": [model[1].scores], "lr": 0.1}]
+        optimizers.append(ek.optim.ScoreAdamW(groups, lr=0.01, model=model))
+    for step in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            give_gradients(trained(model), step)
+            optimizer.step()
+            assert_cuts(model)
+    for a, b in zip(trained(models[0]), trained(models[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-7, atol=1e-7)
+
+
+def test_capturable_goes_on_where_torchs_state_left_off(on_gpu):
+    p, q = (nn.Parameter(inputs.scores("normal", (9, 11))) for _ in range(2))
+    whole = ek.optim.ScoreAdam([p], lr=0.1, capturable=True)
+    before, after = torch.optim.Adam([q], lr=0.1), ek.optim.ScoreAdam([q], capturable=True)
+    for step in range(6):
+        if step == 3:
+            after.load_state_dict(before.state_dict())
+            after.param_groups[0]["capturable"] = True
+        for params, optimizer in (([p], whole), ([q], before if step < 3 else after)):
+            give_gradients(params, step)
+            optimizer.step()
+    torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+    assert after.state[q]["step"].item() == 6
+
+
+def test_betas_that_are_tensors_take_torchs_step(on_gpu):
+    p, q = (nn.Parameter(inputs.scores("normal", (9, 11))) for _ in range(2))
+    options = dict(lr=0.1, betas=(torch.tensor(0.9), torch.tensor(0.99)), capturable=True, foreach=False)
+    theirs = torch.optim.Adam([q], **options)
+    ours = ek.optim.ScoreAdam([p], lr=0.1, betas=options["betas"], capturable=True)
+    for step in range(3):
+        for params, optimizer in (([p], ours), ([q], theirs)):
+            give_gradients(params, step)
+            optimizer.step()
+    assert on_gpu.passes is None
+    torch.testing.assert_close(p, q)
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what would make the host wait for a device."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        assert op.overloadpacket.__name__ not in ("_local_scalar_dense", "item", "nonzero", "lift_fresh"), op
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("make", [ek.optim.ScoreSGD, partial(ek.optim.ScoreAdam, capturable=True)], ids=["SGD", "Adam"])
+def test_nothing_is_read_from_the_device(on_gpu, make):
+    model = network([(31, 37), (8, 3, 3, 3)])
+    optimizer = make(model, lr=torch.tensor(0.1))
+    for step in range(2):
+        give_gradients(trained(model), step)
+        if step == 0:
+            optimizer.step()
+            continue
+        with Waits():
+            optimizer.step()
+    assert_cuts(model)
+
+
+def test_a_count_on_the_host_is_not_captured(on_gpu, monkeypatch):
+    model = network([(3, 5)])
+    optimizer = ek.optim.ScoreAdam(model)
+    give_gradients(trained(model), 0)
+    before = [p.detach().clone() for p in trained(model)]
+    monkeypatch.setattr(cuda.capture, "capturing", lambda tensor: True)
+    with pytest.raises(RuntimeError, match=r"capturable: a CUDA graph of ScoreAdam\.step needs capturable=True"):
+        optimizer.step()
+    assert not optimizer.state and all(map(torch.equal, before, trained(model)))
+
+
 def test_auto_steps_on_cuda_where_it_was_compiled(monkeypatch):
     """Triton, which comes first, has no optimizer."""
     for name in ("triton", "cuda"):
@@ -248,3 +410,38 @@ class TestOnDevice:
             graph.replay()
         for p, start, grad in zip(trained(model), expected, gradients, strict=True):
             torch.testing.assert_close(p.detach(), start - 6 * 0.1 * grad, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("name", COUNTING)
+    def test_in_a_graph_it_counts_its_steps_and_follows_its_learning_rate(self, name):
+        ours, theirs, options = COUNTING[name]
+        model = network(self.SHAPES).cuda()
+        other = [nn.Parameter(p.detach().clone()) for p in trained(model)]
+        rate = torch.tensor(options["lr"], device="cuda")
+        optimizer, eager = ours(model, **options | {"lr": rate, "capturable": True}), theirs(other, **options)
+        for params in (trained(model), other):
+            give_gradients(params, 0)
+        optimizer.step(), eager.step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            optimizer.step()
+        for step in range(1, 6):
+            rate.fill_(options["lr"] / step)
+            eager.param_groups[0]["lr"] = options["lr"] / step
+            graph.replay(), eager.step()
+            for p, q in zip(trained(model), other, strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+            for layer in model:
+                kept = layer.rule.kept(layer.ranked.numel())
+                cut = reference.select([layer.ranked.detach().cpu()], [kept], [layer.rule.of], None)[0]
+                assert layer.hint().data.tolist() == cut.tolist()
+        assert all(state["step"].item() == 6 for state in optimizer.state.values())
+
+    def test_a_count_on_the_host_is_not_captured(self):
+        model = network(self.SHAPES).cuda()
+        optimizer = ek.optim.ScoreAdam(model)
+        give_gradients(trained(model), 0)
+        optimizer.step()
+        torch.cuda.synchronize()
+        with pytest.raises(RuntimeError, match="needs capturable=True"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            optimizer.step()

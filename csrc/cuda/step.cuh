@@ -27,10 +27,11 @@ struct Updated {
   Elements value, grad, moments[3];
 };
 
-template <class Coefficients>
+// Sets: the launch's own, or an address on the device.
+template <class Coefficients, class Sets = Coefficients[kMostSets]>
 struct Updating {
   Parameter parameters[kMostParameters];
-  Coefficients sets[kMostSets];
+  Sets sets;
 
   using Held = Updated<Floats>;
 

@@ -27,8 +27,27 @@ struct Parameter {
 
 using Sets = std::variant<std::vector<Sgd>, std::vector<Adam>>;
 
+// What those of Adam's coefficients follow from that change from step to step; decay: of AdamW, 0 for Adam.
+struct Rates {
+  double lr, beta1, beta2, decay;
+};
+
+// Numbers on the device that a parameter's coefficients follow from; null where they do not.
+struct Source {
+  float* count;     // of Adam's steps: made one more, then used
+  const float* lr;  // in the place of the number that the host knows; Adam's only beside a count
+};
+
+// For a step that hangs on numbers of the device: a launch before it reads them, and the host never does.
+struct Following {
+  std::vector<Source> sources;  // of each parameter; none where the sets are all there is to know
+  std::vector<Rates> rates;     // of each set; Sgd's are not read
+  void* derived;                // room for the coefficients of each parameter
+};
+
 // Updates the layers of the selection, a parameter each; those with `kept` 0 are no scores, and get no cut. The cuts
 // are those that `select` would find in the updated scores. Enqueued as `select` is.
-void step(const Selection& selection, const std::vector<Parameter>& parameters, const Sets& sets, void* stream);
+void step(const Selection& selection, const std::vector<Parameter>& parameters, const Sets& sets,
+          const Following& following, void* stream);
 
 }  // namespace edgepop::cuda

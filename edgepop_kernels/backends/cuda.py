@@ -56,13 +56,27 @@ class _Plan(NamedTuple):
     candidates: int
 
 
+class Following(NamedTuple):
+    """Coefficients of an Update that follow from numbers on the device, float32 scalars: read and, the count, made one
+    more in a launch before the step's, so that a CUDA graph can replay it and nothing waits for them.
+
+    coefficients  fields of csrc/common/update.h in their order, those that follow left at any value
+    rates         Adam's learning rate, both betas, AdamW's weight decay
+    """
+
+    coefficients: tuple[float, ...]
+    rates: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    count: torch.Tensor | None = None
+    lr: torch.Tensor | None = None
+
+
 class _Update(NamedTuple):
     """An optimizer's Update, and what the kernel is told of it if it is of scores; its tensors aligned."""
 
     value: torch.Tensor
     grad: torch.Tensor
     moments: tuple[torch.Tensor, ...]
-    coefficients: tuple[float, ...]
+    coefficients: tuple[float, ...] | Following
     kept: int
     of: str
     hint: torch.Tensor | None
@@ -109,12 +123,18 @@ def _batches(updates):
     """As many together as a launch takes."""
     batch, sets = [], set()
     for update in updates:
-        sets.add(update.coefficients)
+        sets.add(_set(update.coefficients))
         if len(batch) == _cuda.most_parameters or len(sets) > _cuda.most_sets:
             yield batch
-            batch, sets = [], {update.coefficients}
+            batch, sets = [], {_set(update.coefficients)}
         batch.append(update)
     yield batch
+
+
+def _set(coefficients):
+    """What parameters share of their coefficients: (fields, rates)."""
+    shared = coefficients if isinstance(coefficients, Following) else Following(coefficients)
+    return shared[:2]
 
 
 def _step(updates):
@@ -122,20 +142,33 @@ def _step(updates):
     for u in updates:
         flat = (1, 1, 1, u.value.numel()), (0, 0, 0, 1)
         layers.append((u.value, u.kept, u.of, filling(u.value)[1] if u.kept else flat))
-    sets = list(dict.fromkeys(u.coefficients for u in updates))
+    set_of = [_set(u.coefficients) for u in updates]
+    sets = list(dict.fromkeys(set_of))
     parameters = [
         (
             u.grad.data_ptr(),
             [m.data_ptr() for m in u.moments] + [0] * (3 - len(u.moments)),
             0 if u.hint is None else u.hint.data_ptr(),
-            sets.index(u.coefficients),
+            sets.index(own),
         )
-        for u in updates
+        for u, own in zip(updates, set_of, strict=True)
     ]
-    with _stream(updates[0].value.device) as stream:
+    device = updates[0].value.device
+    with _stream(device) as stream:
         cuts, selection, _buffers = _selection(layers, _cuda.step_chunk)
-        _cuda.step(selection, parameters, sets, stream)
+        following, _derived = _following(updates, sets, device)
+        _cuda.step(selection, parameters, [coefficients for coefficients, _ in sets], following, stream)
     return cuts
+
+
+def _following(updates, sets, device):
+    """(FollowingArg of csrc/module.cpp, room for coefficients that it points to, to be held until the launch)."""
+    if not any(isinstance(u.coefficients, Following) for u in updates):
+        return ([], [], 0), None
+    sources = [u.coefficients[2:] if isinstance(u.coefficients, Following) else (None, None) for u in updates]
+    derived = torch.empty(len(updates), len(sets[0][0]), dtype=torch.float32, device=device)  # a word for each field
+    addresses = [[0 if t is None else t.data_ptr() for t in source] for source in sources]
+    return (addresses, [rates for _, rates in sets], derived.data_ptr()), derived
 
 
 def _selection(layers, chunk):

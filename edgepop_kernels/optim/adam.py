@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.optim.adam import adam
 
-from .step import ScoreOptimizer, Update
+from ..backends.cuda import Following
+from .step import ScoreOptimizer, Update, rate_on_device
 
 _AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # torch's names; the last with amsgrad only
 
@@ -17,23 +18,21 @@ class _ScoreAdam(ScoreOptimizer):
     def _start(self, group, p, value):
         """The state of a parameter's first step, as torch makes it."""
         state = self.state[p]
+        on_device = group["capturable"] or group["fused"]
         if not state:
-            on_device = group["capturable"] or group["fused"]
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")
             for name in _AVERAGES[: 3 if group["amsgrad"] else 2]:
                 state[name] = torch.zeros_like(value)
+        elif on_device:  # also where it became so after some steps
+            state["step"] = state["step"].to(p.device, torch.float32)
         return state
 
     def _updates(self, group, params, values, grads):
         names = _AVERAGES[: 3 if group["amsgrad"] else 2]
-        coefficients = {}  # of each count of steps: all parameters have one, unless some had no gradient at times
-        for p, value, grad in zip(params, values, grads, strict=True):
-            count = self._start(group, p, value)["step"]
-            count += 1
-            t = count.item()
-            if t not in coefficients:
-                coefficients[t] = _coefficients(group, t)
-            yield Update(value, grad, tuple(self._moment(p, name, value) for name in names), coefficients[t])
+        coefficients = _counted_on_device if group["capturable"] else _counted
+        counts = [self._start(group, p, value)["step"] for p, value in zip(params, values, strict=True)]
+        for p, value, grad, own in zip(params, values, grads, coefficients(group, counts, params), strict=True):
+            yield Update(value, grad, tuple(self._moment(p, name, value) for name in names), own)
 
     def _torch_step(self, group, params):
         states = [self._start(group, p, p) for p in params]
@@ -53,8 +52,28 @@ class _ScoreAdam(ScoreOptimizer):
         )
 
 
-def _coefficients(group, t):
-    lr, decay = float(group["lr"]), float(group["weight_decay"])
+def _counted(group, counts, params):
+    """The coefficients of each parameter's next step, which is counted."""
+    coefficients = {}  # of each count: all parameters have one, unless some had no gradient at times
+    for count in counts:
+        count += 1
+        t = count.item()
+        if t not in coefficients:
+            coefficients[t] = _coefficients(group, float(group["lr"]), t)
+        yield coefficients[t]
+
+
+def _counted_on_device(group, counts, params):
+    """What the device makes the coefficients of each parameter's next step from, and counts it."""
+    lr = rate_on_device(group["lr"], params[0])
+    rate = float(group["lr"]) if lr is None else 0.0
+    decay = float(group["weight_decay"]) if group["decoupled_weight_decay"] else 0.0
+    known, rates = _coefficients(group, rate, 1), (rate, *map(float, group["betas"]), decay)
+    return [Following(known, rates, count, lr) for count in counts]
+
+
+def _coefficients(group, lr, t):
+    decay = float(group["weight_decay"])
     beta1, beta2 = map(float, group["betas"])
     decoupled = group["decoupled_weight_decay"]
     return (
@@ -74,8 +93,9 @@ def _coefficients(group, t):
 class ScoreAdam(_ScoreAdam, torch.optim.Adam):
     """torch.optim.Adam in one pass over memory, which also finds the cuts of masked layers for their next forward.
 
-    params, model: as ``ScoreSGD`` takes them, which also says what holds of cuts and states. The other arguments are
-    torch.optim.Adam's; capturable concerns parameters on a GPU.
+    params, model: as ``ScoreSGD`` takes them, which also says what holds of cuts, states and learning rates. The other
+    arguments are torch.optim.Adam's; capturable concerns parameters on a GPU: their steps are counted there, so that a
+    CUDA graph can hold them. With it, betas that are tensors take torch's own step, which finds no cuts.
     """
 
     def __init__(

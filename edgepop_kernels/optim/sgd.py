@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.optim.sgd import sgd
 
-from .step import ScoreOptimizer, Update
+from ..backends.cuda import Following
+from .step import ScoreOptimizer, Update, rate_on_device
 
 
 class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
@@ -22,8 +23,9 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     the counter does not see writes through ``scores.data``: after those call ``layer.forget()``.
 
     float32 parameters on the CPU are updated by the native kernel, on a GPU by the CUDA kernel where the module was
-    compiled with it; others by torch's, and their layers select in forward. Raises ValueError and TypeError for
-    arguments, as torch does, and in ``step`` for a sparse gradient.
+    compiled with it; others by torch's, and their layers select in forward. A learning rate that is a tensor on the GPU
+    is read there: the host does not wait for it, and replays of a CUDA graph follow it. Raises ValueError and TypeError
+    for arguments, as torch does, and in ``step`` for a sparse gradient.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
 
     def _updates(self, group, params, values, grads):
         momentum = float(group["momentum"])
+        lr = rate_on_device(group["lr"], params[0])
         settings = (
-            float(group["lr"]),
+            float(group["lr"]) if lr is None else 0.0,
             momentum,
             1.0 - group["dampening"],
             float(group["weight_decay"]),
@@ -52,6 +55,8 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
             float(group["nesterov"]),
         )
         first, later = (*settings, 1.0), (*settings, 0.0)
+        if lr is not None:
+            first, later = Following(first, lr=lr), Following(later, lr=lr)
         for p, value, grad in zip(params, values, grads, strict=True):
             if momentum == 0:
                 yield Update(value, grad, (), later)

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .. import functional
+from .. import capture, functional
 from ..backends import optimizer_step
+from ..backends.cuda import Following
 from ..cut import Cut
 from ..nn import MaskedLayer
 from ..rules import Percentile, TopK
@@ -17,13 +18,13 @@ class Update(NamedTuple):
     """One parameter's update as a backend's ``step`` takes it; the tensors float32 and of one layout without gaps.
 
     moments       what the optimizer remembers: the momentum buffer, or Adam's averages
-    coefficients  fields of csrc/common/update.h in their order
+    coefficients  fields of csrc/common/update.h in their order; on a GPU some may follow from numbers there
     """
 
     value: torch.Tensor
     grad: torch.Tensor
     moments: tuple[torch.Tensor, ...]
-    coefficients: tuple[float, ...]
+    coefficients: tuple[float, ...] | Following
 
 
 class Ranking(NamedTuple):
@@ -76,7 +77,8 @@ class ScoreOptimizer:
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One step; the loss that ``closure`` returns, where one is given. Parameters without gradient stand still.
 
-        Raises ValueError for a sparse gradient, before anything is changed.
+        Raises, before anything is changed, ValueError for a sparse gradient, and RuntimeError where a CUDA graph is
+        captured and the count of steps is kept on the host.
         """
         loss = None
         if closure is not None:
@@ -89,6 +91,8 @@ class ScoreOptimizer:
                         f"params: a gradient is {p.grad.layout}; {type(self).__name__} takes dense ones, "
                         "torch.optim.SGD and SparseAdam take sparse ones"
                     )
+            if not group.get("capturable", True) and any(map(capture.capturing, group["params"][:1])):
+                raise RuntimeError(f"capturable: a CUDA graph of {type(self).__name__}.step needs capturable=True")
         ours = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -135,9 +139,24 @@ class ScoreOptimizer:
 def _is_native(group, p):
     return (
         p.dtype == p.grad.dtype == torch.float32
-        and not group.get("capturable", False)
         and optimizer_step(p) is not None
+        and (not group.get("capturable", False) or _counts_on_device(group, p))
     )
+
+
+def _counts_on_device(group, p):
+    """Whether the kernel takes what ``capturable`` leaves on the device: the count of steps and the learning rate."""
+    return on_gpu(p) and not any(isinstance(beta, torch.Tensor) for beta in group["betas"])
+
+
+def on_gpu(value: torch.Tensor | float) -> bool:
+    """Whether this is a tensor whose value the host would have to wait for."""
+    return isinstance(value, torch.Tensor) and value.is_cuda
+
+
+def rate_on_device(lr: torch.Tensor | float, p: torch.Tensor) -> torch.Tensor | None:
+    """The learning rate as a float32 scalar beside ``p``; None where the host knows it, or has to."""
+    return lr.to(p.device, torch.float32) if on_gpu(lr) and on_gpu(p) else None
 
 
 def _without_gaps(p):

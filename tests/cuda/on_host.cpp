@@ -1,7 +1,8 @@
-// csrc/cuda/search.cuh and step.cuh on simulated threads, for ctypes.
+// csrc/cuda/search.cuh, step.cuh and derive.cuh on simulated threads, for ctypes.
 #include <cstdio>
 #include <cstring>
 
+#include "../../csrc/cuda/derive.cuh"
 #include "../../csrc/cuda/step.cuh"
 #include "simulator.h"
 
@@ -61,12 +62,36 @@ int64_t run(const Call& call, const Read& read) {
   throw std::runtime_error("no shape with such chunks");
 }
 
+// What a launch of step.cu takes besides the selection, as tests/cuda_host.py packs it.
+struct StepCall {
+  const Parameter* parameters;
+  int64_t set_count;
+  const Source* sources;  // null: nothing follows from the device
+  const Rates* rates;
+  void* derived;
+};
+
 template <class Coefficients>
-Updating<Coefficients> updating(int64_t count, const Parameter* parameters) {
-  if (count > kMostParameters) throw std::runtime_error("more parameters than a launch takes");
-  Updating<Coefficients> updating = {};
-  std::copy_n(parameters, count, updating.parameters);
-  return updating;
+int64_t step(const Call& call, const StepCall& given, const std::vector<Coefficients>& sets) {
+  if (call.layer_count > kMostParameters) throw std::runtime_error("more parameters than a launch takes");
+  if (given.set_count > kMostSets) throw std::runtime_error("more sets of coefficients than a launch takes");
+  const std::vector<Parameter> parameters(given.parameters, given.parameters + call.layer_count);
+  if (given.sources == nullptr) {
+    Updating<Coefficients> updating = {};
+    std::copy(parameters.begin(), parameters.end(), updating.parameters);
+    std::copy(sets.begin(), sets.end(), updating.sets);
+    return run(call, updating);
+  }
+  const Following following = {{given.sources, given.sources + call.layer_count},
+                               {given.rates, given.rates + given.set_count},
+                               given.derived};
+  const Derivation<Coefficients> derivation = derivation_of(parameters, sets, following);
+  simulator::Machine machine(1, kMostParameters, static_cast<uint64_t>(call.seed));
+  machine.run([&](int b, int thread) {
+    simulator::Block block(machine, b, thread);
+    derive(block, derivation);
+  });
+  return run(call, updating_by(derivation, parameters));
 }
 
 template <class Body>
@@ -93,22 +118,20 @@ int64_t select_on_host(const Call* call, const Cut* hints, char* message) {
 }
 
 // coefficients: rows of 7 (Sgd) or 10 (Adam) numbers, the fields in their order.
-int64_t step_on_host(const Call* call, const Parameter* parameters, const float* coefficients, int sets, int columns,
-                     char* message) {
+int64_t step_on_host(const Call* call, const StepCall* given, const float* coefficients, int columns, char* message) {
   return with_message(message, [&] {
-    if (sets > kMostSets) throw std::runtime_error("more sets of coefficients than a launch takes");
     if (columns == 7) {
-      Updating<Sgd> sgd = updating<Sgd>(call->layer_count, parameters);
-      for (int i = 0; i < sets; ++i) {
+      std::vector<Sgd> sets;
+      for (int64_t i = 0; i < given->set_count; ++i) {
         const float* c = coefficients + 7 * i;
-        sgd.sets[i] = {c[0], c[1], c[2], c[3], c[4], c[5] != 0, c[6] != 0};
+        sets.push_back({c[0], c[1], c[2], c[3], c[4], c[5] != 0, c[6] != 0});
       }
-      return run(*call, sgd);
+      return step(*call, *given, sets);
     }
-    Updating<Adam> adam = updating<Adam>(call->layer_count, parameters);
     static_assert(sizeof(Adam) == 10 * sizeof(float));
-    std::memcpy(adam.sets, coefficients, static_cast<size_t>(sets) * sizeof(Adam));
-    return run(*call, adam);
+    std::vector<Adam> sets(static_cast<size_t>(given->set_count));
+    std::memcpy(sets.data(), coefficients, sets.size() * sizeof(Adam));
+    return step(*call, *given, sets);
   });
 }
 
