@@ -205,6 +205,19 @@ def test_drawn_convolution(seed):
         ),
         Case(20, 64, 64, 16, (12, 12), (3, 3), padding=(1, 1), of="sigmoid", weight_grad="all"),
         Case(3, 21, 63, 21, (11, 13), (7, 7), padding=(3, 3), dtype=torch.bfloat16),
+        # First layers: the taps of a kernel row are packed side by side, in classes where the stride is not 1.
+        *(
+            Case(3, c, out, groups, size, kernel, stride, padding, dilation, dtype, x_layout=x)
+            for c, out, groups, size, kernel, stride, padding, dilation in (
+                (1, 6, 1, (28, 28), (5, 5), (1, 1), (2, 2), (1, 1)),
+                (3, 70, 1, (17, 19), (7, 7), (2, 2), (3, 3), (1, 1)),
+                (4, 17, 1, (9, 140), (3, 8), (2, 3), (0, 7), (2, 1)),
+                (5, 33, 1, (6, 31), (2, 5), (1, 4), (1, 1), (1, 2)),
+                (6, 100, 2, (8, 9), (3, 3), (1, 2), (1, 1), (1, 2)),
+            )
+            for dtype in DTYPES
+            for x in ("channels_last", "contiguous", "inside")
+        ),
     ],
 )
 def test_convolution(case):

@@ -90,6 +90,8 @@ static void run(const Job& job, int threads) {
 // A 1x1 kernel without padding reads one input per output, so it can be told as stride 1; and one image's rows or
 // columns can then be told as images, which lets a linear layer's rows form long runs and pairs.
 static void simplify(Conv& g, Tensor& dy, Tensor& x) {
+  if (g.in_channels == 1) x.stride[1] = 1;  // a single channel has no neighbour
+  if (g.out_channels == 1) dy.stride[1] = 1;
   if (g.kernel_h != 1 || g.kernel_w != 1 || g.pad_h != 0 || g.pad_w != 0) return;
   x.stride[2] *= g.stride_h;
   x.stride[3] *= g.stride_w;
@@ -119,7 +121,13 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
 
   const bool depthwise = in == 1 && g.groups > 1, fills_vectors = in < kLanes && kLanes % in == 0;
   job.channelwise = depthwise || (g.groups > 1 && in == out && fills_vectors);
-  job.swapped = !job.channelwise && 8 * plane_cost(in, out) < 7 * plane_cost(out, in);
+  const bool pairs = kDotBf16 && x.dtype == DType::bf16 && dy.dtype == DType::bf16;
+  const bool few = !job.channelwise && in < kTileRows;
+  job.walk = walk(g, pairs ? 2 : 1, few);
+  job.kernel_rows = few && has_kernel_rows(job.walk) &&
+                    kernel_rows_cost(job.walk, in, out) <= taps * smaller(plane_cost(in, out), plane_cost(out, in));
+  if (!job.kernel_rows) job.walk = walk(g, pairs ? 2 : 1, false);
+  job.swapped = job.kernel_rows || (!job.channelwise && 8 * plane_cost(in, out) < 7 * plane_cost(out, in));
   job.groups = job.channelwise ? 1 : g.groups;
   job.rows = job.swapped || (job.channelwise && !depthwise) ? in : out;
   job.lanes = depthwise ? g.groups : job.channelwise ? g.out_channels : job.swapped ? out : in;
@@ -158,8 +166,6 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   const bool in_lines = f.ds.lane == 1 || lies_in_order(f, f.ds, job.lanes);
   f.stream = in_lines && g.out_channels * in * taps * 4 >= kStreamBytes;
 
-  const bool pairs = kDotBf16 && x.dtype == DType::bf16 && dy.dtype == DType::bf16;
-  job.walk = walk(g, pairs ? 2 : 1);
   const auto operand = [&](const Tensor& t, const Axis& rows, const Axis& columns) {
     return Operand{t.data, t.dtype, t.stride[0], t.stride[1], t.stride[2], t.stride[3], g.batch, rows, columns};
   };
@@ -171,7 +177,7 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
     job.lane_side = job.row_side;
     job.row_side = side;
   }
-  job.tile_rows = job.channelwise ? in : kTileRows;
+  job.tile_rows = job.channelwise || job.kernel_rows ? in : kTileRows;
   job.row_tiles = ceil_div(job.rows, job.tile_rows);
   job.lane_tiles = ceil_div(job.lanes, kTileLanes);
   job.tile_floats = taps * job.tile_rows * kTileLanes;

@@ -92,6 +92,15 @@ template <class Units>
 static void pack_channels(const Line<Units>& line, const Panels<typename Units::Unit>& panels) {
   const int64_t together = panels.width == kLanes && Units::kImages == 1 ? kLanes : panels.channels;
   typename Units::Unit* first = panels.first;
+  if (line.units == 1 && line.step == panels.channels && panels.width == panels.channels) {  // pixels without a gap
+    const auto* const p = line.at(0, 0);
+    const auto* const partner = line.partner_of(p, 0);
+    for (int64_t i = 0, count = line.columns * line.step; i < count; i += kLanes) {
+      const auto* const second = partner == nullptr ? nullptr : partner + i;
+      store_units(first + line.slot * line.step + i, Units::load_some(p + i, second, count - i));
+    }
+    return;
+  }
   for (int64_t channel = 0; channel < panels.channels; channel += together, first += panels.step) {
     const int64_t end = smaller(panels.channels, channel + together);
     for (int64_t k = 0; k < line.columns; ++k) {

@@ -111,12 +111,13 @@ struct Block {
 // AVX-512, stay in the first-level cache while a tap's products pass over them.
 constexpr int64_t kBlockPositions = 128;
 
-static inline Walk walk(const Conv& g, int64_t images_per_unit) {
+// one_unit: a block holds rows of a single image or pair.
+static inline Walk walk(const Conv& g, int64_t images_per_unit, bool one_unit) {
   Walk k;
   const int64_t column_block = even_block(g.out_w, kBlockPositions);
   const int64_t row_block = even_block(g.out_h, kBlockPositions / column_block);
   k.units = ceil_div(g.batch, images_per_unit);
-  k.unit_block = even_block(k.units, kBlockPositions / (column_block * row_block));
+  k.unit_block = one_unit ? 1 : even_block(k.units, kBlockPositions / (column_block * row_block));
   k.h = axis(g.in_h, g.out_h, g.kernel_h, g.stride_h, g.dilation_h, g.pad_h, row_block);
   k.w = axis(g.in_w, g.out_w, g.kernel_w, g.stride_w, g.dilation_w, g.pad_w, column_block);
   k.blocks = k.unit_blocks() * ceil_div(g.out_h, row_block) * ceil_div(g.out_w, column_block);
