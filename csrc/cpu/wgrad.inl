@@ -123,10 +123,12 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   job.channelwise = depthwise || (g.groups > 1 && in == out && fills_vectors);
   const bool pairs = kDotBf16 && x.dtype == DType::bf16 && dy.dtype == DType::bf16;
   const bool few = !job.channelwise && in < kTileRows;
-  job.walk = walk(g, pairs ? 2 : 1, few);
+  job.in_place = job.channelwise && x.dtype == DType::f32 && dy.dtype == DType::f32 && x.stride[1] == 1 &&
+                 dy.stride[1] == 1 && out == in;
+  job.walk = walk(g, pairs ? 2 : 1, few || job.in_place);
   job.kernel_rows = few && has_kernel_rows(job.walk) &&
                     kernel_rows_cost(job.walk, in, out) <= taps * smaller(plane_cost(in, out), plane_cost(out, in));
-  if (!job.kernel_rows) job.walk = walk(g, pairs ? 2 : 1, false);
+  if (few && !job.kernel_rows) job.walk = walk(g, pairs ? 2 : 1, false);
   job.swapped = job.kernel_rows || (!job.channelwise && 8 * plane_cost(in, out) < 7 * plane_cost(out, in));
   job.groups = job.channelwise ? 1 : g.groups;
   job.rows = job.swapped || (job.channelwise && !depthwise) ? in : out;

@@ -22,6 +22,7 @@ struct Job {
   bool swapped;                 // rows are input channels, lanes output channels
   bool channelwise;             // lanes are output channels, rows the inputs of each one's group; depthwise, lanes are
                                 // groups, rows the output channels of each
+  bool in_place;                // channelwise, and x and dy are read where they lie
   bool kernel_rows;             // swapped, and the taps of a kernel row are rows side by side (wgrad_kernel_rows.inl)
   int64_t groups, rows, lanes;  // rows and lanes per group
   int64_t tile_rows, row_tiles, lane_tiles, tile_floats;

@@ -35,32 +35,63 @@ static void sum_nothing(const Job& job, int64_t group, Range down, Range across,
   }
 }
 
-// One share of the blocks where every lane has its own channels. Panels of one vector, which stay in the first-level
-// cache for all taps; all channels of a pixel are packed together, a tenth faster than in slices of a tile's width.
+// One block of a vector of channels; sums of tap t at sum[t * height * kTileLanes].
+template <class Math>
+static void multiply_block(const Job& job, const Block& block, const Channels<typename Math::Unit>& at, float* sum,
+                           bool add) {
+  const Axis &h = job.walk.h, &w = job.walk.w;
+  const auto multiply = channel_kernel<Math>(job.tile_rows);
+  for_each_joint_run(job.walk, block, [&](const JointTaps& joint) {
+    const int64_t units = job.in_place ? 1 : block.units;
+    ChannelRuns<typename Math::Unit> runs;
+    runs.taps = joint.taps;
+    runs.lines = joint.down.end - joint.down.begin;
+    runs.positions = (joint.across.end - joint.across.begin) * units;
+    runs.dy = at.dy + joint.down.begin * at.dy_line + joint.across.begin * units * at.dy_step;
+    for (int64_t t = 0; t < joint.taps; ++t) {
+      const int64_t v = joint.v + t;
+      const int64_t tap = job.in_place ? joint.u * h.dilation * job.lane_side.h + v * w.dilation * job.lane_side.w
+                                       : h.slot(joint.u) * at.x_line + w.slot(v) * units * at.x_step;
+      runs.x[t] = at.x + tap + joint.down.begin * at.x_line + joint.across.begin * units * at.x_step;
+    }
+    multiply(at, runs, sum + (joint.u * w.taps + joint.v) * job.tile_rows * kTileLanes, add || !joint.first);
+  });
+}
+
+// One share of the blocks where every lane has its own channels: packed into panels of one vector, which stay in the
+// first-level cache for all taps; all channels of a pixel together, a tenth faster than in slices of a tile's width.
 template <class Math, class Finished>
 static void sum_channels(const Job& job, Range blocks, Range down, Range across, const Sums& sums,
                          const Scratch<Math>& scratch, const Finished& finished) {
   const Pack<Math> pack_row_side = packer(Math{}, job.row_side.dtype);
   const Pack<Math> pack_lane_side = packer(Math{}, job.lane_side.dtype);
-  const ChannelKernel<Math> multiply = channel_kernel<Math>(job.tile_rows);
+  using Unit = typename Math::Unit;
+  const Operand &x = job.lane_side, &dy = job.row_side;
+  const Axis &h = job.walk.h, &w = job.walk.w;
   const Tile corner = job.tile(0, down.begin, across.begin);
   const int64_t wide = across.end - across.begin, channels = smaller(job.lanes - corner.lane, wide * kTileLanes);
-  const Panels<typename Math::Unit> lanes = {scratch.lanes, scratch.lane_panel / kTileVectors, channels, kLanes};
-  const Panels<typename Math::Unit> rows = {scratch.rows, scratch.row_panel / kTileVectors, channels, kLanes};
+  const Panels<Unit> lanes = {scratch.lanes, scratch.lane_panel / kTileVectors, channels, kLanes};
+  const Panels<Unit> rows = {scratch.rows, scratch.row_panel / kTileVectors, channels, kLanes};
   for (int64_t index = blocks.begin; index < blocks.end; ++index) {
     const Block block = block_at(job.walk, index);
-    pack_lane_side(job.lane_side, block, job.lane_offset(corner), lanes);
+    if (!job.in_place) pack_lane_side(x, block, job.lane_offset(corner), lanes);
     for (int64_t d = down.begin; d < down.end; ++d) {
-      pack_row_side(job.row_side, block, job.row_offset(job.tile(0, d, across.begin)), rows);
+      if (!job.in_place) pack_row_side(dy, block, job.row_offset(job.tile(0, d, across.begin)), rows);
       for (int64_t a = 0; a < wide; ++a) {
         const Tile tile = job.tile(0, d, across.begin + a);
         float* const sum = sums.at(d - down.begin, a);
         for (int64_t v = 0; v * kLanes < tile.lanes; ++v) {
-          const int64_t panel = a * kTileVectors + v;
-          for_each_joint_run(job.walk, block, [&](const JointRuns& runs) {
-            multiply(runs, rows.first + panel * rows.step, lanes.first + panel * lanes.step, sum + v * kLanes,
-                     !runs.first || index > blocks.begin);
-          });
+          const int64_t panel = a * kTileVectors + v, packed = kLanes * block.units;
+          Channels<Unit> at = {rows.first + panel * rows.step, lanes.first + panel * lanes.step,
+                               w.block * packed, kLanes, w.slots * packed, kLanes, kLanes};
+          if (job.in_place) {
+            const int64_t top = block.row * h.stride - h.pad, left = block.column * w.stride - w.pad;
+            const int64_t channel = tile.lane + v * kLanes;
+            at = {static_cast<const Unit*>(dy.data) + block.unit * dy.n + block.row * dy.h + block.column * dy.w + channel,
+                  static_cast<const Unit*>(x.data) + block.unit * x.n + top * x.h + left * x.w + channel,
+                  dy.h, dy.w, h.stride * x.h, w.stride * x.w, smaller(kLanes, job.lanes - channel)};
+          }
+          multiply_block<Math>(job, block, at, sum + v * kLanes, index > blocks.begin);
         }
         if (index + 1 == blocks.end) finished(tile, sum);
       }

@@ -19,6 +19,7 @@ struct FloatMath {
   using Lanes = Vec;
   static constexpr int64_t kImages = 1;
   static Vec load_lanes(const Unit* p) { return load(p); }
+  static Vec load_lanes(const Unit* p, int64_t n) { return load(p, n); }
   static Vec spread(const Unit* p) { return broadcast(*p); }
   static Vec reorder(Vec a, IntVec lanes) { return permute(a, lanes); }
   static Vec multiply_add(Vec a, Vec b, Vec c) { return fma(a, b, c); }
@@ -29,6 +30,7 @@ struct PairMath {
   using Lanes = IntVec;
   static constexpr int64_t kImages = 2;
   static IntVec load_lanes(const Unit* p) { return _mm512_loadu_si512(p); }
+  static IntVec load_lanes(const Unit* p, int64_t n) { return _mm512_maskz_loadu_epi32(first(n), p); }
   static IntVec spread(const Unit* p) { return broadcast_bits(*p); }
   static IntVec reorder(IntVec a, IntVec lanes) { return _mm512_permutexvar_epi32(lanes, a); }
   static Vec multiply_add(IntVec a, IntVec b, Vec c) { return dot(a, b, c); }
