@@ -49,6 +49,7 @@ struct Channels {
   const Unit *dy, *x;  // of the block's first position, and of its first tap
   int64_t dy_line, dy_step, x_line, x_step;  // units to the next line, and to the next position
   int64_t count;  // channels there are
+  int64_t dy_ahead, x_ahead;  // to what is read next, and fetched meanwhile
 };
 
 // The same for the taps of a run.
@@ -57,11 +58,12 @@ struct ChannelRuns {
   const Unit* dy;
   const Unit* x[kJointTaps];
   int64_t taps, lines, positions;
+  bool fetch;
 };
 
 // acc[(t * D + k) * kTileLanes] (+)= the sum over the runs, for one vector of channels: panels are one vector wide.
 // Few sums are kept several times over, for positions that follow each other, to hide the multiply-add's latency.
-template <class Math, int T, int D, bool whole>
+template <class Math, int T, int D, bool whole, bool fetch = false>
 static void multiply_channels(const Channels<typename Math::Unit>& at, const ChannelRuns<typename Math::Unit>& runs,
                               float* acc, bool add) {
   constexpr int kFolds = T * D <= 3 ? 4 : T * D <= 6 ? 2 : 1;
@@ -83,6 +85,10 @@ static void multiply_channels(const Channels<typename Math::Unit>& at, const Cha
   const auto add_position = [&](const typename Math::Unit* a, const typename Math::Unit* const (&b)[T], int64_t i,
                                 Vec(&into)[T][D]) __attribute__((always_inline)) {
     const typename Math::Lanes dy = load_some(a + i * at.dy_step);
+    if (fetch) {
+      __builtin_prefetch(a + i * at.dy_step + at.dy_ahead, 0, 2);
+      __builtin_prefetch(b[0] + i * at.x_step + at.x_ahead, 0, 2);
+    }
 #pragma GCC unroll 3
     for (int t = 0; t < T; ++t) {
       const typename Math::Lanes x = load_some(b[t] + i * at.x_step);
@@ -125,7 +131,8 @@ static void multiply_taps(const Channels<typename Math::Unit>& at, const Channel
   }
   if (runs.taps == 1) return multiply_channels<Math, 1, D, whole>(at, runs, acc, add);
   if (runs.taps == 2) return multiply_channels<Math, 2, D, whole>(at, runs, acc, add);
-  multiply_channels<Math, 3, D, whole>(at, runs, acc, add);
+  const auto three = runs.fetch ? multiply_channels<Math, 3, D, whole, true> : multiply_channels<Math, 3, D, whole>;
+  three(at, runs, acc, add);
 }
 
 template <class Math>

@@ -45,6 +45,9 @@ static void multiply_block(const Job& job, const Block& block, const Channels<ty
     const int64_t units = job.in_place ? 1 : block.units;
     ChannelRuns<typename Math::Unit> runs;
     runs.taps = joint.taps;
+    // What the next block reads, a vector of every pixel: a fifth less time where x and dy come from memory
+    // (16 x 64 x 56 x 56, Ice Lake).
+    runs.fetch = job.in_place && joint.u == 0;
     runs.lines = joint.down.end - joint.down.begin;
     runs.positions = (joint.across.end - joint.across.begin) * units;
     runs.dy = at.dy + joint.down.begin * at.dy_line + joint.across.begin * units * at.dy_step;
@@ -58,8 +61,9 @@ static void multiply_block(const Job& job, const Block& block, const Channels<ty
   });
 }
 
-// One share of the blocks where every lane has its own channels: packed into panels of one vector, which stay in the
-// first-level cache for all taps; all channels of a pixel together, a tenth faster than in slices of a tile's width.
+// One share of the blocks where every lane has its own channels. Read in place where they are float32 side by side:
+// packing took five sixths of the time. Else packed into panels of one vector, which stay in the first-level cache for
+// all taps; all channels of a pixel together, a tenth faster than in slices of a tile's width.
 template <class Math, class Finished>
 static void sum_channels(const Job& job, Range blocks, Range down, Range across, const Sums& sums,
                          const Scratch<Math>& scratch, const Finished& finished) {
@@ -83,13 +87,15 @@ static void sum_channels(const Job& job, Range blocks, Range down, Range across,
         for (int64_t v = 0; v * kLanes < tile.lanes; ++v) {
           const int64_t panel = a * kTileVectors + v, packed = kLanes * block.units;
           Channels<Unit> at = {rows.first + panel * rows.step, lanes.first + panel * lanes.step,
-                               w.block * packed, kLanes, w.slots * packed, kLanes, kLanes};
+                               w.block * packed, kLanes, w.slots * packed, kLanes, kLanes, 0, 0};
           if (job.in_place) {
             const int64_t top = block.row * h.stride - h.pad, left = block.column * w.stride - w.pad;
             const int64_t channel = tile.lane + v * kLanes;
-            at = {static_cast<const Unit*>(dy.data) + block.unit * dy.n + block.row * dy.h + block.column * dy.w + channel,
-                  static_cast<const Unit*>(x.data) + block.unit * x.n + top * x.h + left * x.w + channel,
-                  dy.h, dy.w, h.stride * x.h, w.stride * x.w, smaller(kLanes, job.lanes - channel)};
+            const int64_t first_dy = block.unit * dy.n + block.row * dy.h + block.column * dy.w + channel;
+            const int64_t first_x = block.unit * x.n + top * x.h + left * x.w + channel;
+            at = {static_cast<const Unit*>(dy.data) + first_dy, static_cast<const Unit*>(x.data) + first_x,
+                  dy.h, dy.w, h.stride * x.h, w.stride * x.w, smaller(kLanes, job.lanes - channel),
+                  block.rows * dy.h, block.rows * h.stride * x.h};
           }
           multiply_block<Math>(job, block, at, sum + v * kLanes, index > blocks.begin);
         }
