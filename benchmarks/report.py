@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from rows import ONE_ROW, ONE_WEIGHT
 
 import edgepop_kernels as ek
 from edgepop_kernels.doctor import installed
@@ -29,6 +30,7 @@ class Result:
     gbytes: float | None  # each operand of each kernel once
     floor_s: float | None
     floor_percent: float | None  # floor / fused: 100 where nothing faster is possible
+    packing_percent: float | None  # (one row - one weight) / fused: what a weight of this size costs by itself
 
     @classmethod
     def of(cls, row, contest, samples, peak):
@@ -42,11 +44,12 @@ class Result:
             median,
             {name: min(s) for name, s in samples.items()},
             {name: len(s) for name, s in samples.items()},
-            {name: m / fused for name, m in median.items() if name != "fused"},
+            {name: m / fused for name, m in median.items() if name not in ("fused", ONE_ROW, ONE_WEIGHT)},
             contest.flops / fused / 1e9 if contest.flops else None,
             traffic / fused / 1e9 if traffic else None,
             floor or None,
             100 * floor / fused if floor else None,
+            100 * (median[ONE_ROW] - median[ONE_WEIGHT]) / fused if ONE_ROW in median else None,
         )
 
 
@@ -54,13 +57,13 @@ def print_table(terminal, setup, peak, results):
     terminal.section(f"medians of fused (backend {setup.backend}), and each column's multiple of it")
     columns = list(dict.fromkeys(name for r in results for name in r.ratio if name != "read"))
     unit, scale = ("TFLOP/s", 1e3) if setup.device.type == "cuda" else ("GFLOP/s", 1)
-    head = ["", "fused ms", *columns, unit, "GB/s", "% of floor", "reads"]
+    head = ["", "fused ms", *columns, unit, "GB/s", "% of floor", "% packing", "reads"]
     lines = [head]
     for r in results:
         ratios = [f"{r.ratio[c]:.2f}x" if c in r.ratio else "" for c in columns]
         reads = f"{1 / r.ratio['read']:.2f}" if "read" in r.ratio else ""
         flops = r.gflops and r.gflops / scale
-        speed = [f"{v:.1f}" if v else "" for v in (flops, r.gbytes, r.floor_percent)]
+        speed = [f"{v:.1f}" if v else "" for v in (flops, r.gbytes, r.floor_percent, r.packing_percent)]
         lines.append([f"{r.group} {r.row}", f"{r.median_s['fused'] * 1e3:.3f}", *ratios, *speed, reads])
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     for name, *cells in lines:
@@ -68,6 +71,7 @@ def print_table(terminal, setup, peak, results):
         terminal.write_line("  ".join([name.ljust(widths[0]), *padded]))
     terminal.write_line("reads: time of fused in units of one read of the same scores (torch.sum)")
     terminal.write_line(f"% of floor: what the masked kernels must take at the peaks ({peak.source}), of fused's time")
+    terminal.write_line("% packing: one row or pixel with a known cut, less the same for one weight, of fused's time")
 
 
 def write_results(path, setup, peak, results):

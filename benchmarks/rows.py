@@ -1,6 +1,6 @@
 """The rows of the table: which layer, shape, dtype and pass; what each column of a row runs; what is checked first."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,8 @@ from edgepop_kernels.tuning import roofline
 KEEP = 0.5
 RULE = ek.TopK(KEEP)
 LAYER_COLUMNS = ("fused", "GetSubnet", "GetSubnetFaster", "dense")
+# Of a CPU's layers, for the share of packing: fused with a known cut on one row or pixel, and that for a single weight.
+ONE_ROW, ONE_WEIGHT = "one row", "one weight"
 
 
 class Setup(NamedTuple):
@@ -147,22 +149,11 @@ class LayerRow:
         work += [layer.input_grad(), layer.score_grad()] if self.backward else []
         kernels = [(w, precision(dense, self.dtype, device)) for w in work]
 
-        def call_of(column):
-            model = models[column]
-            leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
-
-            def forward():
-                with torch.no_grad(), autocast(self.dtype, device):
-                    return (model(x),)
-
-            def forward_backward():
-                with autocast(self.dtype, device):
-                    y = model(x)
-                return y, *torch.autograd.grad(y, leaves, dy)
-
-            return setup.on_its_backend(column, forward_backward if self.backward else forward)
-
-        calls = {column: call_of(column) for column in columns}
+        calls = {
+            column: setup.on_its_backend(column, self._pass(model, x, dy, device)) for column, model in models.items()
+        }
+        if device.type == "cpu":
+            calls |= {ONE_ROW: self._of_one_row(setup), ONE_WEIGHT: replace(self, shape=self.least)._of_one_row(setup)}
 
         def check():
             (fused,) = models["fused"]
@@ -177,6 +168,31 @@ class LayerRow:
 
         return Contest(check, calls, flops, kernels)
 
+    def _pass(self, model, x, dy, device):
+        leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
+
+        def forward():
+            with torch.no_grad(), autocast(self.dtype, device):
+                return (model(x),)
+
+        def forward_backward():
+            with autocast(self.dtype, device):
+                y = model(x)
+            return y, *torch.autograd.grad(y, leaves, dy)
+
+        return forward_backward if self.backward else forward
+
+    def _of_one_row(self, setup):
+        model = model_of("fused", self.template, KEEP, setup.device)
+        (layer,) = model
+        layer.know(setup.on_its_backend("fused", layer.select)(), layer.scores)
+        batch_and_pixels = (0, *range(2, len(self.x_shape)))
+        x = randn([1 if i in batch_and_pixels else n for i, n in enumerate(self.x_shape)], 1, setup.device)
+        x = x.to(self.dtype).requires_grad_(self.backward)
+        with torch.no_grad():
+            dy = torch.ones_like(model(x.float()), dtype=self.dtype)
+        return setup.on_its_backend("fused", self._pass(model, x, dy, setup.device))
+
 
 @dataclass(frozen=True)
 class LinearRow(LayerRow):
@@ -189,6 +205,10 @@ class LinearRow(LayerRow):
     @property
     def x_shape(self):
         return self.shape[:2]
+
+    @property
+    def least(self):
+        return 1, 1, 1
 
     def template(self):
         return nn.Sequential(nn.Linear(*self.shape[1:], bias=False))
@@ -210,6 +230,10 @@ class ConvRow(LayerRow):
     def x_shape(self):
         batch, channels, size = self.shape[:3]
         return batch, channels, size, size
+
+    @property
+    def least(self):
+        return 1, 1, 1, 1, 1, 1
 
     def template(self):
         _, channels, _, out, kernel, stride = self.shape
