@@ -46,7 +46,7 @@ gpu: $(GPU)/installed
 	    --results "$(CURDIR)/benchmarks/results/$$($(PYTHON) -c "$$GPU_NAME").json"
 
 # Every kernel, with each allocation of its own so that a step out of it is seen.
-SANITIZED := many_tiles or every_stride_phase or batches_of or all_layers_cold or stage_kernel or draws_the_reference
+SANITIZED := many_tiles or every_stride_phase or batches_of or all_layers_cold or stage_kernel or s_the_reference_mask
 
 gpu-sanitize: $(GPU)/installed
 	cd $(GPU) && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \

@@ -8,10 +8,12 @@
 
 #include "cpu/draw.h"
 #include "cpu/isa.h"
+#include "cpu/mask_bits.h"
 #include "cpu/select.h"
 #include "cpu/step.h"
 #if defined(EDGEPOP_CUDA)
 #include "cuda/compiled.h"
+#include "cuda/mask_bits.h"
 #include "cuda/select.h"
 #include "cuda/step.h"
 #endif
@@ -133,6 +135,16 @@ void draw(uintptr_t scores, const Strides& size, const Strides& stride, uintptr_
             reinterpret_cast<uint8_t*>(bits), threads);
 }
 
+void mask_bits(uintptr_t scores, const Strides& size, const Strides& stride, int32_t of, uintptr_t cut, uintptr_t bits,
+               int threads) {
+  int64_t sizes[4], strides[4];
+  std::copy(size.begin(), size.end(), sizes);
+  std::copy(stride.begin(), stride.end(), strides);
+  py::gil_scoped_release release;
+  cpu::mask_bits(reinterpret_cast<const float*>(scores), sizes, strides, static_cast<Of>(of),
+                 *reinterpret_cast<const Cut*>(cut), reinterpret_cast<uint8_t*>(bits), threads);
+}
+
 #if defined(EDGEPOP_CUDA)
 // Addresses of the first scores and of the table of layers, layers, chunks, addresses of the cuts, of the candidates and
 // of the scratch.
@@ -180,6 +192,16 @@ void step_on_cuda(const SelectionArg& arg, const std::vector<CudaParameterArg>& 
   const cuda::Sets sets = adam.empty() ? cuda::Sets(sgd) : cuda::Sets(adam);
   cuda::step(selection(arg), parameters, sets, following, reinterpret_cast<void*>(stream));
 }
+
+void mask_bits_on_cuda(uintptr_t scores, const Strides& size, const Strides& stride, int32_t of, uintptr_t cut,
+                       uintptr_t bits, uintptr_t stream) {
+  cuda::MaskBits mask = {reinterpret_cast<const float*>(scores), {}, {}, static_cast<Of>(of),
+                         reinterpret_cast<const Cut*>(cut), reinterpret_cast<uint32_t*>(bits)};
+  std::copy(size.begin(), size.end(), mask.size);
+  std::copy(stride.begin(), stride.end(), mask.stride);
+  py::gil_scoped_release release;
+  cuda::mask_bits(mask, reinterpret_cast<void*>(stream));
+}
 #endif
 
 }  // namespace
@@ -197,6 +219,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("select", &edgepop::select);
   m.def("step", &edgepop::step);
   m.def("draw", &edgepop::draw);
+  m.def("mask_bits", &edgepop::mask_bits);
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);
   m.def("conv_backward_weight", &edgepop::conv_backward_weight);
@@ -210,5 +233,6 @@ PYBIND11_MODULE(_native, m) {
   on_cuda.def("scratch_words", &edgepop::cuda::scratch_words);
   on_cuda.def("select", &edgepop::select_on_cuda);
   on_cuda.def("step", &edgepop::step_on_cuda);
+  on_cuda.def("mask_bits", &edgepop::mask_bits_on_cuda);
 #endif
 }

@@ -108,9 +108,14 @@ def mask(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
 
 def selected_mask(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
     """The bool mask of the scores' shape that a selection of these scores stands for."""
+    return reference.unpack_mask(selected_bits(scores, selection), scores.shape)
+
+
+def selected_bits(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
+    """The same mask as ``pack_mask`` packs it, which is how kernels make it."""
     if isinstance(selection, Draw):
-        return reference.unpack_mask(selection.bits, scores.shape)
-    return reference.mask(scores.detach(), selection.data, selection.of)
+        return selection.bits
+    return ops.mask_bits(scores.detach(), selection.data, selection.of)
 
 
 def pack_mask(mask: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ Common arguments
   weight_grad      "none", "kept" (dW = dW_eff * M) or "all" (dW = dW_eff)
   channels_last    the memory format of the result
 
-``draw`` packs a Bernoulli mask of the scores; seed is an int64 scalar tensor on their device.
+``draw`` packs a Bernoulli mask of the scores; seed is an int64 scalar tensor on their device. ``mask_bits`` packs the
+mask of a cut.
 ``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
 """
 
@@ -28,6 +29,7 @@ _GRADS = "bool score_grad, str weight_grad"
 SCHEMAS = {
     "select": "(Tensor[] scores, int[] kept, str[] of, Tensor? hint) -> Tensor",
     "draw": "(Tensor scores, Tensor seed) -> Tensor",
+    "mask_bits": "(Tensor scores, Tensor cut, str of) -> Tensor",
     "masked_linear": f"(Tensor x, {_MASK}, Tensor? bias) -> Tensor",
     "masked_linear_dx": f"(Tensor dy, {_MASK}) -> Tensor",
     "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}) -> (Tensor, Tensor)",
@@ -60,7 +62,7 @@ def _fake_select(scores, kept, of, hint):
     return scores[0].new_empty(len(scores), 2, dtype=torch.int64)
 
 
-def _fake_draw(scores, seed):
+def _fake_bits(scores, *_):
     return scores.new_empty((scores.numel() + 63) // 64 * 8 + 8, dtype=torch.uint8)
 
 
@@ -97,7 +99,8 @@ def _fake_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilati
 
 _FAKES = {
     "select": _fake_select,
-    "draw": _fake_draw,
+    "draw": _fake_bits,
+    "mask_bits": _fake_bits,
     "masked_linear": _fake_linear,
     "masked_linear_dx": _fake_linear_dx,
     "masked_linear_dw": _fake_dw,
@@ -137,6 +140,7 @@ def _entry(op):
 
 select = _entry("select")
 draw = _entry("draw")
+mask_bits = _entry("mask_bits")
 masked_linear = _entry("masked_linear")
 masked_linear_dx = _entry("masked_linear_dx")
 masked_linear_dw = _entry("masked_linear_dw")

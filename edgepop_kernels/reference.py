@@ -66,6 +66,11 @@ def unpack_mask(bits: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return ((bits[:, None] >> shifts) & 1).bool().flatten()[: shape.numel()].view(shape)
 
 
+def mask_bits(scores: torch.Tensor, cut: torch.Tensor, of: str) -> torch.Tensor:
+    """The mask of ``cut``, packed as ``pack_mask`` packs."""
+    return pack_mask(mask(scores, cut, of))
+
+
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 # 2**-f for f in [0, 1), as 1 - f * (c1 - f * (c2 - ...)): off by less than 2**-29. In units of 2**-31.

@@ -25,7 +25,8 @@ def compile_host(folder):
     flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     subprocess.run([compiler, *flags, str(SOURCES / "on_host.cpp"), "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
-    loaded.scratch_words.restype = loaded.select_on_host.restype = loaded.step_on_host.restype = ctypes.c_int64
+    for name in ("scratch_words", "select_on_host", "step_on_host", "mask_bits_on_host"):
+        getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 
 
@@ -58,6 +59,13 @@ class Host:
         given = np.array([*given, following[2]], dtype=np.uint64)
         addresses = [ctypes.c_void_p(a.ctypes.data) for a in (given, coefficients)]
         self._call("step_on_host", selection, self.step_chunk, *addresses, ctypes.c_int(coefficients.shape[1]))
+
+    def mask_bits(self, scores, size, stride, of, cut, bits, stream):
+        mask = np.array([scores, *size, *stride, of, cut, bits], dtype=np.int64)
+        message = ctypes.create_string_buffer(200)
+        threads, seed = ctypes.c_int(256 if self.select_chunk == 4096 else 32), ctypes.c_int64(next(self.seeds))
+        blocks = self._library.mask_bits_on_host(ctypes.c_void_p(mask.ctypes.data), threads, seed, message)
+        assert blocks > 0, message.value.decode()
 
     def _call(self, function, selection, chunk, *arguments):
         call = np.array([chunk, *selection, self.blocks, next(self.seeds)], dtype=np.int64)

@@ -14,10 +14,14 @@ from edgepop_kernels.backends import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-# A multiprocessor has 65536 registers: room for three blocks of 256 threads, or two, that keep enough reads in flight.
-MOST_REGISTERS = {"select_kernel": 80, "step_kernel": 128, "derive_kernel": 64}
+# A multiprocessor has 65536 registers: room for the blocks of 256 threads that keep enough reads in flight.
+MOST_REGISTERS = {"select_kernel": 80, "step_kernel": 128, "derive_kernel": 64, "pack_kernel": 32}
 
-KERNELS = {"select.cu": 1, "step.cu": 6}  # Sgd's and Adam's: by numbers of the host, by the device's, which one derives
+KERNELS = {
+    "select.cu": 1,
+    "mask_bits.cu": 1,
+    "step.cu": 6,
+}  # Sgd's and Adam's: by numbers of the host, by the device's, which one derives
 
 with_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on PATH")
 

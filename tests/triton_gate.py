@@ -60,6 +60,8 @@ def run_selection():
     scores, kinds = [torch.empty(512, 512, 3, 3), torch.empty(64, 64)], ["abs", "raw"]
     selection.select(scores, [1000, 100], kinds, torch.zeros(2, 2, dtype=torch.int64))
     selection.draw(scores[0], torch.zeros((), dtype=torch.int64))
+    for of in ("abs", "raw"):
+        selection.mask_bits(scores[0], cut(), of)
 
 
 def run_stage():

@@ -36,6 +36,9 @@ struct Kernels {
   // Words first .. of a Bernoulli mask from n contiguous scores (draw.h).
   void (*draw)(const float* scores, int64_t n, int64_t first, uint64_t seed, uint8_t* bits);
 
+  // Words of a cut's mask from n contiguous scores (mask_bits.h); the cut's index counts from the first of them.
+  void (*mask_bits)(const float* scores, int64_t n, Of of, const Cut& cut, uint8_t* bits);
+
   // Inner loops of step (step.h), which runs its own threads.
   UpdateKernels update;
 };

@@ -2,6 +2,7 @@
 #include "conv.inl"
 #include "draw.inl"
 #include "isa.h"
+#include "mask_bits.inl"
 #include "select_kernels.inl"
 #include "update.inl"
 #include "wgrad.inl"
@@ -17,7 +18,7 @@ const Kernels* EDGEPOP_TABLE(EDGEPOP_ISA)() {
   static constexpr Kernels table = {EDGEPOP_STRING(EDGEPOP_ISA), EDGEPOP_ISA::brgemm::conv_forward,
                                     EDGEPOP_ISA::brgemm::conv_backward_input, EDGEPOP_ISA::conv_backward_weight,
                                     EDGEPOP_ISA::kSelectKernels, EDGEPOP_ISA::draw,
-                                    EDGEPOP_ISA::kUpdateKernels};
+                                    EDGEPOP_ISA::mask_bits, EDGEPOP_ISA::kUpdateKernels};
   return &table;
 }
 

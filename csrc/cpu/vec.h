@@ -45,6 +45,13 @@ static inline Vec keep(Vec a, Vec scores, const IntervalVec& kept) {
   return keep_if_below(a, subtract(image, kept.lo), kept.span);
 }
 
+// Bit i for lane i: whether the score is kept.
+template <Of of>
+static inline uint32_t kept_lanes(Vec scores, const IntervalVec& kept) {
+  const IntVec image = of == Of::abs ? abs_image(bits_of(scores)) : raw_image(bits_of(scores));
+  return lanes_below(subtract(image, kept.lo), kept.span);
+}
+
 // Lane i is lane k of i's group of `width` neighbours.
 static inline IntVec lane_of_group(int width, int k) {
   int32_t lanes[kLanes];

@@ -75,9 +75,12 @@ static inline IntVec raw_image(IntVec bits) {
   const __m256i flip = _mm256_or_si256(_mm256_srai_epi32(bits, 31), _mm256_set1_epi32(INT32_MIN));
   return _mm256_min_epu32(_mm256_xor_si256(bits, flip), _mm256_set1_epi32(-2));
 }
-static inline Vec keep_if_below(Vec a, IntVec key, IntVec bound) {
-  const __m256i below = _mm256_cmpeq_epi32(_mm256_min_epu32(key, bound), key);
-  return _mm256_and_ps(a, _mm256_castsi256_ps(below));
+static inline Vec at_most(IntVec key, IntVec bound) {
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_min_epu32(key, bound), key));
+}
+static inline Vec keep_if_below(Vec a, IntVec key, IntVec bound) { return _mm256_and_ps(a, at_most(key, bound)); }
+static inline uint32_t lanes_below(IntVec key, IntVec bound) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(at_most(key, bound)));
 }
 static inline IntVec subtract(IntVec a, IntVec b) { return _mm256_sub_epi32(a, b); }
 

@@ -81,6 +81,7 @@ static inline IntVec raw_image(IntVec bits) {
 static inline Vec keep_if_below(Vec a, IntVec key, IntVec bound) {
   return _mm512_maskz_mov_ps(_mm512_cmple_epu32_mask(key, bound), a);
 }
+static inline uint32_t lanes_below(IntVec key, IntVec bound) { return _mm512_cmple_epu32_mask(key, bound); }
 static inline IntVec subtract(IntVec a, IntVec b) { return _mm512_sub_epi32(a, b); }
 
 static inline Vec keep_bits(Vec a, uint32_t bits) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a); }

@@ -57,6 +57,10 @@ static inline IntVec raw_image(IntVec bits) {
   return image + largest;  // largest is -1 where set
 }
 static inline Vec keep_if_below(Vec a, IntVec key, IntVec bound) { return (Vec)((IntVec)a & (IntVec)(key <= bound)); }
+static inline uint32_t lanes_below(IntVec key, IntVec bound) {
+  const IntVec bit = (IntVec)(key <= bound) & IntVec{1u, 2u, 4u, 8u};
+  return bit[0] | bit[1] | bit[2] | bit[3];
+}
 static inline IntVec subtract(IntVec a, IntVec b) { return a - b; }
 static inline Vec keep_bits(Vec a, uint32_t bits) {
   const IntVec bit = {1u, 2u, 4u, 8u};

@@ -17,6 +17,7 @@ struct Block {
 
   // Of a warp whose lanes are all here.
   __device__ static bool any(bool condition) { return __any_sync(~0u, condition); }
+  __device__ static uint32_t ballot(bool condition) { return __ballot_sync(~0u, condition); }
   __device__ static uint32_t shuffle(uint32_t value, int lane) { return __shfl_sync(~0u, value, lane); }
   __device__ static uint32_t shuffle_up(uint32_t value, int lanes) { return __shfl_up_sync(~0u, value, lanes); }
 

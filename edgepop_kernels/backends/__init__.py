@@ -34,8 +34,8 @@ _BACKENDS = {
     "staged": Backend("staged", staged, staged.unavailable, staged.refuses),
     "reference": Backend("reference", reference, lambda: None, lambda device, dtype: None),
 }
-# On CUDA tensors "cuda" is "triton" but for its selection. Which of the two selects faster is not yet measured on a GPU
-# (`make gpu` does); until then the one that needs no nvcc goes first.
+# On CUDA tensors "cuda" is "triton" but for its selection and packed masks. Which of the two selects faster is not yet
+# measured on a GPU (`make gpu` does); until then the one that needs no nvcc goes first.
 _ON_GPU = ("triton", "cuda")
 # "auto" takes the first of these, in this order, that accepts the call.
 _AUTO = tuple(_BACKENDS[name] for name in ("native", *_ON_GPU, "reference"))

@@ -1,4 +1,5 @@
-"""CUDA C++ kernels of csrc/cuda/ on CUDA tensors: the selection of all layers in one launch, and the optimizers' steps.
+"""CUDA C++ kernels of csrc/cuda/ on CUDA tensors: the selection of all layers in one launch, packed masks, and steps of
+optimizers.
 
 Other ops are Triton's.
 """
@@ -90,6 +91,18 @@ def select(scores, kept, of, hint):
         cuts, selection, _buffers = _selection(layers, _cuda.select_chunk)
         _cuda.select(selection, 0 if hint is None else hint.data_ptr(), stream)
     return cuts
+
+
+def mask_bits(scores, cut, of):
+    if scores.numel() >= 2**31:
+        raise ValueError(f"scores: expected at most 2**31 - 1 scores in a layer, got {scores.numel()}")
+    bits = torch.empty(-(-scores.numel() // 64) * 8 + 8, dtype=torch.uint8, device=scores.device)
+    s, cut = scores if scores.dim() <= 4 else scores.reshape(-1), cut.contiguous()
+    lead = 4 - s.dim()
+    size, stride = (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()
+    with _stream(scores.device) as stream:
+        _cuda.mask_bits(s.data_ptr(), size, stride, int(of != "abs"), cut.data_ptr(), bits.data_ptr(), stream)
+    return bits
 
 
 def step(updates, rankings):

@@ -95,6 +95,14 @@ def draw(scores, seed):
     return bits
 
 
+def mask_bits(scores, cut, of):
+    bits = torch.empty(-(-scores.numel() // 64) * 8 + 8, dtype=torch.uint8)
+    s = scores if scores.dim() <= 4 else scores.reshape(-1)
+    cut = cut.contiguous()
+    _native.mask_bits(s.data_ptr(), *_sequence(s), _OF[of], cut.data_ptr(), bits.data_ptr(), torch.get_num_threads())
+    return bits
+
+
 def _matrix(t):
     return t if t.dim() == 2 else t[None].flatten(0, -2)
 

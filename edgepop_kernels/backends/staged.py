@@ -47,6 +47,10 @@ def draw(scores, seed):
     return _selecting(scores).draw(scores, seed)
 
 
+def mask_bits(scores, cut, of):
+    return _selecting(scores).mask_bits(scores, cut, of)
+
+
 def masked_linear(x, weight, scores, cut, of, bias):
     return F.linear(x, _effective_weight(weight, scores, cut, of, x.dtype), _cast(bias, x.dtype))
 

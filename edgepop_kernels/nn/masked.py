@@ -139,11 +139,15 @@ class MaskedLayer(nn.Module):
 
     def mask(self) -> torch.Tensor:
         """The mask as it stands: bool, of the weight's shape. Under Bernoulli a fresh draw, or its rounding."""
+        return functional.unpack_mask(self.packed_mask(), self.weight.shape)
+
+    def packed_mask(self) -> torch.Tensor:
+        """``mask()`` as ``pack_mask`` packs it, 1 bit per weight; no mask of a byte per weight is made on the way."""
         if isinstance(self.rule, Frozen):
-            return functional.unpack_mask(self.mask_bits, self.weight.shape)
-        if isinstance(self.rule, GlobalTopK):
-            return functional.selected_mask(self.ranked, self.select())
-        return functional.mask(self.ranked, self.settled_rule())
+            return self.mask_bits.clone()
+        together = isinstance(self.rule, GlobalTopK)
+        selection = self.select() if together else functional.select(self.ranked, self.settled_rule())
+        return functional.selected_bits(self.ranked, selection)
 
     def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
         """Keeps the present mask, or the one given, bit-packed in the buffer ``mask_bits``; nothing is selected any
@@ -155,7 +159,7 @@ class MaskedLayer(nn.Module):
         if not isinstance(self.rule, Frozen):
             if mask is None and isinstance(self.rule, GlobalTopK):
                 raise ValueError("rule: layers under GlobalTopK are frozen together; call train_weights(model)")
-            self.mask_bits = functional.pack_mask(self.mask() if mask is None else mask)
+            self.mask_bits = self.packed_mask() if mask is None else functional.pack_mask(mask)
             self.loose_rule, self.rule, self._last_cut = self.rule, Frozen(), None
         if not keep_scores:
             self.scores = self.loose_rule = None

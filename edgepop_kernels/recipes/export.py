@@ -31,7 +31,7 @@ def export(place: Path, name: str, output: Path | None, masks: bool) -> list[Pat
     recipe = registry.from_dict(state["config"])
     model = recipe.network(tuple(state["image"]), state["classes"])
     model.load_state_dict(state["model"])
-    packed = {layer: ek.pack_mask(module.mask()) for layer, module in masked_layers(model)}
+    packed = {layer: module.packed_mask() for layer, module in masked_layers(model)}
     if masks and not packed:
         raise UserError(f"{place} trained a {recipe.method} network: it has no masks to export")
     about = {

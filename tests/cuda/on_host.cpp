@@ -1,8 +1,9 @@
-// csrc/cuda/search.cuh, step.cuh and derive.cuh on simulated threads, for ctypes.
+// The templates of csrc/cuda/ on simulated threads, for ctypes.
 #include <cstdio>
 #include <cstring>
 
 #include "../../csrc/cuda/derive.cuh"
+#include "../../csrc/cuda/mask_bits.cuh"
 #include "../../csrc/cuda/step.cuh"
 #include "simulator.h"
 
@@ -132,6 +133,21 @@ int64_t step_on_host(const Call* call, const StepCall* given, const float* coeff
     std::vector<Adam> sets(static_cast<size_t>(given->set_count));
     std::memcpy(sets.data(), coefficients, sets.size() * sizeof(Adam));
     return step(*call, *given, sets);
+  });
+}
+
+// Number of blocks; -1 and a message where a thread misbehaved.
+int64_t mask_bits_on_host(const MaskBits* mask, int threads, int64_t seed, char* message) {
+  return with_message(message, [&]() -> int64_t {
+    const Packing packing = packing_of(*mask);
+    const int block_words = threads / kWarp * kWarpWords;
+    const int blocks = (static_cast<int>(packing.words) + block_words - 1) / block_words;
+    simulator::Machine machine(blocks, threads, static_cast<uint64_t>(seed));
+    machine.run([&](int b, int thread) {
+      simulator::Block block(machine, b, thread);
+      pack(block, packing);
+    });
+    return blocks;
   });
 }
 

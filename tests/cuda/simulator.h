@@ -20,7 +20,7 @@ constexpr int kWarp = 32;
 constexpr size_t kStack = 64 << 10;
 constexpr int64_t kMostTurns = 50'000'000;  // of all threads together: half a minute
 
-enum class Wait : uint8_t { nothing, any, shuffle, shuffle_up, block, done };
+enum class Wait : uint8_t { nothing, any, ballot, shuffle, shuffle_up, block, done };
 
 struct Fiber {
   ucontext_t context;
@@ -154,6 +154,12 @@ class Block {
     bool any = false;
     for (int lane = 0; lane < kWarp; ++lane) any |= machine_.given(fiber_, lane, slot) != 0;
     return any;
+  }
+  uint32_t ballot(bool condition) {
+    const int slot = machine_.exchange(fiber_, Wait::ballot, condition);
+    uint32_t word = 0;
+    for (int lane = 0; lane < kWarp; ++lane) word |= machine_.given(fiber_, lane, slot) << lane;
+    return word;
   }
   uint32_t shuffle(uint32_t value, int lane) {
     const int slot = machine_.exchange(fiber_, Wait::shuffle, value);

@@ -13,6 +13,7 @@ import torch
 _MODULE_OF = {
     "select": "selection",
     "draw": "selection",
+    "mask_bits": "selection",
     "masked_linear": "linear",
     "masked_linear_dx": "linear",
     "masked_linear_dw": "linear",

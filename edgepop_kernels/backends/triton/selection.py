@@ -1,6 +1,6 @@
 """Launches the selection of all layers: tables of where the scores lie, then two or three kernels per attempt.
 
-And the draw of a Bernoulli mask: one kernel.
+And the packed masks, of a Bernoulli draw or of a cut: one kernel each.
 """
 
 import functools
@@ -11,6 +11,7 @@ import torch
 from ... import capture
 from ..memory_order import filling
 from .kernels.draw import draw_kernel
+from .kernels.mask_bits import mask_bits_kernel
 from .kernels.select import BINS, select_compact_kernel, select_finish_kernel, select_histogram_kernel
 from .launch import launch
 
@@ -63,11 +64,19 @@ def select(scores, kept, of, hint):
 
 
 def draw(scores, seed):
+    return _packed(draw_kernel, scores, seed)
+
+
+def mask_bits(scores, cut, of):
+    return _packed(mask_bits_kernel, scores, cut.contiguous(), OF="raw" if of == "sigmoid" else of)
+
+
+def _packed(kernel, scores, argument, **meta):
     scores = scores.contiguous()  # packed bits are in logical order
     words = -(-scores.numel() // 64) + 1  # the last one stays zero
     bits = torch.empty(words * 8, dtype=torch.uint8, device=scores.device)
-    grid = (-(-words // _WORDS),)
-    launch(draw_kernel, grid, scores, (scores, seed, bits.view(torch.int16), scores.numel(), words), WORDS=_WORDS)
+    operands = (scores, argument, bits.view(torch.int16), scores.numel(), words)
+    launch(kernel, (-(-words // _WORDS),), scores, operands, WORDS=_WORDS, **meta)
     return bits
 
 
