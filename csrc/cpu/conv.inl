@@ -215,7 +215,7 @@ class Share {
     Source source = source_of(p_.in, channel);
     if (plan_.band) source = copy_to_band(tile, source, p_.channelwise ? columns_.count : r.depth);
 
-    RowWalk walk(p_, r, tile, source, results(tile, scratch_results), plan_.access, ws_.zeros);
+    RowWalk walk(p_, r, tile, source, results(tile, scratch_results), plan_.access, plan_.padded, ws_.zeros);
     const int64_t rows = tile.rows(), blocks = ceil_div(rows, block_rows());
     const int64_t larger = rows % blocks;  // blocks with one row more than the others
     const auto rows_of = [&](int64_t block) { return static_cast<int>(rows / blocks + (block < larger)); };
@@ -277,10 +277,13 @@ class Share {
     Source band = source;
     with_type(source.dtype, [&](auto type) {
       using From = decltype(type);
+      const auto copy = [&](DType to_type, auto* to) {
+        band = copy_band<From>(p_, tile, source, channels, plan_.padded, to_type, to);
+      };
       if (plan_.kernel == Kernel::pairs) {
-        band = copy_band<From>(p_, tile, source, channels, DType::bf16, reinterpret_cast<bf16*>(ws_.band));
+        copy(DType::bf16, reinterpret_cast<bf16*>(ws_.band));
       } else {
-        band = copy_band<From>(p_, tile, source, channels, DType::f32, reinterpret_cast<float*>(ws_.band));
+        copy(DType::f32, reinterpret_cast<float*>(ws_.band));
       }
     });
     return band;

@@ -26,12 +26,13 @@ constexpr int64_t kStageRows = 2 * kMaxTaps;
 enum class Kernel { f32, pairs, channelwise };
 
 // Where a row of the product finds its elements: a run of channels for each tap; a run for each kernel row, whose taps
-// are neighbours in memory where pixels of few channels lie side by side; or all taps copied together.
+// are neighbours in a band of few channels; or all taps copied together.
 enum class Access { taps, kernel_rows, gathered };
 
 struct Plan {
   Kernel kernel;
   bool band;             // activations are copied to a channels-last band, in the type the kernel reads
+  bool padded;           // with zeros around the image, so that no row of the product meets its border
   Access access;
   bool in_place;         // results are accumulated where they belong
   int64_t tap_block, k_block;
@@ -64,8 +65,9 @@ static inline Runs runs_of(Access access, const Problem& p, const Reduction& r) 
   }
 }
 
-static inline int64_t reach(const Axis& axis, int64_t extent) {
-  return min(axis.in, (extent - 1) * axis.step + (axis.taps - 1) * axis.spread + 1);
+static inline int64_t reach(const Axis& axis, int64_t extent, bool padded) {
+  const int64_t size = (extent - 1) * axis.step + (axis.taps - 1) * axis.spread + 1;
+  return padded ? size : min(axis.in, size);
 }
 
 // Splits work over threads so that the slowest finishes first. Unit: one vector of columns times one row and channel.
@@ -93,14 +95,14 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
   const int64_t taps = p.taps();
   const bool few_channels = !p.channelwise && p.depth < 16 && taps > 1;
   const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.channelwise);
-  const bool dense = !adjacent || p.in.stride[3] == p.depth;  // a band is
-  const bool joins = dense && p.w.spread == 1 && p.w.taps * p.depth <= kStageRows && taps <= kMaxTaps;
+  const bool joins = p.w.spread == 1 && p.w.taps * p.depth <= kStageRows && taps <= kMaxTaps;
   plan.access = !few_channels ? Access::taps : joins ? Access::kernel_rows : Access::gathered;
   const bool gathered = plan.access == Access::gathered;
   const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !gathered && !p.channelwise;
   plan.kernel = p.channelwise ? Kernel::channelwise : pairs ? Kernel::pairs : Kernel::f32;
   const bool reads_float = plan.kernel == Kernel::f32 ? !gathered : p.channelwise && p.depth > 1;
-  plan.band = taps > 0 && (!adjacent || (reads_float && p.in.dtype != DType::f32));
+  plan.padded = plan.access == Access::kernel_rows;
+  plan.band = taps > 0 && (plan.padded || !adjacent || (reads_float && p.in.dtype != DType::f32));
   plan.in_place = p.out.dtype == DType::f32 && (p.out.stride[1] == 1 || p.columns == 1);
 
   const int64_t panel_rows = kPanelBytes / (kMaxVectors * kLanes * (plan.kernel == Kernel::pairs ? 2 : 4));
@@ -132,8 +134,8 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
     const int64_t channels = p.channelwise ? min(p.columns, plan.panels * width) : plan.k_block;
     const int64_t pixel_bytes = channels * (plan.kernel == Kernel::pairs ? 2 : 4);
     const auto fits = [&] {
-      return plan.tiles.images * reach(p.h, plan.tiles.height) * reach(p.w, plan.tiles.width) * pixel_bytes <=
-             kBandBytes;
+      const int64_t high = reach(p.h, plan.tiles.height, plan.padded), wide = reach(p.w, plan.tiles.width, plan.padded);
+      return plan.tiles.images * high * wide * pixel_bytes <= kBandBytes;
     };
     for (; !fits() && rows > 1; plan.tiles = tiling(p, rows)) rows = rows * 3 / 4;
     if (!fits()) return false;
@@ -151,6 +153,7 @@ static void make_gathering_plan(const Problem& p, int threads, Plan& plan) {
   adjacent.in.dtype = DType::f32;
   make_plan(adjacent, threads, plan);
   plan.access = Access::gathered;
+  plan.band = plan.padded = false;
 }
 
 }  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm

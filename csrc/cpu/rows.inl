@@ -24,7 +24,7 @@ struct Results {
 class RowWalk {
  public:
   RowWalk(const Problem& p, const Reduction& r, const Tile& tile, const Source& source, const Results& results,
-          Access access, const char* zeros)
+          Access access, bool padded, const char* zeros)
       : h_(p.h),
         w_(p.w),
         r_(r),
@@ -33,6 +33,7 @@ class RowWalk {
         source_(source),
         results_(results),
         access_(access),
+        padded_(padded),
         zeros_(zeros) {
     const int64_t size = bytes_of(source.dtype), taps_per_run = access == Access::kernel_rows ? w_.taps : 1;
     for (int64_t t = 0; t < r.taps; t += taps_per_run) {
@@ -49,15 +50,12 @@ class RowWalk {
   void next(int rows, RowBlock& block) {
     block.rows = rows;
     for (int row = 0; row < rows; ++row) {
-      const bool inside = inside_h_ && x_ >= 0 && x_ + (w_.taps - 1) * w_.spread < w_.in;
+      const bool inside = padded_ || (inside_h_ && x_ >= 0 && x_ + (w_.taps - 1) * w_.spread < w_.in);
       block.c[row] = c_;
       if (access_ == Access::gathered) {
         block.a[row] = gather(inside, block.gathered + row * kGathered);
       } else if (inside) {
         for (int64_t t = 0; t < runs_.count; ++t) block.a[t * rows + row] = pixel_ + offsets_[t];
-      } else if (access_ == Access::kernel_rows) {
-        char* const copies = reinterpret_cast<char*>(block.gathered + row * kGathered);
-        for (int64_t u = 0; u < runs_.count; ++u) block.a[u * rows + row] = kernel_row(u, copies);
       } else {
         each_tap([&](int64_t t, bool valid) { block.a[t * rows + row] = valid ? pixel_ + offsets_[t] : zeros_; });
       }
@@ -97,20 +95,6 @@ class RowWalk {
       use(t, y < static_cast<uint64_t>(h_.in) && x < static_cast<uint64_t>(w_.in));
       if (++v == w_.taps) v = 0, ++u;
     }
-  }
-
-  // Kernel row u at the image's border: where it lies if all of it is inside, else a copy that is zero outside.
-  const char* kernel_row(int64_t u, char* copies) const {
-    const uint64_t y = static_cast<uint64_t>(y_ + u * h_.spread);
-    const int64_t first = max(0, -x_), last = min(w_.taps, w_.in - x_);
-    if (y >= static_cast<uint64_t>(h_.in) || first >= last) return zeros_;
-    const char* const run = pixel_ + offsets_[u];
-    if (last - first == w_.taps) return run;
-    const int64_t tap = r_.depth * bytes_of(source_.dtype);
-    char* const copy = copies + u * w_.taps * tap;
-    std::memset(copy, 0, static_cast<size_t>(w_.taps * tap));
-    std::memcpy(copy + first * tap, run + first * tap, static_cast<size_t>((last - first) * tap));
-    return copy;
   }
 
   // The row's taps side by side in float32.
@@ -154,6 +138,7 @@ class RowWalk {
   const Source source_;
   const Results results_;
   const Access access_;
+  const bool padded_;
   const char* const zeros_;
   int64_t joined_;
   int64_t offsets_[kMaxTaps];  // bytes from a row's first run to its others

@@ -50,11 +50,14 @@ struct Span {
   int64_t begin, end;
   int64_t size() const { return end - begin; }
 };
-static inline Span span_of(const Axis& axis, int64_t at, int64_t extent) {
+static inline Span window_of(const Axis& axis, int64_t at, int64_t extent) {
   const int64_t first = at * axis.step + axis.shift;
-  const int64_t last = first + (extent - 1) * axis.step + (axis.taps - 1) * axis.spread;
-  const int64_t begin = min(max(0, first), axis.in), end = min(axis.in, last + 1);
-  return {begin, max(begin, end)};
+  return {first, first + (extent - 1) * axis.step + (axis.taps - 1) * axis.spread + 1};
+}
+static inline Span span_of(const Axis& axis, int64_t at, int64_t extent) {
+  const Span window = window_of(axis, at, extent);
+  const int64_t begin = min(max(0, window.begin), axis.in);
+  return {begin, max(begin, min(axis.in, window.end))};
 }
 
 // Pixels to read: `data` is the first channel of image pixel (n, h, w).
@@ -108,41 +111,44 @@ static inline void convert_run(const From* from, int64_t count, To* to) {
   if (i < count) store(to + i, load(from + i, count - i), count - i);
 }
 
-// The pixels a tile reads, channels [0, channels) of `from`, as a dense channels-last block of To at `to`.
+// The pixels a tile reads, channels [0, channels) of `from`, as a dense channels-last block of To at `to`; padded, with
+// zeros where there is no image.
 template <class From, class To>
-static Source copy_band(const Problem& p, const Tile& tile, const Source& from, int64_t channels, DType to_type,
-                        To* to) {
+static Source copy_band(const Problem& p, const Tile& tile, const Source& from, int64_t channels, bool padded,
+                        DType to_type, To* to) {
   const Span h = span_of(p.h, tile.i, tile.height), w = span_of(p.w, tile.j, tile.width);
-  const Source band = {to,       to_type,  tile.n, h.begin, w.begin, h.size() * w.size() * channels, 1,
-                       w.size() * channels, channels};
+  const Span rows = padded ? window_of(p.h, tile.i, tile.height) : h;
+  const Span columns = padded ? window_of(p.w, tile.j, tile.width) : w;
+  const int64_t pitch = columns.size() * channels;
+  const Source band = {to, to_type, tile.n, rows.begin, columns.begin, rows.size() * pitch, 1, pitch, channels};
+  if (padded) std::memset(to, 0, static_cast<size_t>(tile.images * band.stride_n) * sizeof(To));
+  if (w.size() == 0) return band;
   // Rows that follow one another without a gap are one run of pixels.
-  const bool joined = from.stride_h == w.size() * from.stride_w;
-  const int64_t runs = joined ? 1 : h.size(), length = joined ? h.size() * w.size() : w.size();
+  const bool joined = from.stride_h == w.size() * from.stride_w && columns.size() == w.size();
+  const int64_t runs = joined ? min(1, h.size()) : h.size(), length = joined ? h.size() * w.size() : w.size();
   for (int64_t n = tile.n; n < tile.n + tile.images; ++n) {
-    for (int64_t r = 0; r < runs; ++r, to += length * channels) {
+    To* first = to + (n - tile.n) * band.stride_n;
+    first += (h.begin - rows.begin) * pitch + (w.begin - columns.begin) * channels;
+    for (int64_t r = 0; r < runs; ++r, first += pitch) {
       const From* at = reinterpret_cast<const From*>(from.pixel(n, h.begin + r, w.begin));
-      if (from.stride_c == 1) {
+      if (from.stride_c == 1 || channels == 1) {
         if (from.stride_w == channels) {
-          convert_run(at, length * channels, to);
+          convert_run(at, length * channels, first);
         } else {
-          for (int64_t x = 0; x < length; ++x) convert_run(at + x * from.stride_w, channels, to + x * channels);
+          for (int64_t x = 0; x < length; ++x) convert_run(at + x * from.stride_w, channels, first + x * channels);
         }
       } else if (from.stride_w == 1) {
-        transpose_runs(at, from.stride_c, channels, length, to, channels);
+        transpose_runs(at, from.stride_c, channels, length, first, channels);
       } else {
         for (int64_t x = 0; x < length; ++x) {
           for (int64_t c = 0; c < channels; ++c) {
-            from_float(to_float(at[x * from.stride_w + c * from.stride_c]), to + x * channels + c);
+            from_float(to_float(at[x * from.stride_w + c * from.stride_c]), first + x * channels + c);
           }
         }
       }
     }
   }
   return band;
-}
-
-static inline int64_t band_size(const Problem& p, const Tile& tile, int64_t channels) {
-  return tile.images * span_of(p.h, tile.i, tile.height).size() * span_of(p.w, tile.j, tile.width).size() * channels;
 }
 
 // Writes a tile's results, float32 rows `pitch` apart, to `columns` channels of the output from `channel` on.
