@@ -178,6 +178,8 @@ NAMED = [
     replace(BASE, kernel=(16, 16), stride=(16, 16), padding=(0, 0), size=(33, 32), channels=(3, 20)),
     replace(HUGE_WINDOW, channels=(40, 33)),
     replace(HUGE_WINDOW, channels=(40, 40), groups=40),
+    # Strided depthwise gradients go a few images at a time through all phases: 2, 2 and 1 of these, 102 KB each.
+    replace(BASE, batch=5, channels=(64, 64), groups=64, size=(39, 40), stride=(2, 2)),
     replace(BASE, batch=2, channels=(300, 70), size=(7, 7)),
     replace(BASE, batch=2, channels=(300, 70), size=(7, 7), x="nchw", y="nchw"),
     replace(BASE, batch=1, channels=(800, 70), size=(6, 5), dtype=BF16),
@@ -359,6 +361,14 @@ def test_nothing_to_compute(shape, dtype):
     y = _forward(case, x, weight, scores, cut, bias)
     assert y.shape == (shape[0], 6, 5, 5)
     assert not y.isnan().any()
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gradient_of_no_images(groups):
+    case = replace(BASE, batch=0, channels=(4, 4), groups=groups, stride=(2, 2))
+    _, dy, weight, scores, _ = _tensors(case)
+    scores, cut, _ = _cut(case, scores)
+    assert _backward_input(case, dy, weight, scores, cut).shape == (0, 4, 8, 8)
 
 
 def test_without_inputs_only_the_bias_is_left():

@@ -329,6 +329,11 @@ static void run_problems(int64_t count, int threads, const MakeProblem& make_pro
   work(omp_get_thread_num(), omp_get_num_threads());
 }
 
+static inline Tensor images_from(Tensor t, int64_t first) {
+  t.data = static_cast<char*>(t.data) + first * t.stride[0] * bytes_of(t.dtype);
+  return t;
+}
+
 static void conv_forward(const Conv& c, const Tensor& x, const Tensor& w, const Mask& m, const float* bias,
                          const Tensor& y, int threads) {
   run_problems(1, threads, [&](int64_t, bool channelwise) {
@@ -336,10 +341,24 @@ static void conv_forward(const Conv& c, const Tensor& x, const Tensor& w, const 
   });
 }
 
+// Images of dy that the phases of a strided depthwise gradient read one after the other while the second-level cache
+// holds them, where the weight is small enough to be packed for each of them anew.
+constexpr int64_t kPhaseBytes = 256 << 10;
+
 static void conv_backward_input(const Conv& c, const Tensor& dy, const Tensor& w, const Mask& m, const Tensor& dx,
                                 int threads) {
-  run_problems(c.stride_h * c.stride_w, threads, [&](int64_t phase, bool channelwise) {
-    return backward_problem(c, dy, w, m, dx, phase / c.stride_w, phase % c.stride_w, channelwise && is_channelwise(c));
+  const int64_t phases = c.stride_h * c.stride_w, image_bytes = c.out_channels * c.out_h * c.out_w * bytes_of(dy.dtype);
+  const bool together = phases == 1 || !is_channelwise(c) || c.batch * image_bytes == 0;
+  const int64_t images = together ? c.batch : min(c.batch, max(1, kPhaseBytes / image_bytes));
+  run_problems(phases * (together ? 1 : ceil_div(c.batch, images)), threads, [&](int64_t index, bool channelwise) {
+    const int64_t phase = index % phases;
+    Problem p = backward_problem(c, dy, w, m, dx, phase / c.stride_w, phase % c.stride_w,
+                                 channelwise && is_channelwise(c));
+    const int64_t first = index / phases * images;
+    p.batch = min(images, c.batch - first);
+    p.in = images_from(dy, first);
+    p.out = images_from(p.out, first);
+    return p;
   });
 }
 
