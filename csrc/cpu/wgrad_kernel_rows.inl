@@ -1,6 +1,6 @@
 // The weight gradient of few input channels, as a first layer has them. A tile of 3 rows leaves half of the registers
 // empty and passes over the lanes once per tap. Pixels packed without a gap make the taps of a kernel row neighbours:
-// their channels together are the rows of one product, 9 for 3 channels and 3 taps, in 57 % of the time (128 x 3 x 32
+// their channels together are the rows of one product, 9 for 3 channels and 3 taps, in 58 % of the time (128 x 3 x 32
 // x 32 to 64 channels, Ice Lake). Where the stride is not 1, the taps of one class (wgrad_plan.h) are neighbours.
 //
 // Inputs left and right of the image are stored, as zeros. Sums are kept in the order [kernel row][class][tap][channel].
