@@ -22,7 +22,8 @@ STREAMS = {"SGD": 5, "Adam": 7}  # arrays read or written: gradient, scores and 
 class StepRow:
     """One step for scores of these sizes, each a layer of its own.
 
-    fused   ScoreSGD or ScoreAdam with the cuts of the next forward; update: without them
+    fused   ScoreSGD or ScoreAdam with the cuts of the next forward; update: without them. On a GPU by CUDA C++ where
+            it was compiled, whatever runs the other rows: Triton has no step
     fused=, foreach=   torch.optim's own, without a selection; + kthvalue: and GetSubnetFaster's thresholds after it
     """
 
@@ -42,6 +43,8 @@ class StepRow:
     def contest(self, columns, setup):
         ours, theirs = getattr(ek.optim, f"Score{self.method}"), getattr(torch.optim, self.method)
         settings = SETTINGS[self.method]
+        if setup.device.type == "cuda" and ek.backends()["cuda"] is None:
+            setup = setup._replace(backend="cuda")
         models = {column: self._layers(setup.device) for column in columns}
 
         def scores(column):
@@ -88,6 +91,7 @@ ROWS = [
     StepRow("ResNet-50", tuple(RESNET50), "SGD"),
     StepRow("ResNet-50", tuple(RESNET50), "Adam", full=True),
 ]
+GPU_ROWS = [StepRow("ResNet-50", tuple(RESNET50), method) for method in SETTINGS]
 
 
 def test_step(row, column, arena, benchmark):
