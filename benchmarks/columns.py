@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgepop_kernels as ek
+from edgepop_kernels.backends import native
 
 
 def in_memory_order(t: torch.Tensor) -> torch.Tensor:
@@ -25,6 +26,15 @@ def kth_score(scores: torch.Tensor, keep: float) -> torch.Tensor:
     """The score at the quantile 1 - keep, GetSubnetFaster's threshold."""
     flat = in_memory_order(scores)
     return flat.kthvalue(1 + round((1 - keep) * (flat.numel() - 1))).values
+
+
+def read(scores: list[torch.Tensor]) -> Callable:
+    """One read of dense scores and nothing else. On a CPU the native one, as many streams at once as memory serves best
+    and with selection's threads: torch.sum takes 1.5 times as long. On a GPU torch.sum."""
+    if scores[0].device.type != "cpu":
+        return lambda: [s.sum() for s in scores]
+    ranges = [(s.data_ptr(), s.numel()) for s in scores]
+    return lambda: native._native.read(ranges, torch.get_num_threads())
 
 
 class GetSubnet(torch.autograd.Function):

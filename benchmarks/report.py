@@ -69,7 +69,7 @@ def print_table(terminal, setup, peak, results):
     for name, *cells in lines:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         terminal.write_line("  ".join([name.ljust(widths[0]), *padded]))
-    terminal.write_line("reads: time of fused in units of one read of the same scores (torch.sum)")
+    terminal.write_line("reads: time of fused in units of one read of the same scores, as fast as this machine can")
     terminal.write_line(f"% of floor: what the masked kernels must take at the peaks ({peak.source}), of fused's time")
     terminal.write_line("% packing: one row or pixel with a known cut, less the same for one weight, of fused's time")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from columns import in_memory_order, kth_score, model_of, on_backend
+from columns import in_memory_order, kth_score, model_of, on_backend, read
 from measure import Contest
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -95,7 +95,7 @@ class SelectRow:
             # The baselines are timed up to the order and the threshold: writing their mask comes on top.
             "GetSubnet": lambda: [in_memory_order(s.abs()).sort() for s in scores],
             "GetSubnetFaster": lambda: [kth_score(s.abs(), KEEP) for s in scores],
-            "read": lambda: [s.sum() for s in scores],
+            "read": read(scores),
             "cuda": on_backend("cuda", lambda: ek.select_all(scores, rules, hints)),
         }
 

@@ -1,4 +1,4 @@
-"""Selection: the cut of |scores|, against a sort, kthvalue, and one read of the scores by torch.sum."""
+"""Selection: the cut of |scores|, against a sort, kthvalue, and one read of the scores."""
 
 from rows import GpuSelectRow, SelectRow
 

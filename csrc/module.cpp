@@ -9,6 +9,7 @@
 #include "cpu/draw.h"
 #include "cpu/isa.h"
 #include "cpu/mask_bits.h"
+#include "cpu/read.h"
 #include "cpu/select.h"
 #include "cpu/step.h"
 #if defined(EDGEPOP_CUDA)
@@ -95,6 +96,16 @@ void select(const std::vector<RankingArg>& layers, int threads) {
   const std::vector<cpu::Ranking> rankings = rankings_of(layers);
   py::gil_scoped_release release;
   cpu::select(rankings, threads);
+}
+
+// address and number of float32 scores
+using RangeArg = std::pair<uintptr_t, int64_t>;
+
+uint32_t read(const std::vector<RangeArg>& args, int threads) {
+  std::vector<cpu::Range> ranges;
+  for (const auto& [scores, count] : args) ranges.push_back({reinterpret_cast<const float*>(scores), count});
+  py::gil_scoped_release release;
+  return cpu::read(ranges, threads);
 }
 
 // addresses of value, gradient and moments (0 where there is none), number of elements, and the update: the fields of
@@ -216,6 +227,7 @@ PYBIND11_MODULE(_native, m) {
 #endif
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
   m.def("isa_passed_over", &edgepop::cpu::passed_over);
+  m.def("read", &edgepop::read, "The bits that any of the scores has: the read that benchmarks measure selection by.");
   m.def("select", &edgepop::select);
   m.def("step", &edgepop::step);
   m.def("draw", &edgepop::draw);

@@ -4,6 +4,7 @@ A rule is a frozen value. It says which weights are kept; the straight-through g
 (``dS = dL/d(W*M) * W * map'(S)``, with ``map`` the function named by ``of``).
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,6 +22,9 @@ def kept_count(numel: int, keep: float) -> int:
         raise ValueError(f"numel: expected at least 0, got {numel}")
     keep = checked_keep(keep)
     return numel - int((1 - keep) * numel)
+
+
+_kept_count = functools.lru_cache(maxsize=4096, typed=True)(kept_count)  # every layer asks in every step: 1.3 us
 
 
 def checked_keep(keep: float) -> float:
@@ -49,7 +53,7 @@ class Ranked:
 
     def kept(self, numel: int) -> int:
         """How many of ``numel`` scores are kept, before ties at the cut."""
-        return kept_count(numel, self.keep)
+        return _kept_count(numel, self.keep)
 
 
 @dataclass(frozen=True)

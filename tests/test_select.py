@@ -225,11 +225,11 @@ def sampled_positions(n, size, scan):
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
         return x ^ (x >> 31)
 
-    runs, begin = size // 16, 0
+    runs, begin = size // 64, 0
     for run in range(runs):
         end = n * (run + 1) // runs
-        place = begin + scramble(run * 4 + scan) % (end - begin - 15)
-        yield from range(place, place + 16)
+        place = begin + scramble(run * 4 + scan) % (end - begin - 63)
+        yield from range(place, place + 64)
         begin = end
 
 
@@ -238,13 +238,28 @@ def test_samples_that_lie():
     n = 300_000
     scores = torch.rand(n, generator=inputs.generator(0)) + 1
     for scan in range(4):
-        for size in (2048, n // 128 // 16 * 16):
+        for size in (2048, n // 128 // 64 * 64):
             scores[list(sampled_positions(n, size, scan))] = 0.5
     counts = [int(keep * n) for keep in (0.1, 0.5, 0.9)]
     right = expected_cuts(scores, "abs", counts)
     lie = (int(reference.ordered_key(torch.tensor(0.5), "abs")), 0)
     assert cuts_of(scores, "abs", counts) == right
     assert cuts_of(scores, "abs", counts, [lie] * 3) == right
+
+
+def check_read():
+    """A bit anywhere is seen: what the benchmarks call a read leaves out nothing."""
+    for n in (*SIZES, 200_003):
+        for threads in (1, 2):
+            layers = [torch.zeros(n), torch.zeros(n)]
+            for bit, i in enumerate(sorted({0, n // 3, n // 2, max(n - 18, 0), n - 1})):
+                layers[bit % 2].view(torch.int32)[i] = 1 << bit
+            expected = sum(s.view(torch.int32).sum().item() for s in layers)
+            assert native._native.read([(s.data_ptr(), n) for s in layers], threads) == expected, (n, threads)
+
+
+def test_read():
+    check_read()
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -256,6 +271,7 @@ from test_select import *
 for kind in SCORES:
     for n in (17, 1000, 4099, 36864):
         check_hostile(kind, n)
+check_read()
 layers, kept, of = many_layers()
 cuts = native.select(layers, kept, of, None)
 assert [tuple(c) for c in cuts.tolist()] == [expected_cuts(s, o, [m])[0] for s, o, m in zip(layers, of, kept)]

@@ -112,9 +112,13 @@ void Selection::run(int threads) {
 #pragma omp for schedule(dynamic)
     for (size_t i = 0; i < open_layers_.size(); ++i) open_layers_[i]->bracket = open_layers_[i]->search.bracket(own);
     for (;;) {
-      // Static: a thread meets the same scores in every call, in its own cache.
-#pragma omp for schedule(static)
-      for (size_t i = 0; i < open_chunks_.size(); ++i) scan(open_chunks_[i], own);
+      // Static: a thread meets the same scores in every call, in its own cache. The last eighth goes to who is first
+      // done, so that nobody waits for a thread that was held up.
+      const size_t count = open_chunks_.size(), fixed = count - count / 8;
+#pragma omp for schedule(static) nowait
+      for (size_t i = 0; i < fixed; ++i) scan(open_chunks_[i], own);
+#pragma omp for schedule(dynamic)
+      for (size_t i = fixed; i < count; ++i) scan(open_chunks_[i], own);
 #pragma omp for schedule(dynamic)
       for (size_t i = 0; i < open_layers_.size(); ++i) settle(open_layers_[i], own);
       if (unsettled_ == 0) break;

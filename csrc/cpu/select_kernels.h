@@ -41,6 +41,8 @@ struct SelectKernels {
   Kth (*kth)(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket);
   // Position of the *rank-th score with this code, or -1 with *rank lowered by those seen.
   int64_t (*find)(const float* scores, int64_t n, Of of, int32_t code, int64_t* rank);
+  // The bits that any of the scores has: nothing but a read of them (read.h).
+  uint32_t (*read)(const float* scores, int64_t n);
 };
 
 }  // namespace edgepop::cpu

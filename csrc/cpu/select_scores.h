@@ -23,11 +23,11 @@ class Scores {
     return dense_ ? data_ + begin : in_order(begin, n, buffer);
   }
 
-  // Fetches the scores that range(begin, 16) will read, where that reads memory as it lies.
-  void prefetch(int64_t begin) const {
+  // Fetches the scores that range(begin, n) will read, where that reads memory as it lies.
+  void prefetch(int64_t begin, int64_t n) const {
     if (!dense_) return;
-    __builtin_prefetch(data_ + begin);
-    __builtin_prefetch(data_ + begin + 15);
+    for (int64_t i = 0; i < n; i += 16) __builtin_prefetch(data_ + begin + i);
+    __builtin_prefetch(data_ + begin + n - 1);
   }
 
   // Logical position of the score at `offset` in memory, where dense.

@@ -10,8 +10,9 @@ namespace {
 
 // Up to this size storing every code (4 bytes each, in the first-level cache) beats sampling.
 constexpr int64_t kSmall = 4096;
-// Consecutive scores per place sampled: a cache line.
-constexpr int64_t kRun = 16;
+// Consecutive scores per place sampled, four cache lines: every place is a page, whose address is dearer to find than
+// its data. 16 a place cost 5 % of the selection of ResNet-50's layers.
+constexpr int64_t kRun = 64;
 // A hint's bracket reaches to this many sampled neighbours, of at most 2048: 0.3 % of a large layer.
 constexpr int64_t kNeighbours = 6;
 
@@ -140,7 +141,7 @@ void Search::sample(int64_t size, int32_t* codes) const {
     const uint64_t places = static_cast<uint64_t>(end - begin - kRun + 1);
     return begin + static_cast<int64_t>(scramble(static_cast<uint64_t>(run * 4 + scans_)) % places);
   };
-  constexpr int64_t kRunsAhead = 16;  // every run is a cache miss or two
+  constexpr int64_t kRunsAhead = 4;
   int64_t places[kRunsAhead];
   for (int64_t run = -kRunsAhead; run < runs; ++run) {
     int64_t* const place = places + (run + kRunsAhead) % kRunsAhead;
@@ -150,7 +151,7 @@ void Search::sample(int64_t size, int32_t* codes) const {
     }
     if (run + kRunsAhead < runs) {
       *place = place_of(run + kRunsAhead);
-      scores_.prefetch(*place);
+      scores_.prefetch(*place, kRun);
     }
   }
 }

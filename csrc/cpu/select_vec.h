@@ -20,6 +20,7 @@ using Count = int64_t;
 
 static inline Codes every(int32_t a) { return _mm512_set1_epi32(a); }
 static inline Codes load_codes(const int32_t* p) { return _mm512_loadu_si512(p); }
+static inline Codes load_bits(const float* p) { return _mm512_loadu_si512(p); }
 static inline void store_codes(int32_t* p, Codes a) { _mm512_storeu_si512(p, a); }
 static inline Lanes above(Codes a, Codes b) { return _mm512_cmpgt_epi32_mask(a, b); }
 static inline Lanes equal(Codes a, Codes b) { return _mm512_cmpeq_epi32_mask(a, b); }
@@ -30,7 +31,7 @@ static inline int64_t total(Count count) { return count; }
 
 template <Of of>
 static inline Codes load_loose(const float* p) {
-  const Codes bits = _mm512_loadu_si512(p);
+  const Codes bits = load_bits(p);
   Codes number = _mm512_and_si512(bits, every(0x7fffffff));
   if (of == Of::raw) {
     number = _mm512_mask_sub_epi32(number, _mm512_movepi32_mask(bits), _mm512_setzero_si512(), number);
@@ -88,6 +89,11 @@ static inline Codes load_codes(const int32_t* p) {
   std::memcpy(&a, p, sizeof a);
   return a;
 }
+static inline Codes load_bits(const float* p) {
+  Codes bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return bits;
+}
 static inline void store_codes(int32_t* p, Codes a) { std::memcpy(p, &a, sizeof a); }
 static inline Lanes above(Codes a, Codes b) { return a > b; }
 static inline Lanes equal(Codes a, Codes b) { return a == b; }
@@ -115,8 +121,7 @@ static inline int64_t total(Count count) {
 
 template <Of of>
 static inline Codes load_loose(const float* p) {
-  Codes bits;
-  std::memcpy(&bits, p, sizeof bits);
+  const Codes bits = load_bits(p);
   typedef uint32_t Wrapping __attribute__((vector_size(4 * kLanes)));
   Wrapping number = (Wrapping)(bits & 0x7fffffff);
   if (of == Of::raw) {

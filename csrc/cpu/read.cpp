@@ -1,0 +1,33 @@
+#include "read.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "isa.h"
+
+namespace edgepop::cpu {
+namespace {
+
+constexpr int64_t kPiece = 65536;            // scores: 256 KB, a 32 KB stream each for the kernel's eight
+constexpr int64_t kScoresPerThread = 65536;  // as selection has it
+
+}  // namespace
+
+uint32_t read(const std::vector<Range>& ranges, int threads) {
+  int64_t count = 0;
+  for (const Range& range : ranges) count += range.count;
+  threads = static_cast<int>(std::min<int64_t>(threads, 1 + count / kScoresPerThread));
+  uint32_t all = 0;
+#pragma omp parallel num_threads(threads) reduction(| : all) if (threads > 1)
+  for (const Range& range : ranges) {
+    const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
+    const int64_t end = range.count * (me + 1) / team;
+    for (int64_t begin = range.count * me / team; begin < end; begin += kPiece) {
+      all |= kernels().select.read(range.scores + begin, std::min(kPiece, end - begin));
+    }
+  }
+  return all;
+}
+
+}  // namespace edgepop::cpu
