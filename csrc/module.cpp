@@ -67,12 +67,38 @@ void conv_backward_input(const ConvArg& geometry, const TensorArg& dy, const Ten
   cpu::kernels().conv_backward_input(conv(geometry), tensor(dy), tensor(w), mask(m), tensor(dx), threads);
 }
 
+// The update of an optimizer: the fields of common/update.h in their order, seven of Sgd or ten of Adam.
+using UpdateArg = std::variant<std::array<float, 7>, std::array<float, 10>>;
+using MomentsArg = std::array<uintptr_t, 3>;  // addresses, 0 where there is none
+
+std::variant<Sgd, Adam> update(const UpdateArg& arg) {
+  if (const auto* a = std::get_if<std::array<float, 7>>(&arg)) {
+    return Sgd{(*a)[0], (*a)[1], (*a)[2], (*a)[3], (*a)[4], (*a)[5] != 0, (*a)[6] != 0};
+  }
+  const auto& a = std::get<std::array<float, 10>>(arg);
+  return Adam{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]};
+}
+
 void conv_backward_weight(const ConvArg& geometry, const TensorArg& dy, const TensorArg& x, const TensorArg& w,
                           const MaskArg& m, int32_t map, const TensorArg& ds, int32_t weight_grad, const TensorArg& dw,
                           int threads) {
   py::gil_scoped_release release;
   cpu::kernels().conv_backward_weight(conv(geometry), tensor(dy), tensor(x), tensor(w), mask(m),
-                                      static_cast<ScoreMap>(map), tensor(ds), static_cast<WeightGrad>(weight_grad),
+                                      static_cast<ScoreMap>(map), tensor(ds), {}, static_cast<WeightGrad>(weight_grad),
+                                      tensor(dw), threads);
+}
+
+// The same with an update of the mask's scores in place of ds.
+void conv_update_scores(const ConvArg& geometry, const TensorArg& dy, const TensorArg& x, const TensorArg& w,
+                        const MaskArg& m, int32_t map, const UpdateArg& update_arg, const MomentsArg& moments,
+                        int32_t weight_grad, const TensorArg& dw, int threads) {
+  const std::variant<Sgd, Adam> coefficients = update(update_arg);
+  cpu::ScoreUpdate step = {reinterpret_cast<float*>(std::get<1>(m)), std::get_if<Sgd>(&coefficients),
+                           std::get_if<Adam>(&coefficients), {}};
+  for (size_t i = 0; i < moments.size(); ++i) step.moments[i] = reinterpret_cast<float*>(moments[i]);
+  py::gil_scoped_release release;
+  cpu::kernels().conv_backward_weight(conv(geometry), tensor(dy), tensor(x), tensor(w), mask(m),
+                                      static_cast<ScoreMap>(map), Tensor{}, step, static_cast<WeightGrad>(weight_grad),
                                       tensor(dw), threads);
 }
 
@@ -108,18 +134,8 @@ uint32_t read(const std::vector<RangeArg>& args, int threads) {
   return cpu::read(ranges, threads);
 }
 
-// addresses of value, gradient and moments (0 where there is none), number of elements, and the update: the fields of
-// common/update.h in their order, seven of Sgd or ten of Adam
-using UpdateArg = std::variant<std::array<float, 7>, std::array<float, 10>>;
-using ParameterArg = std::tuple<uintptr_t, uintptr_t, std::array<uintptr_t, 3>, int64_t, UpdateArg>;
-
-std::variant<Sgd, Adam> update(const UpdateArg& arg) {
-  if (const auto* a = std::get_if<std::array<float, 7>>(&arg)) {
-    return Sgd{(*a)[0], (*a)[1], (*a)[2], (*a)[3], (*a)[4], (*a)[5] != 0, (*a)[6] != 0};
-  }
-  const auto& a = std::get<std::array<float, 10>>(arg);
-  return Adam{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]};
-}
+// addresses of value and gradient, moments, number of elements, and the update
+using ParameterArg = std::tuple<uintptr_t, uintptr_t, MomentsArg, int64_t, UpdateArg>;
 
 // Parameters that are ranked come first, in the order of the rankings.
 void step(const std::vector<ParameterArg>& parameters, const std::vector<RankingArg>& layers, int threads) {
@@ -161,7 +177,7 @@ void mask_bits(uintptr_t scores, const Strides& size, const Strides& stride, int
 // of the scratch.
 using SelectionArg = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t, uintptr_t, uintptr_t, uintptr_t>;
 // Addresses of the gradient, the moments and the hint or 0; the set of coefficients.
-using CudaParameterArg = std::tuple<uintptr_t, std::array<uintptr_t, 3>, uintptr_t, uint32_t>;
+using CudaParameterArg = std::tuple<uintptr_t, MomentsArg, uintptr_t, uint32_t>;
 // What coefficients follow from on the device: of each parameter the addresses of its count and learning rate, or 0; of
 // each set the learning rate, both betas and AdamW's decay; the address of room for the coefficients.
 using FollowingArg = std::tuple<std::vector<std::array<uintptr_t, 2>>, std::vector<std::array<double, 4>>, uintptr_t>;
@@ -235,6 +251,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);
   m.def("conv_backward_weight", &edgepop::conv_backward_weight);
+  m.def("conv_update_scores", &edgepop::conv_update_scores);
 #if defined(EDGEPOP_CUDA)
   py::module_ on_cuda = m.def_submodule("cuda", "What was compiled by nvcc; absent where it was not found.");
   on_cuda.attr("compiled") = edgepop::cuda::compiled();

@@ -3,6 +3,8 @@
     dX = dY applied to W*M        dS = dW_eff * W * map'(S)        dW = dW_eff * M, or dW_eff where W scores itself
 
 Saved for backward: x, weight, scores as they are, and the cut (16 bytes) or the packed mask (1 bit per weight).
+
+``update`` (None: there is none) is how an optimizer spends dS inside backward: ``optim.backward.Use``.
 """
 
 import torch
@@ -12,7 +14,7 @@ from . import ops
 from .reference import map_derivative
 
 
-def _save(ctx, x, weight, scores, cut, bits, of):
+def _save(ctx, x, weight, scores, cut, bits, of, update):
     """scores None: the weight scores itself (Discovering Neural Wirings), or ``bits`` are a fixed mask.
 
     ctx.wants: (dx wanted, dS wanted, which dW) from the inputs (x, weight, scores, ...) that require a gradient.
@@ -20,8 +22,18 @@ def _save(ctx, x, weight, scores, cut, bits, of):
     dx, dw, ds = ctx.needs_input_grad[:3]
     scores_itself = scores is None and bits is None
     ctx.wants = dx, ds, ("all" if scores_itself else "kept") if dw else "none"
-    ctx.of = of
+    ctx.of, ctx.update = of, update if ds else None
     ctx.save_for_backward(x if ds or dw else None, weight, scores, cut, bits)
+
+
+def _saved(ctx):
+    """What ``_save`` kept. An optimizer that updates the scores is asked first whether this backward wants their
+    gradient, and raises where it cannot be spent; then they are the very ones that it will write."""
+    if ctx.update is None:
+        return ctx.saved_tensors
+    ctx.wants = ctx.wants[0], ctx.update.begin(ctx), ctx.wants[2]
+    x, weight, scores, cut, bits = ctx.saved_tensors
+    return x, weight, ctx.update.scores if ctx.wants[1] else scores, cut, bits
 
 
 def _mask(weight, scores, cut, bits, of):
@@ -31,18 +43,26 @@ def _mask(weight, scores, cut, bits, of):
     return weight, weight if scores is None else scores, cut, of
 
 
-def _parameter_grads(op, wants, dy, x, weight, scores, cut, bits, of, *geometry):
-    """(dW, dS), None for what is not asked for."""
-    _, wants_ds, weight_grad = wants
+def _parameter_grads(op, ctx, dy, x, weight, scores, cut, bits, *geometry):
+    """(dW, dS), None for what is not asked for, and for a dS that an optimizer has spent. Last of all in a backward:
+    scores may have changed after it."""
+    (_, wants_ds, weight_grad), of = ctx.wants, ctx.of
+    grads = getattr(ops, f"{op}_dw")
+
+    def with_ds(cut, weight_grad):
+        if ctx.update is None:
+            return grads(dy, x, weight, scores, cut, of, True, weight_grad, *geometry)
+        return None, ctx.update.spend(op, dy, x, weight, cut, of, weight_grad, *geometry)
+
     ds = dw = None
-    if wants_ds and bits is not None:  # the mask is in bits, map'(S) in the scores: one call for each
-        ds, _ = op(dy, x, weight, scores, None, of, True, "none", *geometry)
-        wants_ds = False
-    if wants_ds or weight_grad != "none":
-        both = op(dy, x, *_mask(weight, scores, cut, bits, of), wants_ds, weight_grad, *geometry)
-        ds = both[0] if wants_ds else ds
-        dw = both[1] if weight_grad != "none" else None
-    return dw, ds
+    if wants_ds and bits is None:
+        ds, dw = with_ds(cut, weight_grad)
+    else:
+        if weight_grad != "none":
+            _, dw = grads(dy, x, *_mask(weight, scores, cut, bits, of), False, weight_grad, *geometry)
+        if wants_ds:  # the mask is in bits, map'(S) in the scores: one call for each
+            ds, _ = with_ds(None, "none")
+    return dw if weight_grad != "none" else None, ds
 
 
 def _bias_grad(dy, channel_dim, bias_dtype):
@@ -55,30 +75,30 @@ class MaskedLinear(torch.autograd.Function):
     """y = x (W*M)^T + b for x of shape (..., in)."""
 
     @staticmethod
-    def forward(ctx, x, weight, scores, cut, bits, of, bias):
-        _save(ctx, x, weight, scores, cut, bits, of)
+    def forward(ctx, x, weight, scores, cut, bits, of, bias, update):
+        _save(ctx, x, weight, scores, cut, bits, of, update)
         ctx.bias_dtype = None if bias is None else bias.dtype
         return ops.masked_linear(x, *_mask(weight, scores, cut, bits, of), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, *mask = ctx.saved_tensors
+        x, *mask = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
             dx = ops.masked_linear_dx(dy, *_mask(*mask, ctx.of))
         if ctx.needs_input_grad[6]:
             db = _bias_grad(dy, -1, ctx.bias_dtype)
-        dw, ds = _parameter_grads(ops.masked_linear_dw, ctx.wants, dy, x, *mask, ctx.of)
-        return dx, dw, ds, None, None, None, db
+        dw, ds = _parameter_grads("masked_linear", ctx, dy, x, *mask)
+        return dx, dw, ds, None, None, None, db, None
 
 
 class MaskedConv2d(torch.autograd.Function):
     """y = conv2d(x, W*M) + b for x of shape (N, C, H, W)."""
 
     @staticmethod
-    def forward(ctx, x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, y_channels_last):
-        _save(ctx, x, weight, scores, cut, bits, of)
+    def forward(ctx, x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, y_channels_last, update):
+        _save(ctx, x, weight, scores, cut, bits, of, update)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.geometry, ctx.x_size, ctx.x_channels_last = geometry, x.shape, x_channels_last
         return ops.masked_conv2d(x, *_mask(weight, scores, cut, bits, of), bias, *geometry, y_channels_last)
@@ -86,14 +106,14 @@ class MaskedConv2d(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, *mask = ctx.saved_tensors
+        x, *mask = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
             dx = ops.masked_conv2d_dx(dy, *_mask(*mask, ctx.of), ctx.x_size, *ctx.geometry, ctx.x_channels_last)
         if ctx.needs_input_grad[6]:
             db = _bias_grad(dy, 1, ctx.bias_dtype)
-        dw, ds = _parameter_grads(ops.masked_conv2d_dw, ctx.wants, dy, x, *mask, ctx.of, *ctx.geometry)
-        return dx, dw, ds, None, None, None, db, None, None, None
+        dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, *mask, *ctx.geometry)
+        return dx, dw, ds, None, None, None, db, None, None, None, None
 
 
 class KeptTotal(torch.autograd.Function):

@@ -13,12 +13,17 @@ Common arguments
 ``draw`` packs a Bernoulli mask of the scores; seed is an int64 scalar tensor on their device. ``mask_bits`` packs the
 mask of a cut.
 ``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
+
+``_update`` is no op of torch's: a backend may have it beside ``_dw``, to carry out an optimizer's update of the scores
+(``optim.step.Update``, in score_grad's place) while dS leaves the accumulators. It returns dW, or None.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .backends import implementation
+from .backends import beside, implementation
 
 _library = torch.library.Library("edgepop", "DEF")
 
@@ -136,6 +141,12 @@ def _entry(op):
         return registered(first, *args) if _watched(_deciding(first)) else kernel(first, *args)
 
     return call
+
+
+def update_of(op: str, dy: torch.Tensor) -> Callable | None:
+    """The ``_update`` of ``op``, masked_linear or masked_conv2d, of the backend that runs its ``_dw``; None where that
+    has none, or torch must see the call."""
+    return None if _watched(dy) else beside(f"{op}_dw", f"{op}_update", dy)
 
 
 select = _entry("select")

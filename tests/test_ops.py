@@ -157,9 +157,9 @@ def test_operands_changed_before_backward_are_noticed(changed):
 
 def test_auto_falls_back_to_the_reference_and_says_so_once(caplog):
     x, matrix = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4)
-    from edgepop_kernels.backends import _implementation
+    from edgepop_kernels.backends import _backend
 
-    _implementation.cache_clear()
+    _backend.cache_clear()
     for _ in range(2):
         assert ek.masked_linear(x, matrix, matrix, ek.TopK(0.5)).dtype == torch.float64
     messages = [r.getMessage() for r in caplog.records if "masked_linear" in r.getMessage()]

@@ -27,8 +27,10 @@ struct Kernels {
   void (*conv_backward_input)(const Conv&, const Tensor& dy, const Tensor& w, const Mask&, const Tensor& dx,
                               int threads);
   // ds (float32, may have null data) = dW_eff * W * map'(S); dw (weight's dtype) per `weight_grad`. Written whole.
+  // An update, of the mask's scores, takes the place of ds, and each score sees it after all else that reads it.
   void (*conv_backward_weight)(const Conv&, const Tensor& dy, const Tensor& x, const Tensor& w, const Mask&, ScoreMap,
-                               const Tensor& ds, WeightGrad weight_grad, const Tensor& dw, int threads);
+                               const Tensor& ds, const ScoreUpdate&, WeightGrad weight_grad, const Tensor& dw,
+                               int threads);
 
   // Inner loops of select (select.h), which runs its own threads.
   SelectKernels select;

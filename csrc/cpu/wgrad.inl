@@ -2,7 +2,8 @@
 //
 //   dW_eff[o, c, u, v] = sum over n, i, j of dy[n, o, i, j] * x[n, c, i*sh + u*dh - ph, j*sw + v*dw - pw],
 //
-// never written to memory whole; what leaves is dS and dW (wgrad_finish.inl).
+// never written to memory whole; what leaves is dS, or the scores that an optimizer's step made with it, and dW
+// (wgrad_finish.inl).
 //
 // A matrix product whose reduction runs over pixels: rows x lanes tiles per tap, where rows are broadcast and lanes are
 // vectors. A task is a rectangle of tiles with all their taps and a share of the blocks of pixels (wgrad_plan.h): it
@@ -109,8 +110,8 @@ static void simplify(Conv& g, Tensor& dy, Tensor& x) {
 }
 
 static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const Tensor& x_given, const Tensor& w,
-                                 const Mask& mask, ScoreMap map, const Tensor& ds, WeightGrad weight_grad,
-                                 const Tensor& dw, int threads) {
+                                 const Mask& mask, ScoreMap map, const Tensor& ds, const ScoreUpdate& update,
+                                 WeightGrad weight_grad, const Tensor& dw, int threads) {
   Job job;
   job.conv = conv;
   Tensor dy = dy_given, x = x_given;
@@ -142,8 +143,10 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
     return r;
   };
   const bool wants_dw = weight_grad != WeightGrad::none && dw.data != nullptr;
-  const bool reads_scores = mask.of != Of::bits && ((ds.data != nullptr && map != ScoreMap::identity) ||
-                                                    (wants_dw && weight_grad == WeightGrad::kept));
+  const bool updates = update.scores != nullptr, wants_ds = updates || ds.data != nullptr;
+  const bool reads_scores =
+      mask.of != Of::bits &&
+      (updates || (wants_ds && map != ScoreMap::identity) || (wants_dw && weight_grad == WeightGrad::kept));
   const int64_t flat[4] = {in * taps, taps, g.kernel_w, 1};
   Finish& f = job.finish;
   f.kernel_h = g.kernel_h;
@@ -161,12 +164,14 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
     f.after = after(mask.of, *mask.cut);
   }
   f.index = grid(nullptr, flat);
-  f.weight = grid(ds.data == nullptr ? nullptr : w.data, w.stride);
+  f.weight = grid(wants_ds ? w.data : nullptr, w.stride);
   f.scores = grid(reads_scores ? mask.data : nullptr, mask.stride);
   f.ds = grid(ds.data, ds.stride);
+  f.update = update;
+  for (int m = 0; m < 3; ++m) f.moments[m] = grid(update.moments[m], mask.stride);
   f.dw = grid(wants_dw ? dw.data : nullptr, dw.stride);
   const bool in_lines = f.ds.lane == 1 || lies_in_order(f, f.ds, job.lanes);
-  f.stream = in_lines && g.out_channels * in * taps * 4 >= kStreamBytes;
+  f.stream = ds.data != nullptr && in_lines && g.out_channels * in * taps * 4 >= kStreamBytes;
 
   const auto operand = [&](const Tensor& t, const Axis& rows, const Axis& columns) {
     return Operand{t.data, t.dtype, t.stride[0], t.stride[1], t.stride[2], t.stride[3], g.batch, rows, columns};

@@ -1,4 +1,5 @@
-// What becomes of a tile of dW_eff: dS = dW_eff * W * map'(S) and dW, written as the tile leaves the accumulators.
+// What becomes of a tile of dW_eff: dS = dW_eff * W * map'(S) and dW, written as the tile leaves the accumulators; or, in
+// place of dS, the step that an optimizer makes with it, while it is in the first-level cache.
 #include "wgrad_channels.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA {
@@ -21,6 +22,8 @@ struct Finish {
   Interval up_to, after;   // kept scores, up to `last` and after it
   Grid index;              // strides of the flat index
   Grid weight, scores, ds, dw;
+  ScoreUpdate update;
+  Grid moments[3];
   bool stream;  // dS past the caches
 
   int64_t taps() const { return kernel_h * kernel_w; }
@@ -102,32 +105,58 @@ static void write_kept_dw(int64_t count, const float* g, const float* scores, In
   });
 }
 
-// `count` edges whose tensors all lie side by side; their flat indices start at `index` and lie `step` apart.
+// Edges whose tensors all lie side by side; their flat indices start at `index` and lie `step` apart. Null where a tensor
+// is not needed.
 template <class T>
-static void finish_line(const Finish& f, int64_t count, float* g, const T* weight, const float* scores, int64_t index,
-                        int64_t step, float* ds, T* dw) {
-  if (ds != nullptr) {
-    switch (f.map) {
-      case ScoreMap::abs: write_ds<ScoreMap::abs>(f.stream, count, g, weight, scores, ds); break;
-      case ScoreMap::identity: write_ds<ScoreMap::identity>(f.stream, count, g, weight, scores, ds); break;
-      case ScoreMap::sigmoid: write_ds<ScoreMap::sigmoid>(f.stream, count, g, weight, scores, ds); break;
-    }
-  }
-  if (dw == nullptr) return;
+struct Edges {
+  float* g;  // dW_eff
+  const T* weight;
+  float *scores, *ds;
+  T* dw;
+  float* moments[3];
+  int64_t index, step;
+};
+
+template <class T>
+static void finish_dw(const Finish& f, int64_t count, const Edges<T>& e) {
   if (f.weight_grad == WeightGrad::all) {
-    write_dw(count, g, dw);
+    write_dw(count, e.g, e.dw);
   } else if (f.of == Of::bits) {
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t bit = index + i * step;
-      if ((f.bits[bit / 8] >> bit % 8 & 1) == 0) g[i] = 0.0f;
+      const int64_t bit = e.index + i * e.step;
+      if ((f.bits[bit / 8] >> bit % 8 & 1) == 0) e.g[i] = 0.0f;
     }
-    write_dw(count, g, dw);
+    write_dw(count, e.g, e.dw);
   } else {
-    const int64_t ties = f.last < index ? 0 : smaller(count, (f.last - index) / step + 1);
+    const int64_t ties = f.last < e.index ? 0 : smaller(count, (f.last - e.index) / e.step + 1);
     const auto write = f.of == Of::abs ? write_kept_dw<Of::abs, T> : write_kept_dw<Of::raw, T>;
-    write(ties, g, scores, f.up_to, dw);
-    write(count - ties, g + ties, scores + ties, f.after, dw + ties);
+    write(ties, e.g, e.scores, f.up_to, e.dw);
+    write(count - ties, e.g + ties, e.scores + ties, f.after, e.dw + ties);
   }
+}
+
+// The steps of update.inl: dS and what they make of it have the bits of a step after the whole gradient.
+template <class T>
+static void update_scores(const ScoreUpdate& update, int64_t count, const Edges<T>& e) {
+  const Elements elements = {e.scores, e.ds, {e.moments[0], e.moments[1], e.moments[2]}};
+  if (update.sgd != nullptr) {
+    update_range(SgdStep{*update.sgd, elements}, 0, count);
+  } else {
+    update_range(AdamStep{*update.adam, elements}, 0, count);
+  }
+}
+
+template <class T>
+static void finish_line(const Finish& f, int64_t count, const Edges<T>& e) {
+  if (e.ds != nullptr) {
+    switch (f.map) {
+      case ScoreMap::abs: write_ds<ScoreMap::abs>(f.stream, count, e.g, e.weight, e.scores, e.ds); break;
+      case ScoreMap::identity: write_ds<ScoreMap::identity>(f.stream, count, e.g, e.weight, e.scores, e.ds); break;
+      case ScoreMap::sigmoid: write_ds<ScoreMap::sigmoid>(f.stream, count, e.g, e.weight, e.scores, e.ds); break;
+    }
+  }
+  if (e.dw != nullptr) finish_dw(f, count, e);
+  if (f.update.scores != nullptr) update_scores(f.update, count, e);  // last: dW is kept where the old scores were
 }
 
 // Lines of lanes times taps, in the order of a contiguous weight, for tensors that do not have it.
@@ -147,9 +176,9 @@ static inline bool lies_in_order(const Finish& f, const Grid& grid, int64_t lane
 }
 
 template <class T>
-static const T* in_order(const Finish& f, const Grid& grid, int64_t at, int64_t lanes, T* bounce) {
+static T* in_order(const Finish& f, const Grid& grid, int64_t at, int64_t lanes, T* bounce) {
   if (grid.data == nullptr) return nullptr;
-  const T* const from = static_cast<const T*>(grid.data) + at;
+  T* const from = static_cast<T*>(grid.data) + at;
   if (lies_in_order(f, grid, lanes)) return from;
   for_each_edge(f, grid, lanes, [&](int64_t i, int64_t offset) { bounce[i] = from[offset]; });
   return bounce;
@@ -182,7 +211,7 @@ static void interleave_taps(const float* acc, int64_t stride, int64_t taps, int6
 }
 
 // Lines of `scratch` that finish_tile needs, each of kTileLanes * taps floats.
-constexpr int64_t kFinishLines = 5;
+constexpr int64_t kFinishLines = 8;
 
 // acc[tap][rows of the kernel][kTileLanes]; `height` is the second extent.
 template <class T>
@@ -192,6 +221,7 @@ static void finish_tile(const Finish& f, const Tile& tile, int64_t height, float
   };
   const auto along_lanes = [&](const Grid& grid) { return grid.data == nullptr || grid.lane == 1; };
   const int64_t taps = f.taps(), line = kTileLanes * taps;
+  const bool updates = f.update.scores != nullptr;  // then dS does not leave the scratch
 
   if (along_lanes(f.weight) && along_lanes(f.scores) && along_lanes(f.ds) && along_lanes(f.dw)) {
     for (int64_t row = 0; row < tile.rows; ++row) {
@@ -205,8 +235,11 @@ static void finish_tile(const Finish& f, const Tile& tile, int64_t height, float
         const auto typed = [&](const Grid& grid) {
           return grid.data == nullptr ? nullptr : static_cast<T*>(grid.data) + offset(grid);
         };
-        finish_line<T>(f, tile.lanes, acc + (t * height + row) * kTileLanes, typed(f.weight), floats(f.scores),
-                       offset(f.index), f.index.lane, floats(f.ds), typed(f.dw));
+        finish_line<T>(f, tile.lanes,
+                       {acc + (t * height + row) * kTileLanes, typed(f.weight), floats(f.scores),
+                        updates ? scratch : floats(f.ds), typed(f.dw),
+                        {floats(f.moments[0]), floats(f.moments[1]), floats(f.moments[2])}, offset(f.index),
+                        f.index.lane});
       }
     }
     return;
@@ -220,19 +253,30 @@ static void finish_tile(const Finish& f, const Tile& tile, int64_t height, float
   for (int64_t row = 0; row < tile.rows; ++row) {
     interleave_taps(acc + row * kTileLanes, height * kTileLanes, taps, tile.lanes, joint);
     const T* const weight_line = in_order(f, f.weight, at(f.weight, row), tile.lanes, weights);
-    const float* const score_line = in_order(f, f.scores, at(f.scores, row), tile.lanes, scores);
-    float* const ds_line = to_order(f, f.ds, at(f.ds, row), tile.lanes, ds);
+    float* const score_line = in_order(f, f.scores, at(f.scores, row), tile.lanes, scores);
+    float* const ds_line = updates ? ds : to_order(f, f.ds, at(f.ds, row), tile.lanes, ds);
     T* const dw_line = to_order(f, f.dw, at(f.dw, row), tile.lanes, dw);
+    float* moment_lines[3];
+    for (int m = 0; m < 3; ++m) {
+      moment_lines[m] = in_order(f, f.moments[m], at(f.moments[m], row), tile.lanes, scratch + (5 + m) * line);
+    }
     // One lane at a time where the lanes of a line do not follow each other in the flat order.
     const bool flat = f.index.lane == taps;
     const int64_t pieces = flat ? 1 : tile.lanes, count = flat ? tile.lanes * taps : taps;
     for (int64_t p = 0; p < pieces; ++p) {
       const auto piece = [&](auto* all) { return all == nullptr ? nullptr : all + p * count; };
-      finish_line<T>(f, count, joint + p * count, piece(weight_line), piece(score_line),
-                     at(f.index, row) + p * f.index.lane, 1, piece(ds_line), piece(dw_line));
+      finish_line<T>(f, count,
+                     {joint + p * count, piece(weight_line), piece(score_line), piece(ds_line), piece(dw_line),
+                      {piece(moment_lines[0]), piece(moment_lines[1]), piece(moment_lines[2])},
+                      at(f.index, row) + p * f.index.lane, 1});
     }
     from_order(f, f.ds, at(f.ds, row), tile.lanes, ds);
     from_order(f, f.dw, at(f.dw, row), tile.lanes, dw);
+    if (!updates) continue;
+    from_order(f, f.scores, at(f.scores, row), tile.lanes, scores);
+    for (int m = 0; m < 3; ++m) {
+      from_order(f, f.moments[m], at(f.moments[m], row), tile.lanes, scratch + (5 + m) * line);
+    }
   }
 }
 

@@ -74,26 +74,31 @@ class use_backend:  # used as a function and as a context manager, like torch.se
 
 def implementation(op: str, tensor: torch.Tensor) -> Callable:
     """The function that runs ``op`` for a call whose activations (or scores) are ``tensor``."""
-    return _implementation(_chosen, op, tensor.device, tensor.dtype)
+    return getattr(_backend(_chosen, op, tensor.device, tensor.dtype).ops, op)
 
 
 @functools.cache  # asked twice a layer and step, and what it says does not change while the process lives
-def _implementation(chosen, op, device, dtype):
+def _backend(chosen, op, device, dtype):
     if chosen != "auto":
         backend = _BACKENDS[chosen]
         reason = backend.refuses(device, dtype)
         if reason is not None:
             raise NotImplementedError(f"{op}: backend {chosen!r} was asked for, but {reason}")
-        return getattr(backend.ops, op)
+        return backend
     reasons = []
     for backend in _AUTO:
         reason = backend.unavailable() or backend.refuses(device, dtype)
         if reason is None:
             if backend.ops is reference:
                 logger.warning("%s runs on the reference. %s", op, "; ".join(reasons))
-            return getattr(backend.ops, op)
+            return backend
         reasons.append(f"{backend.name}: {reason}")
     raise AssertionError("the reference refuses nothing")
+
+
+def beside(op: str, other: str, tensor: torch.Tensor) -> Callable | None:
+    """The function ``other`` of the backend that runs ``op`` for such a call; None where that has none."""
+    return getattr(_backend(_chosen, op, tensor.device, tensor.dtype).ops, other, None)
 
 
 def optimizer_step(parameter: torch.Tensor) -> Callable | None:

@@ -79,13 +79,16 @@ def step(updates, rankings):
     cuts = torch.empty(len(rankings), 2, dtype=torch.int64)
     parameters = []
     for value, grad, moments, coefficients in updates:
-        addresses = [m.data_ptr() for m in moments] + [0] * (3 - len(moments))
-        parameters.append((value.data_ptr(), grad.data_ptr(), addresses, value.numel(), coefficients))
+        parameters.append((value.data_ptr(), grad.data_ptr(), _addresses(moments), value.numel(), coefficients))
     scores = [value for value, *_ in updates[: len(rankings)]]
     hints = [0 if r.hint is None else r.hint.data.data_ptr() for r in rankings]
     layers = _rankings(scores, [r.kept for r in rankings], [r.of for r in rankings], hints, cuts)
     _native.step(parameters, layers, torch.get_num_threads())
     return cuts
+
+
+def _addresses(moments):
+    return [m.data_ptr() for m in moments] + [0] * (3 - len(moments))
 
 
 def draw(scores, seed):
@@ -154,6 +157,17 @@ def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, st
     return _parameter_grads(geometry, dy, x, weight, scores, cut, of, score_grad, weight_grad)
 
 
+def masked_linear_update(dy, x, weight, scores, cut, of, update, weight_grad):
+    dy, x = _matrix(dy), _matrix(x)
+    geometry = _linear_geometry(dy.shape[0], weight)
+    return _updated(geometry, dy, x, weight, scores, cut, of, update, weight_grad)
+
+
+def masked_conv2d_update(dy, x, weight, scores, cut, of, update, weight_grad, stride, padding, dilation, groups):
+    geometry = _geometry(x, weight, dy, stride, padding, dilation, groups)
+    return _updated(geometry, dy, x, weight, scores, cut, of, update, weight_grad)
+
+
 def _format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
 
@@ -201,6 +215,25 @@ def _backward_weight(geometry, dy, x, weight, scores, cut, of, weight_grad, ds, 
         _filters(dw),
         torch.get_num_threads(),
     )
+
+
+def _updated(geometry, dy, x, weight, scores, cut, of, update, weight_grad):
+    """dW, None where it is not asked for."""
+    dw = torch.empty_like(weight) if weight_grad != "none" else None
+    _native.conv_update_scores(
+        geometry,
+        _activations(dy),
+        _activations(x),
+        _filters(weight),
+        _mask(scores, cut, of),
+        _SCORE_MAP[of],
+        update.coefficients,
+        _addresses(update.moments),
+        _WEIGHT_GRAD[weight_grad],
+        _filters(dw),
+        torch.get_num_threads(),
+    )
+    return dw
 
 
 def _parameter_grads(geometry, dy, x, weight, scores, cut, of, score_grad, weight_grad):

@@ -39,6 +39,7 @@ class MaskedLayer(nn.Module):
     _last_cut: Cut | None = None
     _captured_cuts: tuple[Cut, ...] = ()  # whose memory CUDA graphs read and write
     _known: "_Known | None" = None
+    _updater = None  # of an optimizer with fused_backward
 
     def mask_with(self, rule: Rule) -> None:
         """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
@@ -207,9 +208,24 @@ class MaskedLayer(nn.Module):
             return self.mask_bits, self.rule
         return self.scores, self.forward_rule()
 
+    def _product(self, function, *arguments, cut):
+        """``function``, a masked product of functional.py, told of the optimizer that updates scores in backward."""
+        if self._updater is None:
+            return function(*arguments, cut=cut)
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "fused_backward: the step of an optimizer inside backward cannot be traced; compile the model without "
+                "fullgraph, or build the optimizer without fused_backward"
+            )
+        return function(*arguments, cut=cut, update=self._update())
+
+    def _update(self):
+        """What an optimizer with fused_backward does in this forward's backward; None: the scores get a gradient."""
+        return self._updater.use(self.scores)
+
     def __getstate__(self):
-        # A copy's scores count their versions anew.
-        return self.__dict__ | {"_known": None}
+        # A copy's scores count their versions anew, and belong to no optimizer.
+        return self.__dict__ | {"_known": None, "_updater": None}
 
     def _apply(self, fn, recurse=True):
         # Scores stay float32 under .half() and .bfloat16(): rounded to 8 bits, thousands of them would tie at the cut.
@@ -269,7 +285,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
             padding = 0
         scores, rule = self._masking()
         geometry = (self.stride, padding, self.dilation, self.groups)
-        return functional.masked_conv2d(x, self.weight, scores, rule, bias, *geometry, cut=cut)
+        return self._product(functional.masked_conv2d, x, self.weight, scores, rule, bias, *geometry, cut=cut)
 
     def materialize(self) -> nn.Conv2d:
         """A plain nn.Conv2d whose weight is the effective weight; nothing of this package in it."""
@@ -294,7 +310,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
         """The product of ``x`` and the masked weight."""
         scores, rule = self._masking()
-        return functional.masked_linear(x, self.weight, scores, rule, bias, cut=cut)
+        return self._product(functional.masked_linear, x, self.weight, scores, rule, bias, cut=cut)
 
     def materialize(self) -> nn.Linear:
         """A plain nn.Linear whose weight is the effective weight; nothing of this package in it."""

@@ -67,6 +67,9 @@ class Supermask(MaskedLayer):
             count = (magnitude_or_score > largest_dropped(rule)).sum()
         return self.weight.numel() / KeptTotal.apply(self.scores, count, rule.of).clamp(min=1)
 
+    def _update(self):
+        return None if self.rescale else super()._update()  # sum(M) has a gradient to the scores of its own
+
     def effective_bias(self) -> torch.Tensor | None:
         """The bias, times its mask where that is masked, as evaluation uses it."""
         return self._masked_bias(self.settled_rule())

@@ -93,9 +93,10 @@ def _coefficients(group, lr, t):
 class ScoreAdam(_ScoreAdam, torch.optim.Adam):
     """torch.optim.Adam in one pass over memory, which also finds the cuts of masked layers for their next forward.
 
-    params, model: as ``ScoreSGD`` takes them, which also says what holds of cuts, states and learning rates. The other
-    arguments are torch.optim.Adam's; capturable concerns parameters on a GPU: their steps are counted there, so that a
-    CUDA graph can hold them. With it, betas that are tensors take torch's own step, which finds no cuts.
+    params, model, fused_backward: as ``ScoreSGD`` takes them, which also says what holds of cuts, states and learning
+    rates. The other arguments are torch.optim.Adam's; capturable concerns parameters on a GPU: their steps are counted
+    there, so that a CUDA graph can hold them. With it, betas that are tensors take torch's own step, which finds no
+    cuts.
     """
 
     def __init__(
@@ -110,8 +111,9 @@ class ScoreAdam(_ScoreAdam, torch.optim.Adam):
         maximize: bool = False,
         capturable: bool = False,
         model: nn.Module | None = None,
+        fused_backward: bool = False,
     ):
-        params = self._find_scores(params, model)
+        params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable)
 
 
@@ -130,6 +132,7 @@ class ScoreAdamW(_ScoreAdam, torch.optim.AdamW):
         maximize: bool = False,
         capturable: bool = False,
         model: nn.Module | None = None,
+        fused_backward: bool = False,
     ):
-        params = self._find_scores(params, model)
+        params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable)

@@ -17,6 +17,14 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     model   the network, where ``params`` is not it: its masked layers under TopK or Percentile whose scores are among
             the parameters select nothing in their next forward. Without it only the update is done
 
+    fused_backward  the step on the scores of masked layers is made inside backward, by the kernel that computes their
+            gradient, and that is never stored: ``scores.grad`` stays None, the values are the same bits. ``step`` does
+            the rest. For training in which one step follows every backward: what looks at gradients in between
+            (clipping, GradScaler, averaging over processes) finds none, and a backward that is given up has changed
+            scores. Where the native backend does not compute the layer, or cannot step through its scores, one layer's
+            gradient at a time is stored, until a step of its own. Layers whose weights score themselves, and rescaled
+            supermasks, have gradients as ever. It needs the model
+
     The other arguments are torch.optim.SGD's, as are state, param groups and schedulers: a state_dict of either loads
     into the other. Values equal torch's to the rounding of float32, the cuts are exact. A cut serves as long as the
     scores, counted by torch's version counter, and the rule stand as the step left them; like autograd's own check,
@@ -25,7 +33,10 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     float32 parameters on the CPU are updated by the native kernel, on a GPU by the CUDA kernel where the module was
     compiled with it; others by torch's, and their layers select in forward. A learning rate that is a tensor on the GPU
     is read there: the host does not wait for it, and replays of a CUDA graph follow it. Raises ValueError and TypeError
-    for arguments, as torch does, and in ``step`` for a sparse gradient.
+    for arguments, as torch does, and in ``step`` for a sparse gradient. With ``fused_backward``, backward raises
+    RuntimeError before anything is changed for what it cannot be part of: scores used twice, a second backward before
+    ``step``, a hook on the scores or a ``.grad`` of theirs, several processes; and under torch.compile(fullgraph=True)
+    forward does.
     """
 
     def __init__(
@@ -39,8 +50,9 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
         *,
         maximize: bool = False,
         model: nn.Module | None = None,
+        fused_backward: bool = False,
     ):
-        params = self._find_scores(params, model)
+        params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
 
     def _updates(self, group, params, values, grads):

@@ -12,17 +12,19 @@ from ..backends.cuda import Following
 from ..cut import Cut
 from ..nn import MaskedLayer
 from ..rules import Percentile, TopK
+from .backward import StepsInBackward
 
 
 class Update(NamedTuple):
     """One parameter's update as a backend's ``step`` takes it; the tensors float32 and of one layout without gaps.
 
+    grad          None for a kernel that computes it
     moments       what the optimizer remembers: the momentum buffer, or Adam's averages
     coefficients  fields of csrc/common/update.h in their order; on a GPU some may follow from numbers there
     """
 
     value: torch.Tensor
-    grad: torch.Tensor
+    grad: torch.Tensor | None
     moments: tuple[torch.Tensor, ...]
     coefficients: tuple[float, ...] | Following
 
@@ -57,9 +59,12 @@ class ScoreOptimizer:
     """
 
     _scores: dict[torch.Tensor, _Scores]
+    _in_backward: StepsInBackward | None = None  # with fused_backward
 
-    def _find_scores(self, params, model: nn.Module | None):
+    def _find_scores(self, params, model: nn.Module | None, fused_backward: bool):
         """The parameters to optimize; keeps whose scores are among them."""
+        if not isinstance(fused_backward, bool):
+            raise TypeError(f"fused_backward: expected a bool, got {type(fused_backward).__name__}")
         if isinstance(params, nn.Module):
             if model is not None and model is not params:
                 raise ValueError("model: params is a module already; expected None")
@@ -68,17 +73,33 @@ class ScoreOptimizer:
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         layers = [] if model is None else [m for m in model.modules() if isinstance(m, MaskedLayer)]
         self._scores = {layer.ranked: _Scores(layer) for layer in layers}
+        if fused_backward:
+            if not layers:
+                raise ValueError(
+                    "fused_backward: it needs the masked layers whose scores are updated in backward; expected a model "
+                    f"that has some, as params or as model, got {'none' if model is None else 'one without'}"
+                )
+            self._in_backward = StepsInBackward(self, layers)
         return params
 
     def __getstate__(self):
-        return super().__getstate__() | {"_scores": self._scores}
+        own = {"_scores": self._scores, "_fused": self._in_backward is not None}
+        return super().__getstate__() | own
+
+    def __setstate__(self, state):
+        # Also of load_state_dict, which says nothing of ours.
+        fused = state.pop("_fused", False)
+        super().__setstate__(state)
+        if fused:
+            self._in_backward = StepsInBackward(self, [s.layer for s in self._scores.values()])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One step; the loss that ``closure`` returns, where one is given. Parameters without gradient stand still.
 
         Raises, before anything is changed, ValueError for a sparse gradient, and RuntimeError where a CUDA graph is
-        captured and the count of steps is kept on the host.
+        captured and the count of steps is kept on the host, and for scores with a gradient beside the one that
+        ``fused_backward`` has spent.
         """
         loss = None
         if closure is not None:
@@ -91,22 +112,59 @@ class ScoreOptimizer:
                         f"params: a gradient is {p.grad.layout}; {type(self).__name__} takes dense ones, "
                         "torch.optim.SGD and SparseAdam take sparse ones"
                     )
-            if not group.get("capturable", True) and any(map(capture.capturing, group["params"][:1])):
-                raise RuntimeError(f"capturable: a CUDA graph of {type(self).__name__}.step needs capturable=True")
+            self._check_captured(group)
+        done = [] if self._in_backward is None else self._in_backward.end()
         ours = []
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            native = [p for p in params if _is_native(group, p)]
-            if len(native) < len(params):
-                taken = set(native)
-                self._torch_step(group, [p for p in params if p not in taken])
-            if native:
-                values = [_without_gaps(p) for p in native]
-                grads = [_laid_out(p.grad, value) for p, value in zip(native, values, strict=True)]
-                ours += zip(native, self._updates(group, native, values, grads), strict=True)
+            ours += self._advance(group, [p for p in group["params"] if p.grad is not None])
         if ours:
             self._step(ours)
+        self._find_cuts(done)
         return loss
+
+    def _check_captured(self, group):
+        if not group.get("capturable", True) and any(map(capture.capturing, group["params"][:1])):
+            raise RuntimeError(f"capturable: a CUDA graph of {type(self).__name__}.step needs capturable=True")
+
+    def _advance(self, group, params) -> list[tuple[torch.Tensor, Update]]:
+        """Takes torch's step where that is to be taken; the others' updates."""
+        native = [p for p in params if _is_native(group, p)]
+        if len(native) < len(params):
+            taken = set(native)
+            self._torch_step(group, [p for p in params if p not in taken])
+        if not native:
+            return []
+        values = [_without_gaps(p) for p in native]
+        grads = [_laid_out(p.grad, value) for p, value in zip(native, values, strict=True)]
+        return list(zip(native, self._updates(group, native, values, grads), strict=True))
+
+    def _update_in_kernel(self, group, p: torch.Tensor) -> Update | None:
+        """The update of ``p`` for a kernel that makes its gradient; None where it takes a step with that gradient."""
+        if not _is_native(group, p) or _has_gaps(p):
+            return None
+        return next(self._updates(group, [p], [p], [None]))
+
+    def _step_alone(self, group, p: torch.Tensor, grad: torch.Tensor) -> None:
+        """One step of one parameter, which has no gradient before or after."""
+        self._check_captured(group)
+        p.grad = grad
+        try:
+            ours = self._advance(group, [p])
+            if ours:
+                self._step(ours)
+        finally:
+            p.grad = None
+
+    def _find_cuts(self, params: list[torch.Tensor]) -> None:
+        """The next cuts of scores that kernels have updated, as ``_step`` finds those of others."""
+        scored = [(p, self._scores[p]) for p in params]
+        scored = [(p, scores, ranking) for p, scores in scored if (ranking := scores.ranking()) is not None]
+        if not scored:
+            return
+        hints = [ranking.hint for *_, ranking in scored]
+        cuts = functional.select_all([p for p, *_ in scored], [scores.rule for _, scores, _ in scored], hints)
+        for (p, scores, _), cut in zip(scored, cuts, strict=True):
+            scores.layer.know(cut, p)
 
     def _step(self, ours: list[tuple[torch.Tensor, Update]]) -> None:
         scored, others, rankings = [], [], []
@@ -138,7 +196,8 @@ class ScoreOptimizer:
 
 def _is_native(group, p):
     return (
-        p.dtype == p.grad.dtype == torch.float32
+        p.dtype == torch.float32
+        and (p.grad is None or p.grad.dtype == torch.float32)
         and optimizer_step(p) is not None
         and (not group.get("capturable", False) or _counts_on_device(group, p))
     )
@@ -161,9 +220,11 @@ def rate_on_device(lr: torch.Tensor | float, p: torch.Tensor) -> torch.Tensor | 
 
 def _without_gaps(p):
     """``p`` itself where its elements fill one range of memory, in whatever order; else a copy that does."""
-    if p.is_contiguous() or torch.empty_like(p).stride() == p.stride():
-        return p
-    return p.clone(memory_format=torch.contiguous_format)
+    return p.clone(memory_format=torch.contiguous_format) if _has_gaps(p) else p
+
+
+def _has_gaps(p):
+    return not p.is_contiguous() and torch.empty_like(p, device="meta").stride() != p.stride()
 
 
 def _laid_out(t, like):
