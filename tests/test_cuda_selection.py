@@ -162,9 +162,9 @@ class TestRouting:
             backends._BACKENDS["cuda"], unavailable=lambda: None, refuses=lambda device, dtype: None
         )
         monkeypatch.setitem(backends._BACKENDS, "cuda", fake)
-        backends._implementation.cache_clear()
+        backends._backend.cache_clear()
         yield host
-        backends._implementation.cache_clear()
+        backends._backend.cache_clear()
 
     def test_select_all_runs_on_the_named_backend(self, on_host):
         scores, rules = [torch.randn(50, 60), torch.randn(300)], [ek.TopK(0.3), ek.TopK(0.7, "raw")]

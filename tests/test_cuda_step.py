@@ -46,7 +46,7 @@ def host(request, library, monkeypatch):
 
 
 def _forget_choices():
-    backends._implementation.cache_clear()
+    backends._backend.cache_clear()
     backends._optimizer_step.cache_clear()
 
 
