@@ -62,7 +62,8 @@ $(GPU)/installed: pyproject.toml $(NATIVE_SOURCES) $(shell find edgepop_kernels 
 # its tests, on every instruction set of this machine, under AddressSanitizer and UBSan. Python itself leaks at its end.
 THREAD := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
 ADDRESS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
-NATIVE_TESTS := $(addprefix $(CURDIR)/tests/test_,select.py native_conv.py native_wgrad.py random_masks.py optim.py)
+NATIVE_TESTS := $(addprefix $(CURDIR)/tests/test_,select.py native_conv.py native_wgrad.py random_masks.py mask_bits.py \
+    optim.py fused_backward.py)
 
 sanitize: $(VENV)/installed
 	EDGEPOP_CUDA_ARCHS= EDGEPOP_CXXFLAGS="$(THREAD)" $(BIN)/python setup.py --quiet build_ext \
@@ -74,7 +75,7 @@ sanitize: $(VENV)/installed
 	    --build-base build/address --build-lib build/address/lib
 	cd build/address/lib && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	    $(CURDIR)/$(BIN)/python -m pytest $(IN_FOLDER) $(NATIVE_TESTS) -k "not thousand"
+	    $(CURDIR)/$(BIN)/python -m pytest $(IN_FOLDER) $(NATIVE_TESTS) -k "not thousand and not process and not compiled"
 
 define GPU_NAME
 import importlib.util, sys
