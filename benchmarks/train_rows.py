@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import edgepop_kernels as ek
 from edgepop_kernels.testing import oracle
-from edgepop_kernels.testing.tolerances import assert_close
+from edgepop_kernels.testing.tolerances import RELATIVE_BOUND, assert_close, relative_error
 from edgepop_kernels.tuning import roofline
 
 
@@ -63,18 +63,23 @@ class TrainRow:
             return setup.on_its_backend(column, lambda: step(x, labels))
 
         def check():
-            def logits():
+            def logits(model):
                 with torch.no_grad(), autocast(self.dtype, device):
-                    return models["fused"](x)
+                    return model(x)
 
-            plain = ek.materialize(copy.deepcopy(models["fused"])).double()
-            layers = masked_layers(models["fused"])
+            fused = models["fused"]
+            plain = ek.materialize(copy.deepcopy(fused))
+            exact = copy.deepcopy(plain).double()
             with torch.no_grad():
-                for layer, m in zip(_products(plain), layers, strict=True):
-                    layer.weight.copy_(m.weight.double() * oracle.mask(m.scores, RULE))
-                want = plain(x.double())
-            # Roundings of each masked layer add up in quadrature.
-            assert_close("logits", setup.on_its_backend("fused", logits)(), want, self.dtype, len(layers) ** 0.5)
+                for masked, *both in zip(masked_layers(fused), _products(plain), _products(exact), strict=True):
+                    for layer in both:
+                        layer.weight.copy_(masked.weight.double() * oracle.mask(masked.scores, RULE))
+                want = exact(x.double())
+            # Batch norms amplify: in an untrained ResNet-50 what x alone loses in bfloat16 is .06 to .19 of the logits.
+            # So as near as torch's own layers are with these weights, within a quarter.
+            torchs = relative_error(logits(plain), want)
+            factor = max(1.0, 1.25 * torchs / RELATIVE_BOUND[self.dtype])
+            assert_close("logits", setup.on_its_backend("fused", lambda: logits(fused))(), want, self.dtype, factor)
 
         kernels = self._kernels(models["dense"], x)
         calls = {column: call_of(column) for column in columns}

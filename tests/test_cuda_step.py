@@ -1,5 +1,6 @@
 """Optimizer steps on CUDA, by simulated threads here: torch.optim's arithmetic, and the cuts of the updated scores."""
 
+import copy
 import dataclasses
 import importlib
 from functools import partial
@@ -383,6 +384,22 @@ class TestOnDevice:
             assert_cuts(model)
         for p, q in zip(trained(model), other, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+
+    def test_parameters_on_both_devices(self):
+        here = network(self.SHAPES)
+        there = copy.deepcopy(here).cuda()
+        other = [nn.Parameter(p.detach().clone()) for p in trained(here)]
+        optimizer = ek.optim.ScoreSGD(nn.ModuleList([here, there]), lr=0.1, momentum=0.9)
+        eager = torch.optim.SGD(other, lr=0.1, momentum=0.9)
+        with ek.use_backend("auto"):
+            for step in range(3):
+                for params in (trained(here), trained(there), other):
+                    give_gradients(params, step)
+                optimizer.step(), eager.step()
+        for model in (here, there):
+            assert_cuts(model)
+            for p, q in zip(trained(model), other, strict=True):
+                torch.testing.assert_close(p.cpu(), q, rtol=1e-4, atol=1e-4)
 
     def test_a_hundred_runs_are_one(self):
         found = []

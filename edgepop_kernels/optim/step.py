@@ -1,5 +1,6 @@
 """What the score optimizers share: which parameters a kernel updates, and which layers get a cut from it."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -114,20 +115,23 @@ class ScoreOptimizer:
                     )
             self._check_captured(group)
         done = [] if self._in_backward is None else self._in_backward.end()
-        ours = []
+        ours = defaultdict(list)  # of each device: a kernel updates the parameters of one
         for group in self.param_groups:
-            ours += self._advance(group, [p for p in group["params"] if p.grad is not None])
-        if ours:
-            self._step(ours)
-        self._find_cuts(done)
+            for device, params in _by_device(group["params"]).items():
+                ours[device] += self._advance(group, [p for p in params if p.grad is not None])
+        for updates in ours.values():
+            if updates:
+                self._step(updates)
+        for params in _by_device(done).values():
+            self._find_cuts(params)
         return loss
 
     def _check_captured(self, group):
-        if not group.get("capturable", True) and any(map(capture.capturing, group["params"][:1])):
+        if not group.get("capturable", True) and any(map(capture.capturing, group["params"])):
             raise RuntimeError(f"capturable: a CUDA graph of {type(self).__name__}.step needs capturable=True")
 
     def _advance(self, group, params) -> list[tuple[torch.Tensor, Update]]:
-        """Takes torch's step where that is to be taken; the others' updates."""
+        """Takes torch's step where that is to be taken; the others' updates. ``params``: of one device."""
         native = [p for p in params if _is_native(group, p)]
         if len(native) < len(params):
             taken = set(native)
@@ -156,7 +160,7 @@ class ScoreOptimizer:
             p.grad = None
 
     def _find_cuts(self, params: list[torch.Tensor]) -> None:
-        """The next cuts of scores that kernels have updated, as ``_step`` finds those of others."""
+        """The next cuts of scores on one device that kernels have updated, as ``_step`` finds those of others."""
         scored = [(p, self._scores[p]) for p in params]
         scored = [(p, scores, ranking) for p, scores in scored if (ranking := scores.ranking()) is not None]
         if not scored:
@@ -201,6 +205,13 @@ def _is_native(group, p):
         and optimizer_step(p) is not None
         and (not group.get("capturable", False) or _counts_on_device(group, p))
     )
+
+
+def _by_device(params):
+    found = defaultdict(list)
+    for p in params:
+        found[p.device].append(p)
+    return found
 
 
 def _counts_on_device(group, p):
