@@ -17,12 +17,14 @@ def pytest_addoption(parser):
     group.addoption("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     group.addoption("--backend", help="of the fused column; default: native, and on CUDA the first that is available")
     group.addoption("--compile", action="store_true", help="add the column torch.compile(GetSubnetFaster)")
+    group.addoption("--check", action="store_true", help="check every row and time none; with -n auto, side by side")
     group.addoption("--results", metavar="FILE", help="write the table, the machine and the versions as JSON")
 
 
 def pytest_configure(config):
     # One table at the end instead of pytest-benchmark's, which --benchmark-verbose brings back.
     config.option.benchmark_quiet = True
+    config.option.benchmark_disable |= config.option.check
     config.stash[_ARENA] = Arena(config)
 
 
@@ -35,7 +37,7 @@ def pytest_generate_tests(metafunc):
         marks = pytest.mark.benchmark(group=f"{row.group}: {row}", timer=replayed_seconds)
         cases += [
             pytest.param(row, column, id=f"{row}-{column}".replace(" ", "-"), marks=marks)
-            for column in _columns(row, metafunc.config)
+            for column in (("fused",) if option("--check") else _columns(row, metafunc.config))
         ]
     metafunc.parametrize(("row", "column"), cases)
 
@@ -76,6 +78,9 @@ class Arena:
 
     def enter(self, row, column, benchmark):
         """Replay the samples of ``column`` into ``benchmark``; every column of a row that failed its check fails."""
+        if self._config.getoption("--check"):
+            benchmark(row.contest(_columns(row, self._config), self.setup).check)
+            return
         if row is not self._row:
             self._row, self._samples = row, None
             self._samples = self._run(row)
