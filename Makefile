@@ -62,8 +62,9 @@ $(GPU)/installed: pyproject.toml $(NATIVE_SOURCES) $(shell find edgepop_kernels 
 
 # GCC on Linux. The native module under ThreadSanitizer, on threads that it understands (tests/sanitize/openmp.cpp); then
 # its tests, on every instruction set of this machine, under AddressSanitizer and UBSan. Python itself leaks at its end.
-THREAD := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
-ADDRESS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined
+# -g1 gives a report its lines, and compiles a unit of kernels in 77 s where -g takes 124.
+THREAD := -O1 -g1 -fno-omit-frame-pointer -fsanitize=thread
+ADDRESS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined
 NATIVE_TESTS := $(addprefix $(CURDIR)/tests/test_,select.py native_conv.py native_wgrad.py random_masks.py mask_bits.py \
     optim.py fused_backward.py)
 

@@ -14,6 +14,10 @@ from torch import nn
 import edgepop_kernels as ek
 from edgepop_kernels.backends import native
 
+# A training step with our optimizer instead of torch's: the next cuts from its pass; and that inside backward.
+OUR_OPTIMIZER = ("ScoreSGD", "fused_backward")
+OURS = ("fused", "graphed", *OUR_OPTIMIZER)
+
 
 def in_memory_order(t: torch.Tensor) -> torch.Tensor:
     """A one-dimensional view of a dense tensor, contiguous or channels_last."""
@@ -112,7 +116,7 @@ def model_of(column: str, template: Callable[[], nn.Module], keep: float, device
     scores = [nn.init.kaiming_uniform_(torch.empty_like(w), a=5**0.5) for w in weights]
     if column == "dense":
         return model
-    if column in ("fused", "graphed", "staged"):
+    if column in (*OURS, "staged"):
         return _fused(model, scores, keep)
     if column == "GetSubnet":
         return _baseline(model, scores, keep, GetSubnet)

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from columns import fused_backend
+from columns import OUR_OPTIMIZER, fused_backend
 from measure import interleave, replay, replayed_seconds
 from peaks import peak_of
 from report import Result, print_table, write_results
@@ -61,9 +61,9 @@ def _columns(row, config):
     if row.columns != LAYER_COLUMNS:
         return row.columns
     on_gpu = torch.device(config.getoption("--device")).type != "cpu"
-    graphed = ("graphed",) if on_gpu and row.group == "train" else ()
+    steps = (*OUR_OPTIMIZER, *(("graphed",) if on_gpu else ())) if row.group == "train" else ()
     compiled = ("compile",) if config.getoption("--compile") or (on_gpu and row.compiled) else ()
-    return (*row.columns, "staged", *graphed, *compiled)
+    return (*row.columns, "staged", *steps, *compiled)
 
 
 class Arena:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from columns import in_memory_order, kth_score, model_of, on_backend, read
+from columns import OUR_OPTIMIZER, OURS, in_memory_order, kth_score, model_of, on_backend, read
 from measure import Contest
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +29,9 @@ class Setup(NamedTuple):
 
     def on_its_backend(self, column, call):
         """The baselines and the dense layer are torch alone."""
-        if column in ("fused", "graphed"):
+        if column in OUR_OPTIMIZER and self.device.type == "cuda" and ek.backends()["cuda"] is None:
+            return on_backend("cuda", call)  # which is Triton with steps of optimizers
+        if column in OURS:
             return on_backend(self.backend, call)
         return on_backend("staged", call) if column == "staged" else call
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from columns import masked_layers, model_of
+from columns import OUR_OPTIMIZER, masked_layers, model_of
 from measure import Contest
 from rows import KEEP, LAYER_COLUMNS, RULE, autocast, cost, pass_name, precision, randn
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,12 +15,15 @@ from edgepop_kernels.testing import oracle
 from edgepop_kernels.testing.tolerances import RELATIVE_BOUND, assert_close, relative_error
 from edgepop_kernels.tuning import roofline
 
+SETTINGS = dict(lr=1e-3, momentum=0.9)
+
 
 @dataclass(frozen=True)
 class TrainRow:
     """A whole training step: forward, cross entropy, backward, SGD with momentum on the scores (dense: the weights).
 
-    Column "graphed" is "fused" as one CUDA graph.
+    graphed          "fused" as one CUDA graph
+    ScoreSGD         "fused" with it in torch.optim.SGD's place; fused_backward: and its option of that name
     """
 
     label: str
@@ -46,8 +49,10 @@ class TrainRow:
 
         def call_of(column):
             model = models[column]
-            trained = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
+            if column in OUR_OPTIMIZER:
+                optimizer = ek.optim.ScoreSGD(model, **SETTINGS, fused_backward=column == "fused_backward")
+            else:
+                optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **SETTINGS)
 
             def step(x, labels):
                 optimizer.zero_grad()
