@@ -248,6 +248,7 @@ def test_drawn_on_every_instruction_set(isa):
 
 
 LINEAR = [(1, 1, 64), (1, 100, 17), (7, 63, 100), (33, 17, 1), (64, 3000, 70), (130, 64, 65), (600, 33, 20)]
+LINEAR += [(7, 1100, 301), (130, 331, 1100)]  # input gradients of several panels and several blocks
 
 
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), LINEAR)
@@ -334,6 +335,8 @@ THREADED = [
     replace(BASE, channels=(60, 60), groups=5, dtype=F16),
     replace(BASE, channels=(50, 50), groups=50),
     replace(BASE, channels=(60, 60), groups=15),
+    replace(BASE, batch=1, channels=(1100, 301), size=(1, 7), kernel=(1, 1), padding=(0, 0)),
+    replace(BASE, batch=1, channels=(331, 1100), size=(1, 130), kernel=(1, 1), padding=(0, 0), dtype=BF16),
 ]
 
 

@@ -64,14 +64,6 @@ static inline Range part_of(int64_t extent, int64_t part, int64_t parts) {
   return {extent * part / parts, extent * (part + 1) / parts};
 }
 
-// Columns [first, first + count) of a group, as `panels` panels of nearly equal width.
-struct Columns {
-  int64_t first, count, vectors, panels;
-  int64_t begin(int64_t panel) const { return vectors * panel / panels * kLanes; }
-  int width(int64_t panel) const { return static_cast<int>((begin(panel + 1) - begin(panel)) / kLanes); }
-  int widest() const { return static_cast<int>(ceil_div(vectors, panels)); }
-};
-
 class Share {
  public:
   Share(const Problem& problem, const Plan& plan, const Workspace& workspace)
@@ -136,22 +128,29 @@ class Share {
   }
 
   void pack_panels(const Reduction& r) {
+    const Slab all = {group_ * p_.group_column + columns_.first,
+                      columns_.count,
+                      group_ * p_.group_k + r.k,
+                      r.depth,
+                      r.tap,
+                      r.taps};
+    const bool by_group = p_.channelwise && p_.group_k > 0;
+    if (plan_.kernel != Kernel::pairs && !by_group) {
+      float* const out = reinterpret_cast<float*>(ws_.panels);
+      pack(p_, all, columns_, out);
+      return round_rows(p_.in.dtype, r.taps * r.depth * pitch(), out);
+    }
     char* out = ws_.panels;
     for (int64_t i = 0; i < columns_.panels; ++i) {
       const int64_t begin = columns_.begin(i), width = columns_.width(i) * kLanes;
-      Slab slab = {group_ * p_.group_column + columns_.first + begin,
-                   min(width, columns_.count - begin),
-                   group_ * p_.group_k + r.k,
-                   r.depth,
-                   r.tap,
-                   r.taps};
-      if (plan_.kernel == Kernel::pairs) {
-        plan_.access == Access::kernel_rows ? pack_kernel_rows(slab, width, out) : pack_pairs(slab, width, out);
-      } else {
-        const bool by_group = p_.channelwise && p_.group_k > 0;
-        by_group ? pack_groups(slab, width, reinterpret_cast<float*>(out))
-                 : pack(p_, slab, width, reinterpret_cast<float*>(out));
+      Slab slab = all;
+      slab.column += begin;
+      slab.columns = min(width, columns_.count - begin);
+      if (by_group) {
+        pack_groups(slab, width, reinterpret_cast<float*>(out));
         round_rows(p_.in.dtype, r.taps * r.depth * width, reinterpret_cast<float*>(out));
+      } else {
+        plan_.access == Access::kernel_rows ? pack_kernel_rows(slab, width, out) : pack_pairs(slab, width, out);
       }
       out += panel_bytes(r, i);
     }

@@ -16,6 +16,14 @@ struct Slab {
   int64_t column, columns, k, depth, tap, taps;
 };
 
+// Columns [first, first + count) of a group, as `panels` panels of nearly equal width.
+struct Columns {
+  int64_t first, count, vectors, panels;
+  int64_t begin(int64_t panel) const { return vectors * panel / panels * kLanes; }
+  int width(int64_t panel) const { return static_cast<int>((begin(panel + 1) - begin(panel)) / kLanes); }
+  int widest() const { return static_cast<int>(ceil_div(vectors, panels)); }
+};
+
 // Where an element lies in the weight, in the scores and in the logical order.
 struct Place {
   int64_t weight, score, index;
@@ -98,7 +106,8 @@ struct Reader {
   }
 };
 
-// How far ahead of use the weight is fetched: in elements of a run, in rows of a panel, in channels of whole kernels.
+// How far ahead of use the weight is fetched: in elements of a run, in rows of one panel (fewer of several side by
+// side), in channels of whole kernels.
 constexpr int64_t kAhead = 128, kRowsAhead = 16, kChannelsAhead = 6;
 
 // Larger kernels are read tap by tap.
@@ -217,16 +226,21 @@ struct Packer {
     }
   }
 
-  // Columns are contiguous: rows of the panel are runs of the weight.
-  void straight(float* out) const {
-    const int64_t whole = slab.columns / kLanes * kLanes;
-    for (int64_t t = 0; t < slab.taps; ++t) {
+  // Columns are contiguous: a row of all panels is one run of the weight.
+  void straight(const Columns& panels, float* out) const {
+    const int64_t rows = slab.taps * slab.depth;
+    const Place ahead = max(1, kRowsAhead / panels.panels) * read.k;
+    for (int64_t row = 0, t = 0; t < slab.taps; ++t) {
       Place at = place(0, 0, t);
-      for (int64_t k = 0; k < slab.depth; ++k, out += width, at = at + read.k) {
-        for (int64_t column = 0; column < slab.columns; column += kLanes) {
-          const Place p = at + column * read.column;
-          read.prefetch(p + kRowsAhead * read.k);
-          store(out + column, read.run(p, read.column, column < whole ? kLanes : slab.columns - whole));
+      for (int64_t k = 0; k < slab.depth; ++k, ++row, at = at + read.k) {
+        for (int64_t panel = 0, begin = 0, end; panel < panels.panels; ++panel, begin = end) {
+          end = panels.begin(panel + 1);
+          float* const to = out + begin * rows + row * (end - begin);
+          for (int64_t column = begin; column < min(end, slab.columns); column += kLanes) {
+            const Place p = at + column * read.column;
+            read.prefetch(p + ahead);
+            store(to + column - begin, read.run(p, read.column, min(kLanes, slab.columns - column)));
+          }
         }
       }
     }
@@ -270,7 +284,7 @@ struct Packer {
 
   void pack(float* out) const {
     const Layout layout = layout_of(problem, slab);
-    if (layout == Layout::columns) return straight(out);
+    if (layout == Layout::columns) return straight({0, slab.columns, width / kLanes, 1}, out);
     if (layout == Layout::taps) return kernels(out);
     for (int64_t column = 0; column < slab.columns; column += kLanes) {
       if (layout == Layout::channels) channels(column, out + column);
@@ -297,6 +311,24 @@ static inline void with_packer(const Problem& p, const Slab& slab, int64_t width
 static void pack(const Problem& p, const Slab& slab, int64_t width, float* out) {
   if (slab.taps == 0 || slab.depth == 0) return;
   with_packer(p, slab, width, [&](const auto& packer) { packer.pack(out); });
+}
+
+// The same as panels one behind the other. Those of contiguous columns are written side by side, row by row of the
+// weight: panel by panel, a run of each row was 256 bytes.
+static void pack(const Problem& p, const Slab& slab, const Columns& panels, float* out) {
+  const int64_t rows = slab.taps * slab.depth;
+  if (rows == 0) return;
+  if (layout_of(p, slab) == Layout::columns) {
+    with_packer(p, slab, 0, [&](const auto& packer) { packer.straight(panels, out); });
+    return;
+  }
+  for (int64_t panel = 0; panel < panels.panels; ++panel) {
+    const int64_t begin = panels.begin(panel), width = panels.width(panel) * kLanes;
+    Slab part = slab;
+    part.column += begin;
+    part.columns = min(width, slab.columns - begin);
+    pack(p, part, width, out + begin * rows);
+  }
 }
 
 // The weight takes the activations' precision before the product, as under autocast.
