@@ -16,12 +16,20 @@ def _format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _channels_inside(image):
-    """The image in a layout that is read in vectors of channels. A copy costs one pass over it; read as it is, every
-    tap of every row of tiles would gather it element by element."""
-    if image.shape[1] < LEAST_K or image.stride(1) == 1:
-        return image
-    return image.contiguous(memory_format=torch.channels_last)
+def _channels_inside(t):
+    """An image or filters in a layout that is read in vectors of channels. A copy costs one pass over them; read as
+    they are, every tap of every row or column of tiles would gather them element by element."""
+    if t.shape[1] < LEAST_K or t.stride(1) == 1:
+        return t
+    return t.contiguous(memory_format=torch.channels_last)
+
+
+def _filters_inside(weight, scores, of):
+    """(weight, scores) as ``_channels_inside`` has them; what scores itself still does, a packed mask stays."""
+    inside = _channels_inside(weight)
+    if of == "bits":
+        return inside, scores
+    return inside, inside if scores is weight else _channels_inside(scores)
 
 
 def _forward_axes(weight, stride, padding, dilation):
@@ -42,6 +50,7 @@ def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, g
         filters = _depthwise(weight, scores, cut, of, slice(None), slice(None))
         depthwise_product(x, filters, bias, y, *axes, groups)
         return y
+    weight, scores = _filters_inside(weight, scores, of)
     index = (c * kh * kw, kh * kw, kw, 1, m * c * kh * kw, 0)
     filters = _grouped(weight, scores, cut, of, lambda t: t[:m], m, index)
     masked_product(_channels_inside(x), filters, bias, y, *axes, groups, _switch())
@@ -76,6 +85,7 @@ def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilat
     m = o // groups
     if c > 1 or groups == 1:
         dy = _channels_inside(dy)
+        weight, scores = _filters_inside(weight, scores, of)
     for row in range(min(stride[0], x_size[2])):
         taps_h, axis_h = _phase(row, kh, stride[0], padding[0], dilation[0])
         for column in range(min(stride[1], x_size[3])):
