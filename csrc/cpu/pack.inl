@@ -108,7 +108,9 @@ struct Reader {
 
 // How far ahead of use the weight is fetched: in elements of a run, in rows of one panel (fewer of several side by
 // side), in channels of whole kernels.
-constexpr int64_t kAhead = 128, kRowsAhead = 16, kChannelsAhead = 6;
+// 48 elements instead of 128 pack 4096 x 4096 a tenth faster for the forward pass (Ice Lake, 2 cores); pairs have kept
+// the distance that was measured on a CPU that has them.
+constexpr int64_t kAhead = 48, kPairedAhead = 128, kRowsAhead = 16, kChannelsAhead = 6;
 
 // Larger kernels are read tap by tap.
 constexpr int64_t kTransposedTaps = 256;
@@ -258,8 +260,8 @@ struct Packer {
         Vec tile[kLanes];
         for (int64_t i = 0; i < kLanes; ++i) {
           const Place p = first + k * read.k + i * read.column, next = p + kLanes * read.k;
-          read.prefetch(p + kAhead * read.k);
-          read.prefetch(next + kAhead * read.k);
+          read.prefetch(p + kPairedAhead * read.k);
+          read.prefetch(next + kPairedAhead * read.k);
           if (i < columns) {
             tile[i] = (Vec)narrow_joined(read.run(p, read.k, low), high > 0 ? read.run(next, read.k, high) : zero());
           } else {
