@@ -11,6 +11,7 @@
 // Every sum's order follows from the geometry: results are the same bits for any number of threads.
 #include <omp.h>
 
+#include "pages.h"
 #include "scratch.h"
 #include "wgrad_task.inl"
 
@@ -172,6 +173,8 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   f.dw = grid(wants_dw ? dw.data : nullptr, dw.stride);
   const bool in_lines = f.ds.lane == 1 || lies_in_order(f, f.ds, job.lanes);
   f.stream = ds.data != nullptr && in_lines && g.out_channels * in * taps * 4 >= kStreamBytes;
+
+  if (f.stream) advise_large_pages(ds.data, static_cast<size_t>(g.out_channels * in * taps * 4));
 
   const auto operand = [&](const Tensor& t, const Axis& rows, const Axis& columns) {
     return Operand{t.data, t.dtype, t.stride[0], t.stride[1], t.stride[2], t.stride[3], g.batch, rows, columns};
