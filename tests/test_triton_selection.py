@@ -21,9 +21,14 @@ SHAPES = [(1,), (3, 5), (300,), (21, 21), (9, 5, 3, 3)]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several chunks, tiles, and candidates that overflow, on small layers."""
+    """Several chunks, tiles and samples, and candidates that overflow, on small layers."""
     monkeypatch.setattr(selection, "_CHUNK", 512)
-    monkeypatch.setattr(selection, "_TILE", 256)
+    monkeypatch.setattr(selection, "_TILE", 128)
+    monkeypatch.setattr(selection, "_NARROW", 64)
+    monkeypatch.setattr(selection, "_WARPS", 2)
+    monkeypatch.setattr(selection, "_SAMPLE", 512)
+    monkeypatch.setattr(selection, "_SAMPLE_OF_MISSED", 256)
+    monkeypatch.setattr(selection, "_ROOM", 16)
     monkeypatch.setattr(selection, "_LEAST_CAPACITY", 32)
 
 
@@ -36,6 +41,17 @@ def assert_exact(scores, kept, of, hint=None):
     expected = reference.select(scores, kept, of, None)
     assert cuts.tolist() == expected.tolist()
     return expected
+
+
+def sampled_positions(n, size):
+    """Where select.py samples a layer of n scores; sampled_end written in Python."""
+    runs = size // 8
+    for run in range(runs):
+        scrambled = run * 0x9E3779B1 % 2**32
+        scrambled = (scrambled ^ (scrambled >> 15)) * 0x85EBCA77 % 2**32
+        scrambled ^= scrambled >> 13
+        place = run * (n // runs) + run * (n % runs) // runs + (scrambled * max(n // runs - 7, 1) >> 32)
+        yield from (min(place + i, n - 1) for i in range(8))
 
 
 def network(values, seed):
@@ -78,6 +94,70 @@ def test_more_candidates_than_there_is_room_for():
     scores = torch.cat([torch.full((900,), 0.5), torch.rand(300)])[torch.randperm(1200)]
     assert_exact([scores], [600], ["abs"])
     assert_exact([scores.view(30, 40).t()], [600], ["abs"], reference.select([scores], [600], ["abs"], None))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_ties_are_found_by_their_index(layout):
+    scores = inputs.lay_out(torch.full((20, 9, 3, 3), 0.5), layout)
+    scores[3, 4, 1, 1] = 1.0
+    for kept in (1, 2, 800, 1620):
+        assert_exact([scores], [kept], ["abs"])
+
+
+def test_a_sample_that_lies():
+    """The scores that are sampled are larger than all others: the layer is walked whole."""
+    scores = torch.rand(6661)
+    scores[list(sampled_positions(6661, 512))] += 5
+    assert_exact([scores], [3000], ["abs"])
+
+
+@pytest.mark.parametrize("kept", [899, 901])
+def test_two_keys_with_more_ties_than_there_is_room_for(kept):
+    scores = torch.tensor([0.5, 0.75]).repeat(900)
+    assert_exact([scores.view(60, 30).t()], [kept], ["raw"])
+
+
+def test_candidates_that_lie_together():
+    """More of them on one warp's shelf than it takes, though the list would."""
+    scores = torch.cat([torch.rand(4000) + 5, torch.rand(300) * 1e-3 + 1, torch.rand(4000)])
+    assert_exact([scores], [4100], ["abs"])
+
+
+@pytest.mark.parametrize("hint", [None, "near", "far"])
+def test_two_launches(hint, monkeypatch):
+    launched = []
+
+    def noted(kernel, *args, **meta):
+        launched.append(kernel)
+        launch(kernel, *args, **meta)
+
+    launch = selection.launch
+    monkeypatch.setattr(selection, "launch", noted)
+    scores = [inputs.scores("normal", (n,), n) for n in (30, 700)]
+    arguments = [10, 300], ["abs", "raw"]
+    hints = {"near": reference.select(scores, *arguments, None), "far": torch.zeros(2, 2, dtype=torch.int64)}
+    assert_exact(scores, *arguments, hints.get(hint))
+    assert len(launched) == 2
+
+
+@pytest.mark.gpu
+def test_a_hundred_runs_of_large_layers_are_one(monkeypatch):
+    monkeypatch.undo()  # blocks of the size that networks get
+    sizes = 1, 300, 36_864, 2_359_296, 5_000_011
+    scores = [inputs.scores("normal", (n,), n) for n in sizes]
+    arguments = [-(-n // 2) for n in sizes], ["abs", "raw", "abs", "raw", "abs"]
+    expected = reference.select(scores, *arguments, None)
+    near = reference.select([s * 1.001 for s in scores], *arguments, None)
+    there = [s.cuda() for s in scores]
+    for hint in (None, near.cuda(), torch.zeros(len(sizes), 2, dtype=torch.int64, device="cuda")):
+        found = [selection.select(there, *arguments, hint) for _ in range(100)]
+        assert all(cuts.tolist() == expected.tolist() for cuts in found)
+
+
+def test_more_scores_than_positions_have_bits_for():
+    layer = selection._Layer(0, 2**31 - 1, 1, 0, (1, 1, 1, 2**31 - 1), (0, 0, 0, 1))
+    with pytest.raises(ValueError, match=r"scores\[0\]: expected at most 2147418112 scores in a layer, got 2147483647"):
+        selection._plan((layer,), torch.device("cpu"))
 
 
 def test_scores_off_their_alignment():

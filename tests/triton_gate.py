@@ -58,7 +58,8 @@ def run_conv(batch, channels, size, out, kernel, stride, groups=1, dtype=BF16, l
 
 def run_selection():
     scores, kinds = [torch.empty(512, 512, 3, 3), torch.empty(64, 64)], ["abs", "raw"]
-    selection.select(scores, [1000, 100], kinds, torch.zeros(2, 2, dtype=torch.int64))
+    for hint in (None, torch.zeros(2, 2, dtype=torch.int64)):
+        selection.select(scores, [1000, 100], kinds, hint)
     selection.draw(scores[0], torch.zeros((), dtype=torch.int64))
     for of in ("abs", "raw"):
         selection.mask_bits(scores[0], cut(), of)

@@ -1,4 +1,4 @@
-"""Launches the selection of all layers: tables of where the scores lie, then two or three kernels per attempt.
+"""Launches the selection of all layers: tables of where the scores lie, then two kernels.
 
 And the packed masks, of a Bernoulli draw or of a cut: one kernel each.
 """
@@ -12,13 +12,22 @@ from ... import capture
 from ..memory_order import filling
 from .kernels.draw import draw_kernel
 from .kernels.mask_bits import mask_bits_kernel
-from .kernels.select import BINS, select_compact_kernel, select_finish_kernel, select_histogram_kernel
+from .kernels.select import BINS, SHELF, STATE, select_compact_kernel, select_sample_kernel
 from .launch import launch
 
-_CHUNK = 32768  # scores a block reads
+_CHUNK = 16384  # scores a block reads
 _TILE = 4096
+_NARROW = 1024  # scores or candidates at a time where each takes more registers
+_WARPS = 8
+# Of a thread: two blocks on a multiprocessor, with 16 scores of each thread under way: 32 KB, where memory asks for 29
+# (H200: 4.8 TB/s, about 800 ns, 132 multiprocessors). At 64 triton 3.6 spills.
+_REGISTERS = 128
+_SAMPLE = 16384  # scores of a layer that its bracket is taken from
+_SAMPLE_OF_MISSED = 2048  # by one block, between two launches
+_ROOM = 512  # candidates that are searched in registers
 _WORDS = 16  # of packed bits that a block draws: 1024 weights
 _LEAST_CAPACITY = 4096  # candidates of a layer: an eighth of it, at least this many
+_MOST_SCORES = 2**31 - 2**16  # of a layer: positions are int32, up to a chunk past the end
 _captured: set["_Plan"] = set()  # tables that CUDA graphs read: these outlive the cache
 
 
@@ -54,12 +63,34 @@ def select(scores, kept, of, hint):
         _captured.add(plan)
     count = len(scores)
     cuts = torch.empty(count, 2, dtype=torch.int64, device=device)
-    zeros = torch.zeros(count * (5 + BINS.value), dtype=torch.int32, device=device)
-    done, *counters, histograms = zeros.split([count] * 5 + [count * BINS.value])
+    brackets = torch.empty(count, 2, dtype=torch.int32, device=device)
+    zeros = torch.zeros(count * (STATE.value + BINS.value), dtype=torch.int32, device=device)
+    states, bins = zeros.split([count * STATE.value, count * BINS.value])
+    ties = torch.empty(len(plan.chunks), dtype=torch.int32, device=device)
+    shelves = torch.empty(len(plan.chunks) * (_CHUNK // SHELF.value), dtype=torch.int32, device=device)
     candidates = torch.empty(2, plan.candidates, dtype=torch.int32, device=device)
-    if hint is not None:
-        _attempt(first, plan, done, histograms, hint.contiguous(), counters[:2], candidates, cuts, last=False)
-    _attempt(first, plan, done, histograms, None, counters[2:], candidates, cuts, last=True)
+    sizes = {"CHUNK": _CHUNK, "TILE": _TILE, "NARROW": _NARROW, "WARPS": _WARPS}
+    sizes |= {"SAMPLE": _SAMPLE_OF_MISSED, "ROOM": _ROOM}
+
+    def compact(hints, warm):
+        args = (first, plan.layers, plan.chunks, hints, brackets, states, bins, ties, shelves, *candidates, cuts)
+        launch(
+            select_compact_kernel,
+            (len(plan.chunks),),
+            cuts,
+            args,
+            WARM=warm,
+            **sizes,
+            num_warps=_WARPS,
+            maxnreg=_REGISTERS,
+        )
+
+    if hint is None:
+        args = (first, plan.layers, brackets)
+        launch(select_sample_kernel, (2 * count,), cuts, args, SAMPLE=_SAMPLE, num_warps=16)
+    else:
+        compact(hint.contiguous(), warm=True)
+    compact(None, warm=False)
     return cuts
 
 
@@ -80,18 +111,6 @@ def _packed(kernel, scores, argument, **meta):
     return bits
 
 
-def _attempt(scores, plan, done, histograms, hints, counters, candidates, cuts, last):
-    """Settles the layers that are not done and whose bracket, around the hint or else from a histogram, holds."""
-    warm = hints is not None
-    grid, shape = (len(plan.chunks),), {"CHUNK": _CHUNK, "TILE": _TILE, "num_warps": 8}
-    if not warm:
-        launch(select_histogram_kernel, grid, cuts, (scores, plan.layers, plan.chunks, done, histograms), **shape)
-    state = (done, histograms, hints, *counters, *candidates)
-    launch(select_compact_kernel, grid, cuts, (scores, plan.layers, plan.chunks, *state), WARM=warm, **shape)
-    finish = {"WARM": warm, "LAST": last, "TILE": _TILE, "num_warps": 16}
-    launch(select_finish_kernel, (len(plan.layers),), cuts, (scores, plan.layers, *state, cuts), **finish)
-
-
 @functools.lru_cache(maxsize=1024)
 def _plan(layers, device):
     """The tables on the device; made when a network's scores are first seen, so that there is nothing to copy while a
@@ -100,9 +119,22 @@ def _plan(layers, device):
         raise RuntimeError("select: run the step once before it is captured: its tables are copied from the host")
     rows, chunks, first = [], [], 0
     for i, layer in enumerate(layers):
+        if layer.numel > _MOST_SCORES:
+            raise ValueError(f"scores[{i}]: expected at most {_MOST_SCORES} scores in a layer, got {layer.numel}")
         capacity = max(min(layer.numel, _LEAST_CAPACITY), layer.numel // 8)
-        rows.append([*layer[:4], first, capacity, *layer.sizes[1:], *layer.index_strides])
-        chunks += [[i, j] for j in range(-(-layer.numel // _CHUNK))]
-        first += capacity
+        to_index = (*layer.sizes[1:], *layer.index_strides)
+        rows.append([*layer[:4], first, capacity, *to_index, *_inverse(layer.sizes, layer.index_strides)])
+        chunks += [[i, j] for j in range(max(1, -(-layer.numel // _CHUNK)))]  # one writes an empty layer's cut
+        first += capacity + _ROOM
     table = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
     return _Plan(table, torch.tensor(chunks, dtype=torch.int32).reshape(-1, 2).to(device, non_blocking=True), first)
+
+
+def _inverse(sizes, index_strides):
+    """The sizes of the inner three dimensions and all strides that lead from a logical index to its position."""
+    dimensions, stride = [], 1
+    for size, index_stride in zip(reversed(sizes), reversed(index_strides), strict=True):
+        dimensions.append((size == 1, index_stride, size, stride))
+        stride *= size
+    dimensions.sort(reverse=True)  # logical order; where there is one index only, it may be anywhere: outermost
+    return *(d[2] for d in dimensions[1:]), *(d[3] for d in dimensions)

@@ -1,31 +1,42 @@
-"""Exact selection for all layers of a network at once: the k-th largest of unique 64-bit composites.
+"""Exact selection for all layers of a network at once: the k-th largest score, ties by the lower logical index.
 
-    composite = (ordered key, complement of the logical index)
+(key, logical index) is unique, so the last kept one is one element whatever the order in which blocks append: the
+result is the same on every run. At most two launches, each over all layers; nothing returns to the host.
 
-Composites are distinct, so the k-th largest is one element, the last one kept, whatever the order in which blocks
-append: the result is the same on every run. Three kernels, each over all layers; nothing returns to the host.
+    sample      two blocks a layer: 16384 of its scores say between which two keys, the bracket, the last kept one lies,
+                with four standard deviations to spare: 3 % of the scores of a large layer
+    compact     reads the scores, counts those above the bracket, lists those inside it and counts the leading digit of
+                their place in it. The block that is done last with a layer settles it: those of the one digit that
+                matters, a 2048th of the list, are searched in registers, bit by bit
 
-    histogram   reads the scores, counts the leading 11 bits of the keys; the bin with the k-th score is the bracket
-    compact     reads the scores, counts those above the bracket, appends those inside it to the layer's candidates
-    finish      one block per layer: radix selection among the candidates, a digit per pass, until one is left
+With a hint, ``compact`` comes first, the bracket being what lies around the hint's key: one read of the scores. Where
+that missed, the layer's last block samples it, and ``compact`` comes again; done layers exit at once.
 
-With a hint the bracket lies around the hint's key and the histogram is saved: one read of the scores. A bracket that
-missed is seen by ``finish``, which leaves the layer to the next attempt; the last attempt, over a histogram, can only
-overflow its candidates (many scores in one bin), and then walks the whole layer instead. Exact in every case.
+A bracket of one key holds ties only, and these are not listed: the blocks read the scores in logical order and leave
+their counts, and the last block looks through one block's scores. A sampled bracket that missed, or one of several keys
+with more scores than the list has room for, leaves the last block the whole layer to walk. Exact in every case.
 
-A layer is read in memory order, ``layers`` saying how a position maps to the logical index.
+A layer is read in memory order, ``layers`` saying how a position maps to the logical index, and back.
 """
 
 import triton
 import triton.language as tl
 
-# A row of `layers`: offset in elements from the first layer's scores, numel, kept, raw, first candidate, capacity,
-# sizes of the inner three dimensions in memory, strides of the logical index in all four.
-FIELDS = tl.constexpr(13)
+# A row of `layers`: offset in elements from the first layer's scores, numel, kept, raw, first listed, room of the list,
+# then from a position in memory to the logical index: the sizes of the inner three dimensions, the strides of all four;
+# and from the logical index to the position.
+FIELDS = tl.constexpr(20)
+_TO_INDEX = tl.constexpr(6)
+_TO_POSITION = tl.constexpr(13)
+# Words of a layer, zero at the start: settled; of the attempt: blocks done, above the bracket, in it, shelf overflowed.
+STATE = tl.constexpr(5)
+SHELF = tl.constexpr(4)  # a warp's shelf takes one in 4 of its scores
 BINS = tl.constexpr(2048)
-HALF_WIDTH = tl.constexpr(1 << 16)  # keys on each side of a hint: 0.8 % of the score's value, scale-free
-INDEX_BITS = tl.constexpr(31)
-LAST_INDEX = tl.constexpr((1 << 31) - 1)
+_BIN_BITS = tl.constexpr(11)
+_HALF_WIDTH = tl.constexpr(1 << 16)  # keys on each side of a hint: 0.8 % of the score's value, scale-free
+_HIGHEST_KEY = tl.constexpr(0xFFFFFFFF)  # no score's
+_RUN = tl.constexpr(8)  # scores of a sample that are neighbours: a sector of memory
+_DEVIATIONS = tl.constexpr(4.0)
 
 
 @triton.jit
@@ -41,55 +52,339 @@ def ordered_key(scores, raw):
 
 
 @triton.jit
-def picked(counts, want, SIZE: tl.constexpr):
-    """(bin with the want-th largest, number in the bins above it, number in it); counts: [SIZE]."""
-    counts = counts.to(tl.int64)
-    above = tl.sum(counts) - tl.cumsum(counts, 0)  # [SIZE]
-    here = (above < want) & (want <= above + counts)
-    bins = tl.arange(0, SIZE).to(tl.int64)
-    zero = tl.zeros_like(counts)
-    return tl.sum(tl.where(here, bins, zero)), tl.sum(tl.where(here, above, zero)), tl.sum(tl.where(here, counts, zero))
+def keys_at(scores, row, position, inside):
+    loaded = tl.load(scores + tl.load(row) + position, mask=inside, other=0.0)
+    return ordered_key(loaded, tl.load(row + 3) != 0)
 
 
 @triton.jit
-def bracket(row, layer, histograms, hints, WARM: tl.constexpr):
-    """(lowest, highest) key, int64 scalars, between which the layer's last kept score is looked for."""
-    if WARM:
-        hint = tl.load(hints + 2 * layer)
-        return tl.maximum(hint - HALF_WIDTH, 0), tl.minimum(hint + HALF_WIDTH, 0xFFFFFFFF)
-    counts = tl.load(histograms + layer * BINS + tl.arange(0, BINS))
-    digit, _, _ = picked(counts, tl.load(row + 2), BINS)
-    shift = 20 + tl.load(row + 3)
-    return digit << shift, ((digit + 1) << shift) - 1
+def word(address):
+    return tl.load(address).to(tl.int32)
 
 
 @triton.jit
-def tile_of_scores(scores, row, first, TILE: tl.constexpr):
-    """(keys, positions, inside) of TILE scores from position ``first``, a multiple of TILE, of this row's layer."""
-    scores_at = scores + tl.multiple_of(tl.load(row), 4)
-    numel = tl.load(row + 1)
-    position = first + tl.arange(0, TILE)
-    inside = position < numel
-    if first + TILE <= numel:  # no mask, so that four scores come with one load
-        loaded = tl.load(scores_at + position)
+def bits_of(value):
+    """The bits that a number below 2^32 takes."""
+    return tl.sum(((value.to(tl.uint32) >> tl.arange(0, 32).to(tl.uint32)) != 0).to(tl.int32))
+
+
+@triton.jit
+def mapped(number, row, MAP: tl.constexpr):
+    """The logical indices at these positions (_TO_INDEX), or the positions of these indices (_TO_POSITION); int32."""
+    n1 = word(row + MAP)
+    n2 = word(row + MAP + 1)
+    n3 = word(row + MAP + 2)
+    outer = number // n3
+    result = (number - outer * n3) * word(row + MAP + 6)
+    number = outer
+    outer = number // n2
+    result += (number - outer * n2) * word(row + MAP + 5)
+    number = outer
+    outer = number // n1
+    return result + (number - outer * n1) * word(row + MAP + 4) + outer * word(row + MAP + 3)
+
+
+@triton.jit
+def pick(counts, want):
+    """(the bin that holds the want-th element, the number in the bins before it, the number in it); int32 scalars."""
+    upto = tl.cumsum(counts, 0)
+    before = upto - counts
+    here = (before < want) & (want <= upto)
+    bins = tl.arange(0, counts.shape[0])
+    return tl.sum(tl.where(here, bins, 0)), tl.sum(tl.where(here, before, 0)), tl.sum(tl.where(here, counts, 0))
+
+
+@triton.jit
+def nth_smallest(values, want, bits):
+    """(the want-th smallest of uint32 values that take this many bits, which one it is of those equal to it, from 1).
+    Values that are not to be found are 0xFFFFFFFF."""
+    least = tl.zeros((), tl.uint32)
+    smaller = tl.zeros((), tl.int32)
+    while bits > 0:
+        bits -= 1
+        middle = least + (tl.full((), 1, tl.uint32) << bits.to(tl.uint32))
+        below = tl.sum((values < middle).to(tl.int32))
+        least = tl.where(below < want, middle, least)
+        smaller = tl.where(below < want, below, smaller)
+    return least, want - smaller
+
+
+@triton.jit
+def sampled_end(scores, row, lower, SAMPLE: tl.constexpr):
+    """The ``lower`` end, or the upper one, of the keys between which the last kept score is likely to lie; of all keys
+    where the list has room for all of the layer's scores.
+
+    Of each of SAMPLE / _RUN equal parts of the layer a run somewhere in it is read, so that no period in the scores, of
+    channels or taps, is met in step.
+    """
+    runs: tl.constexpr = SAMPLE // _RUN
+    numel = word(row + 1)
+    end = tl.where(lower == 1, tl.zeros((), tl.uint32), _HIGHEST_KEY)
+    if numel > word(row + 5):
+        share = tl.load(row + 2).to(tl.float32) / numel.to(tl.float32)
+        spread = _DEVIATIONS * tl.sqrt(SAMPLE * share * (1 - share)) + 1
+        spread = tl.where(lower == 1, spread, -spread)
+        rank = (SAMPLE * share + spread).to(tl.int32) + lower  # 1 is the largest
+        if (rank >= 1) & (rank <= SAMPLE):
+            element = tl.arange(0, SAMPLE)
+            run = element // _RUN
+            scrambled = run.to(tl.uint32) * 0x9E3779B1
+            scrambled = (scrambled ^ (scrambled >> 15)) * 0x85EBCA77
+            scrambled = scrambled ^ (scrambled >> 13)
+            part = numel // runs
+            begin = run * part + run * (numel % runs) // runs
+            begin += tl.umulhi(scrambled, tl.maximum(part - (_RUN - 1), 1).to(tl.uint32)).to(tl.int32)
+            position = tl.minimum(begin + element % _RUN, numel - 1)
+            keys = keys_at(scores, row, position, position >= 0)
+            depth, _ = nth_smallest(keys ^ _HIGHEST_KEY, rank, tl.full((), 32, tl.int32))
+            end = depth ^ _HIGHEST_KEY
+    return end
+
+
+@triton.jit
+def select_sample_kernel(scores, layers, brackets, SAMPLE: tl.constexpr):
+    layer = tl.program_id(0) // 2
+    lower = tl.program_id(0) % 2
+    end = sampled_end(scores, layers + layer * FIELDS, lower, SAMPLE)
+    tl.store(brackets + tl.program_id(0), end.to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def listed_tile(scores, row, first, size, highest, extent, listed, list_keys, list_positions, TILE: tl.constexpr):
+    """(keys, positions, which are in the bracket) of a TILE of the list, or of the layer where there is none."""
+    slot = first + tl.arange(0, TILE)
+    inside = slot < size
+    if listed:
+        keys = tl.load(list_keys + slot, mask=inside, other=0, cache_modifier=".cg").to(tl.uint32, bitcast=True)
+        inside = inside & (highest - keys <= extent)
+        position = tl.load(list_positions + slot, mask=inside, other=0, cache_modifier=".cg")
     else:
-        loaded = tl.load(scores_at + position, mask=inside, other=0.0)
-    return ordered_key(loaded, tl.load(row + 3) != 0), position, inside
+        keys = keys_at(scores, row, slot, inside)
+        inside = inside & (highest - keys <= extent)
+        position = slot
+    return keys, position, inside
 
 
 @triton.jit
-def select_histogram_kernel(scores, layers, chunks, done, histograms, CHUNK: tl.constexpr, TILE: tl.constexpr):
-    chunk = tl.program_id(0)
-    layer = tl.load(chunks + 2 * chunk)
-    row = layers + layer * FIELDS
-    if tl.load(done + layer) == 0:
-        first = tl.load(chunks + 2 * chunk + 1) * CHUNK
-        counts = tl.zeros((BINS,), tl.int32)
-        for i in range(CHUNK // TILE):
-            keys, _, inside = tile_of_scores(scores, row, first + i * TILE, TILE)
-            digits = (keys >> (20 + tl.load(row + 3)).to(tl.uint32)).to(tl.int32)
-            counts += tl.histogram(digits, BINS, mask=inside)
-        tl.atomic_add(histograms + layer * BINS + tl.arange(0, BINS), counts, mask=counts > 0)
+def equal_tile(scores, row, first, key, TILE: tl.constexpr):
+    """1 for each of the TILE scores from the logical index ``first`` on that has this key, int32."""
+    index = first + tl.arange(0, TILE)
+    inside = index < tl.load(row + 1)
+    return (inside & (keys_at(scores, row, mapped(index, row, _TO_POSITION), inside) == key)).to(tl.int32)
+
+
+@triton.jit
+def nth_tie(scores, row, key, want, tied, ties, CHUNK: tl.constexpr, TILE: tl.constexpr):
+    """The logical index of the want-th score of this key; ``tied``: ``ties`` has their number in each chunk."""
+    numel = word(row + 1)
+    first = tl.zeros((), tl.int32)
+    if tied:
+        chunk = tl.zeros((), tl.int32)
+        at = tl.arange(0, TILE)
+        counts = tl.load(ties + at, mask=at * CHUNK < numel, other=0, cache_modifier=".cg")
+        passed = tl.sum(counts)
+        while passed < want:
+            want -= passed
+            chunk += TILE
+            inside = chunk + at < tl.cdiv(numel, CHUNK)
+            counts = tl.load(ties + chunk + at, mask=inside, other=0, cache_modifier=".cg")
+            passed = tl.sum(counts)
+        here, passed, _ = pick(counts, want)
+        want -= passed
+        first = (chunk + here) * CHUNK
+    equal = equal_tile(scores, row, first, key, TILE)
+    passed = tl.sum(equal)
+    while passed < want:
+        want -= passed
+        first += TILE
+        equal = equal_tile(scores, row, first, key, TILE)
+        passed = tl.sum(equal)
+    here, _, _ = pick(equal, want)
+    return first + here
+
+
+@triton.jit
+def settle(
+    scores,
+    row,
+    cut,
+    bracket,
+    lists,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+    NARROW: tl.constexpr,
+    ROOM: tl.constexpr,
+):
+    """Writes the layer's cut: the want-th of the ``found`` scores whose keys are in the bracket, from the largest key
+    and there from the lowest index on; where the bracket has no want-th, the kept-th of the layer."""
+    highest, extent, want, found, complete = bracket
+    ties, bins, list_keys, list_positions = lists
+    list_keys += tl.load(row + 4)
+    list_positions += tl.load(row + 4)
+    numel = word(row + 1)
+    hit = (want >= 1) & (want <= found)
+    tied = hit & (extent == 0)
+    listed = hit & (extent > 0) & complete
+    highest = tl.where(hit, highest, _HIGHEST_KEY)
+    extent = tl.where(hit, extent, _HIGHEST_KEY)
+    want = tl.where(hit, want, word(row + 2))
+    left = tl.where(hit, found, numel)
+    size = tl.where(listed, found, numel)
+    every = tl.arange(0, BINS)
+    span = extent
+    while (left > ROOM) & (extent > 0):
+        digit_at = tl.maximum(bits_of(extent) - _BIN_BITS, 0)
+        if (not listed) | (extent < span):  # the first digit of what is listed was counted by all blocks
+            tl.store(bins + every, 0)
+            tl.debug_barrier()
+            first = tl.zeros((), tl.int32)
+            while first < size:
+                keys, _, inside = listed_tile(
+                    scores, row, first, size, highest, extent, listed, list_keys, list_positions, TILE
+                )
+                digits = ((highest - keys) >> digit_at.to(tl.uint32)).to(tl.int32)
+                tl.atomic_add(bins + digits, 1, mask=inside, sem="relaxed")
+                first += TILE
+            tl.debug_barrier()
+        digit, before, left = pick(tl.load(bins + every, cache_modifier=".cg"), want)
+        tl.debug_barrier()
+        want -= before
+        highest -= digit.to(tl.uint32) << digit_at.to(tl.uint32)
+        extent = tl.minimum((tl.full((), 1, tl.uint32) << digit_at.to(tl.uint32)) - 1, extent)
+    if tied | (left > ROOM):  # one key
+        key = highest
+        index = nth_tie(scores, row, key, want, tied, ties, CHUNK, NARROW)
+    else:
+        room = word(row + 5)  # the survivors are behind the list
+        taken = tl.zeros((), tl.int32)
+        first = tl.zeros((), tl.int32)
+        while first < size:
+            keys, position, inside = listed_tile(
+                scores, row, first, size, highest, extent, listed, list_keys, list_positions, TILE
+            )
+            upto = taken + tl.cumsum(inside.to(tl.int32), 0)
+            at = room + upto - 1
+            tl.store(list_keys + at, keys.to(tl.int32, bitcast=True), mask=inside)
+            tl.store(list_positions + at, position, mask=inside)
+            taken = tl.max(upto)
+            first += TILE
+        tl.debug_barrier()
+        at = tl.arange(0, ROOM)
+        inside = at < left
+        keys = tl.load(list_keys + room + at, mask=inside, other=0, cache_modifier=".cg").to(tl.uint32, bitcast=True)
+        depths = tl.where(inside, highest - keys, _HIGHEST_KEY)
+        depth, want = nth_smallest(depths, want, bits_of(extent))
+        inside = inside & (depths == depth)
+        position = tl.load(list_positions + room + at, mask=inside, other=0, cache_modifier=".cg")
+        indices = tl.where(inside, mapped(position, row, _TO_INDEX).to(tl.uint32), _HIGHEST_KEY)
+        index, _ = nth_smallest(indices, want, bits_of(numel - 1))
+        index = index.to(tl.int32)
+        key = highest - depth
+    tl.store(cut, key.to(tl.int64))
+    tl.store(cut + 1, index.to(tl.int64))
+
+
+@triton.jit
+def count_ties(scores, row, first, end, key, state, ties, TILE: tl.constexpr):
+    """Counts the scores of this key from the logical index ``first`` to ``end``; returns the number above it."""
+    equal = tl.zeros((TILE,), tl.int32)
+    above = tl.zeros((TILE,), tl.int32)
+    while first < end:
+        index = first + tl.arange(0, TILE)
+        inside = index < end
+        keys = keys_at(scores, row, mapped(index, row, _TO_POSITION), inside)
+        equal += (inside & (keys == key)).to(tl.int32)
+        above += (inside & (keys > key)).to(tl.int32)
+        first += TILE
+    count = tl.sum(equal)
+    tl.store(ties + tl.program_id(0), count)
+    tl.atomic_add(state + 3, count, sem="relaxed")
+    return tl.sum(above)
+
+
+@triton.jit
+def of_threads(values, WARPS: tl.constexpr):
+    """A warp's value for each of its threads."""
+    return tl.reshape(tl.broadcast_to(values[:, None], (WARPS, 32)), (WARPS * 32,))
+
+
+@triton.jit
+def list_tiles(
+    scores,
+    row,
+    first,
+    end,
+    highest,
+    extent,
+    state,
+    bins,
+    shelves,
+    list_keys,
+    list_positions,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """Appends the scores from position ``first`` to ``end`` that are in the bracket to the layer's list, counts them in
+    ``bins``; returns the number above the bracket.
+
+    Each warp keeps the positions of its own on a shelf first: no warp waits for another, nor for an atomic, while it
+    reads.
+    """
+    threads: tl.constexpr = WARPS * 32
+    rows: tl.constexpr = TILE // threads
+    room: tl.constexpr = CHUNK // SHELF // WARPS
+    tl.static_assert(room >= rows * 32, "a shelf takes a tile")
+    place = tl.arange(0, threads)
+    down = tl.arange(0, rows)[:, None] * threads  # constants of the instructions
+    shelf = shelves + tl.program_id(0).to(tl.int64) * (CHUNK // SHELF)
+    own = shelf + place // 32 * room
+    raw = tl.load(row + 3) != 0
+    at = scores + tl.load(row) + first + place
+    position = first + place
+    left = end - first - place
+    taken = tl.zeros((WARPS,), tl.int32)
+    above = tl.zeros((threads,), tl.int32)
+    while first < end:
+        loaded = tl.load(at[None, :] + down, mask=down < left[None, :], other=float("nan"))
+        keys = ordered_key(loaded, raw)
+        above += tl.sum((keys > highest).to(tl.int32), 0)
+        ones = (highest - keys <= extent).to(tl.int32)  # [rows, threads]
+        columns = tl.reshape(tl.sum(ones, 0), (WARPS, 32))
+        count = tl.sum(columns, 1)
+        start = tl.where(taken + count <= room, taken, 0)  # a shelf that overflows is not read
+        last = tl.reshape(start[:, None] + tl.cumsum(columns, 1) - columns - 1, (threads,))
+        # Said for Triton 3.6 to keep the order in which the tile was loaded; unaligned, no vectors come of it.
+        slot = tl.max_contiguous(last[None, :] + tl.cumsum(ones, 0), [1, 2])
+        tl.store(own[None, :] + slot, position[None, :] + down, mask=ones != 0)
+        taken += count
+        at += TILE
+        position += TILE
+        left -= TILE
+        first += TILE
+    tl.debug_barrier()  # a warp's lanes read what other lanes wrote
+    count = tl.sum(taken)
+    most = tl.max(taken)
+    start = tl.atomic_add(state + 3, count, sem="relaxed")
+    if most > room:
+        tl.store(state + 4, 1)
+    elif start + count <= word(row + 5):
+        own_taken = of_threads(taken, WARPS)
+        slot = start + of_threads(tl.cumsum(taken, 0) - taken, WARPS)
+        digit_at = tl.maximum(bits_of(extent) - _BIN_BITS, 0).to(tl.uint32)
+        each = place % 32
+        list_keys += tl.load(row + 4)
+        list_positions += tl.load(row + 4)
+        while most > 0:
+            inside = each < own_taken
+            position = tl.load(own + each, mask=inside, other=0, cache_modifier=".cg")
+            keys = keys_at(scores, row, position, inside)
+            tl.store(list_keys + slot + each, keys.to(tl.int32, bitcast=True), mask=inside)
+            tl.store(list_positions + slot + each, position, mask=inside)
+            tl.atomic_add(bins + ((highest - keys) >> digit_at).to(tl.int32), 1, mask=inside, sem="relaxed")
+            each += 32
+            most -= 32
+    return tl.sum(above)
 
 
 @triton.jit
@@ -97,120 +392,86 @@ def select_compact_kernel(
     scores,  # of the first layer
     layers,
     chunks,
-    done,
-    histograms,
     hints,
-    above,
-    found,
-    candidate_keys,
-    candidate_positions,
-    WARM: tl.constexpr,
+    brackets,
+    states,
+    bins,
+    ties,
+    shelves,
+    list_keys,
+    list_positions,
+    cuts,
+    WARM: tl.constexpr,  # the brackets are around the hints, and those for the next attempt are written
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
+    NARROW: tl.constexpr,
+    WARPS: tl.constexpr,
+    SAMPLE: tl.constexpr,
+    ROOM: tl.constexpr,
 ):
-    chunk = tl.program_id(0)
-    layer = tl.load(chunks + 2 * chunk)
+    layer = tl.load(chunks + 2 * tl.program_id(0))
+    chunk = tl.load(chunks + 2 * tl.program_id(0) + 1)
     row = layers + layer * FIELDS
-    if tl.load(done + layer) == 0:
-        lowest, highest = bracket(row, layer, histograms, hints, WARM)
-        lowest = lowest.to(tl.uint32)
-        highest = highest.to(tl.uint32)
-        first_candidate = tl.load(row + 4)
-        capacity = tl.load(row + 5)
-        first = tl.load(chunks + 2 * chunk + 1) * CHUNK
-        higher = 0
-        for i in range(CHUNK // TILE):
-            keys, position, inside = tile_of_scores(scores, row, first + i * TILE, TILE)
-            higher += tl.sum((inside & (keys > highest)).to(tl.int32))
-            candidate = inside & (keys >= lowest) & (keys <= highest)
-            order = tl.cumsum(candidate.to(tl.int32), 0)
-            count = tl.sum(candidate.to(tl.int32))
-            slot = tl.atomic_add(found + layer, count) + order - 1
-            fits = candidate & (slot < capacity)
-            tl.store(candidate_keys + first_candidate + slot, keys.to(tl.int32, bitcast=True), mask=fits)
-            tl.store(candidate_positions + first_candidate + slot, position, mask=fits)
-        tl.atomic_add(above + layer, higher)
-
-
-@triton.jit
-def composites(scores, row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE: tl.constexpr):
-    """(composite int64, inside) of TILE candidates, or of TILE scores of the layer where the bracket failed."""
-    slot = first + tl.arange(0, TILE)
-    inside = slot < size
-    if hit:
-        keys = tl.load(candidate_keys + tl.load(row + 4) + slot, mask=inside, other=0).to(tl.uint32, bitcast=True)
-        position = tl.load(candidate_positions + tl.load(row + 4) + slot, mask=inside, other=0)
-    else:
-        keys, position, _ = tile_of_scores(scores, row, first, TILE)
-    n1 = tl.load(row + 6).to(tl.int32)
-    n2 = tl.load(row + 7).to(tl.int32)
-    n3 = tl.load(row + 8).to(tl.int32)
-    index = (position % n3) * tl.load(row + 12)
-    index += (position // n3 % n2) * tl.load(row + 11)
-    index += (position // (n3 * n2) % n1) * tl.load(row + 10)
-    index += (position // (n3 * n2 * n1)) * tl.load(row + 9)
-    complement = LAST_INDEX - index
-    return ((keys.to(tl.int64) - lowest) << INDEX_BITS) + complement, inside
-
-
-@triton.jit
-def select_finish_kernel(
-    scores,
-    layers,
-    done,
-    histograms,
-    hints,
-    above,
-    found,
-    candidate_keys,
-    candidate_positions,
-    cuts,
-    WARM: tl.constexpr,
-    LAST: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    layer = tl.program_id(0)
-    row = layers + layer * FIELDS
-    kept = tl.load(row + 2)
-    want = kept - tl.load(above + layer)
-    size = tl.load(found + layer).to(tl.int64)
-    hit = (want >= 1) & (want <= size) & (size <= tl.load(row + 5))
-    if (tl.load(done + layer) == 0) & (hit | LAST):
-        lowest, _ = bracket(row, layer, histograms, hints, WARM)
-        lowest = tl.where(hit, lowest, 0)
-        size = tl.where(hit, size, tl.load(row + 1))
-        want = tl.where(hit, want, kept)
-        # Candidates of a bracket are within 2^21 keys of its lowest: composites below 2^52. Of a layer, below 2^63.
-        resolved = tl.where(hit, 56, 64)  # bits from here up are known: `prefix`
-        prefix = tl.zeros((), tl.int64)
-        left = size
-        while left > 1:
-            digit_at = (resolved - 8).to(tl.int64)
-            counts = tl.zeros((256,), tl.int32)
-            first = tl.zeros((), tl.int32)
-            while first < size:
-                composite, inside = composites(
-                    scores, row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE
-                )
-                leading = composite >> digit_at
-                inside = inside & ((leading >> 8) == prefix)
-                counts += tl.histogram((leading & 255).to(tl.int32), 256, mask=inside)
-                first += TILE
-            digit, higher, left = picked(counts, want, 256)
-            want -= higher
-            prefix = (prefix << 8) + digit
-            resolved -= 8
-        one = tl.zeros((), tl.int64)
-        first = tl.zeros((), tl.int32)
-        while first < size:
-            composite, inside = composites(
-                scores, row, first, size, lowest, hit, candidate_keys, candidate_positions, TILE
+    cut = cuts + 2 * layer
+    state = states + layer * STATE
+    bins += layer * BINS
+    kept = word(row + 2)
+    if kept == 0:
+        tl.store(cut, 1 << 32)
+        tl.store(cut + 1, -1)
+    elif tl.load(state) == 0:
+        numel = word(row + 1)
+        if WARM:
+            hint = tl.minimum(tl.maximum(tl.load(hints + 2 * layer), 0), _HIGHEST_KEY)
+            lowest = tl.maximum(hint - _HALF_WIDTH, 0).to(tl.uint32)
+            highest = tl.minimum(hint + _HALF_WIDTH, _HIGHEST_KEY).to(tl.uint32)
+            whole = numel <= word(row + 5)
+            lowest = tl.where(whole, 0, lowest)
+            highest = tl.where(whole, _HIGHEST_KEY, highest)
+        else:
+            highest = tl.load(brackets + 2 * layer).to(tl.uint32, bitcast=True)
+            lowest = tl.load(brackets + 2 * layer + 1).to(tl.uint32, bitcast=True)
+        # NaN, of key 0, is not listed: what a tile has past the end of its layer is NaN too.
+        extent = highest - tl.maximum(lowest, tl.minimum(highest, 1))
+        first = chunk * CHUNK
+        end = tl.minimum(first + CHUNK, numel)
+        if extent == 0:
+            above = count_ties(scores, row, first, end, highest, state, ties, NARROW)
+        else:
+            above = list_tiles(
+                scores,
+                row,
+                first,
+                end,
+                highest,
+                extent,
+                state,
+                bins,
+                shelves,
+                list_keys,
+                list_positions,
+                CHUNK,
+                TILE,
+                WARPS,
             )
-            inside = inside & ((composite >> tl.minimum(resolved, 63).to(tl.int64)) == prefix)
-            one += tl.sum(tl.where(inside, composite, 0))
-            first += TILE
-        nothing = kept == 0
-        tl.store(cuts + 2 * layer, tl.where(nothing, 1 << 32, (one >> INDEX_BITS) + lowest))
-        index = LAST_INDEX - (one & LAST_INDEX)
-        tl.store(cuts + 2 * layer + 1, tl.where(nothing, -1, index))
-        tl.store(done + layer, 1)
+        tl.atomic_add(state + 2, above, sem="relaxed")
+        # All that the block's threads have written comes before thread 0 says so: the barrier, then its release.
+        tl.debug_barrier()
+        done = tl.atomic_add(state + 1, 1, sem="acq_rel", scope="gpu") + 1
+        if done == tl.cdiv(numel, CHUNK):
+            want = kept - tl.load(state + 2, cache_modifier=".cg")
+            found = tl.load(state + 3, cache_modifier=".cg")
+            complete = (found <= word(row + 5)) & (tl.load(state + 4, cache_modifier=".cg") == 0)
+            if WARM and ((want < 1) | (want > found) | (not complete)):
+                for lower in tl.static_range(2):
+                    end_key = sampled_end(scores, row, lower, SAMPLE)
+                    tl.store(brackets + 2 * layer + lower, end_key.to(tl.int32, bitcast=True))
+                for field in range(1, STATE):
+                    tl.store(state + field, 0)
+                tl.store(bins + tl.arange(0, BINS), 0)
+            else:
+                of_layer = ties + tl.program_id(0) - chunk
+                bracket = (highest, extent, want, found, complete)
+                lists = (of_layer, bins, list_keys, list_positions)
+                settle(scores, row, cut, bracket, lists, CHUNK, 2 * NARROW, NARROW, ROOM)
+                tl.store(state, 1)
