@@ -455,7 +455,8 @@ def select_compact_kernel(
                 WARPS,
             )
         tl.atomic_add(state + 2, above, sem="relaxed")
-        # All that the block's threads have written comes before thread 0 says so: the barrier, then its release.
+        # All that the block's threads have written comes before thread 0 says so: the barrier, then its release. Who is
+        # last acquires it, and from there on reads what blocks share past the L1 of its own multiprocessor (.cg).
         tl.debug_barrier()
         done = tl.atomic_add(state + 1, 1, sem="acq_rel", scope="gpu") + 1
         if done == tl.cdiv(numel, CHUNK):
