@@ -12,7 +12,8 @@ from ... import capture
 from ..memory_order import filling
 from .kernels.draw import draw_kernel
 from .kernels.mask_bits import mask_bits_kernel
-from .kernels.select import BINS, SHELF, STATE, select_compact_kernel, select_sample_kernel
+from .kernels.select import STATE, select_compact_kernel, select_sample_kernel
+from .kernels.select_scan import BINS, SHELF
 from .launch import launch
 
 _CHUNK = 16384  # scores a block reads
