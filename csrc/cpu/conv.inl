@@ -232,7 +232,7 @@ class Share {
   void multiply_rows(const Reduction& r, bool first, const RowBlock& now, const RowBlock& next) {
     const Runs runs = runs_of(plan_.access, p_, r);
     const void* const* ahead = next.a + max(0, runs.count - 1) * next.rows;
-    Block b = {now.a, ahead, runs.count, runs.depth, ws_.panels, now.c, 0, nullptr, kLanes, now.rows};
+    Block b = {now.a, ahead, runs.count, runs.depth, ws_.panels, now.c, 0, nullptr, kLanes, now.rows, now.c, 0, 0};
     for (int64_t panel = 0; panel < columns_.panels; ++panel) {
       const int width = columns_.width(panel);
       b.column = columns_.begin(panel);
@@ -240,6 +240,12 @@ class Share {
       // Scratch results have whole vectors of room; the output and the activations do not.
       const bool whole = !plan_.in_place && !p_.channelwise;
       b.tail = whole ? kLanes : min(kLanes, columns_.count - b.column - (width - 1) * kLanes);
+      // What the next block adds to or overwrites is a few lines here and there, which it would wait for: 1 to 11 % of
+      // a convolution, 6 % of the input gradient of 512 rows by 2048 x 2048 (Ice Lake, 2 cores).
+      const bool last = panel + 1 == columns_.panels;
+      b.next_c = last ? next.c : now.c;
+      b.next_column = last ? 0 : columns_.begin(panel + 1);
+      b.next_columns = last && next.rows < now.rows ? 0 : columns_.width(last ? 0 : panel + 1) * kLanes;
       kernel(width, now.rows)(b);
       b.panel = static_cast<const char*>(b.panel) + panel_bytes(r, panel);
     }

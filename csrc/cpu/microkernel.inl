@@ -20,6 +20,8 @@ struct Block {
   const float* start;  // N*kLanes, or null: add to what c holds
   int64_t tail;        // columns of the last vector that exist
   int rows;            // M
+  float* const* next_c;               // [M] and where the next block's results lie, to be fetched too
+  int64_t next_column, next_columns;
 };
 
 using MicroKernel = void (*)(const Block&);
@@ -73,6 +75,9 @@ struct F32 {
   static inline void fetch(const Block& b, int64_t k) {
 #pragma GCC unroll 12
     for (int m = 0; m < M; ++m) __builtin_prefetch(static_cast<const float*>(b.ahead[m]) + k);
+    if (k >= b.next_columns) return;
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) __builtin_prefetch(b.next_c[m] + b.next_column + k);
   }
 
   template <int N, int M>
