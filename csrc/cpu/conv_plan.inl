@@ -18,6 +18,7 @@ constexpr int64_t kMaxTaps = 96;                                  // in one bloc
 constexpr int64_t kAddressedRows = kTiles ? 32 : kMaxRows;        // in one block of rows
 constexpr int64_t kBandBytes = 192 << 10;
 constexpr int64_t kAccumulators = 32 << 10;  // float32, where results do not go to memory as they are
+constexpr int64_t kPassedResults = 64 << 10; // float32, of results in place that stay in the second-level cache
 constexpr int64_t kMaxColumns = 1024;        // of panels packed together
 constexpr int64_t kWholeColumns = 256;       // of those, where they hold the whole reduction
 
@@ -73,11 +74,13 @@ static inline int64_t reach(const Axis& axis, int64_t extent, bool padded) {
 
 // Panels to be packed together from a weight whose columns are contiguous, as in the input gradient of a linear layer:
 // its rows lie thousands of elements apart, and a panel alone would read 256 bytes of each. Many panels of few rows
-// read whole pages, as long as the results that all blocks pass over stay in the cache: 32 rows by 4096 x 4096 in two
-// thirds of the time (Ice Lake, 2 cores).
-static inline int64_t panels_of_long_rows(const Problem& p) {
+// read whole pages, as long as the results that all blocks pass over stay in the cache. Where rows are many, four: the
+// activations, which each block of panels passes over, then travel as often as the results.
+static inline int64_t panels_of_long_rows(const Problem& p, bool in_place) {
   if (p.taps() != 1 || p.b.weight_steps.column != 1) return 1;
-  return max(1, min(kMaxPanels, kAccumulators / (p.rows() * kMaxVectors * kLanes)));
+  const int64_t width = kMaxVectors * kLanes, results = in_place ? kPassedResults : kAccumulators;
+  const int64_t panels = max(in_place ? 4 : 1, results / (p.rows() * width));
+  return min(min(panels, kMaxPanels), ceil_div(p.columns, width));
 }
 
 // Splits work over threads so that the slowest finishes first. Unit: one vector of columns times one row and channel.
@@ -118,7 +121,7 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
   const int64_t panel_rows = kPanelBytes / (kMaxVectors * kLanes * (plan.kernel == Kernel::pairs ? 2 : 4));
   plan.tap_blocks = max(1, ceil_div(taps, kMaxTaps));
   plan.tap_block = ceil_div(taps, plan.tap_blocks);
-  const int64_t long_rows = plan.kernel == Kernel::f32 ? panels_of_long_rows(p) : 1;
+  const int64_t long_rows = plan.kernel == Kernel::f32 ? panels_of_long_rows(p, plan.in_place) : 1;
   const int64_t deepest = panel_rows / max(1, plan.tap_block) / long_rows / 16 * 16;
   plan.k_blocks = max(1, ceil_div(p.depth, deepest));
   plan.k_block = plan.k_blocks == 1 ? p.depth : round_up(ceil_div(p.depth, plan.k_blocks), 16);
