@@ -85,6 +85,10 @@ static inline void store_units(Unit* p, Vec units) {
   store(reinterpret_cast<float*>(p), units);
 }
 
+// Positions of a line that are packed side by side, a quarter of the line apart: as many streams, which the hardware
+// fetches ahead. One by one, packing waited for memory: 1 to 8 % of a call (Ice Lake, 2 cores).
+constexpr int64_t kStreams = 4;
+
 // Channels side by side in memory. Position by position through all panels: rows of x that lie a power of two apart
 // would push each other out of the cache if every panel went over all of them. Panels of one vector go one by one: they
 // are many places to store to, and use up the cache lines that they read. Pairs, with half a line each, do not.
@@ -101,22 +105,25 @@ static void pack_channels(const Line<Units>& line, const Panels<typename Units::
     }
     return;
   }
+  const int64_t positions = line.columns * line.units, stretch = ceil_div(positions, kStreams);
   for (int64_t channel = 0; channel < panels.channels; channel += together, first += panels.step) {
     const int64_t end = smaller(panels.channels, channel + together);
-    for (int64_t k = 0; k < line.columns; ++k) {
-      for (int64_t unit = 0; unit < line.units; ++unit) {
-        const int64_t slot = line.slot + k * line.units + unit;
-        const auto* p = line.at(k, unit) + channel;
-        const auto* partner = line.partner_of(p, unit);
-        typename Units::Unit* panel = first;
-        for (int64_t c = channel; c < end; c += panels.width, panel += panels.step) {
-          const int64_t left = end - c, width = panels.padded(left);
-          for (int64_t v = 0; v < width; v += kLanes) {
-            const auto* const second = partner == nullptr ? nullptr : partner + v;
-            store_units(panel + slot * width + v, Units::load_some(p + v, second, smaller(left, width) - v));
+    for (int64_t position = 0; position < stretch; ++position) {
+      const typename Units::Element *from[kStreams], *partner[kStreams];
+      int64_t streams = 0;
+      for (int64_t at = position; at < positions; at += stretch, ++streams) {
+        from[streams] = line.at(at / line.units, at % line.units) + channel;
+        partner[streams] = line.partner_of(from[streams], at % line.units);
+      }
+      typename Units::Unit* panel = first;
+      for (int64_t c = channel; c < end; c += panels.width, panel += panels.step) {
+        const int64_t left = end - c, width = panels.padded(left);
+        for (int64_t v = 0; v < width; v += kLanes) {
+          for (int64_t i = 0; i < streams; ++i) {
+            const int64_t slot = line.slot + position + i * stretch, offset = c - channel + v;
+            const auto* const second = partner[i] == nullptr ? nullptr : partner[i] + offset;
+            store_units(panel + slot * width + v, Units::load_some(from[i] + offset, second, smaller(left, width) - v));
           }
-          p += panels.width;
-          if (partner != nullptr) partner += panels.width;
         }
       }
     }
