@@ -105,7 +105,9 @@ static void pack_channels(const Line<Units>& line, const Panels<typename Units::
     }
     return;
   }
-  const int64_t positions = line.columns * line.units, stretch = ceil_div(positions, kStreams);
+  // Narrow rows are stored as whole vectors, what is too much of one being overwritten by the next: in order, then.
+  const int64_t positions = line.columns * line.units;
+  const int64_t stretch = panels.width % kLanes == 0 ? ceil_div(positions, kStreams) : positions;
   for (int64_t channel = 0; channel < panels.channels; channel += together, first += panels.step) {
     const int64_t end = smaller(panels.channels, channel + together);
     for (int64_t position = 0; position < stretch; ++position) {
