@@ -18,7 +18,7 @@ constexpr int64_t kMaxTaps = 96;                                  // in one bloc
 constexpr int64_t kAddressedRows = kTiles ? 32 : kMaxRows;        // in one block of rows
 constexpr int64_t kBandBytes = 192 << 10;
 constexpr int64_t kAccumulators = 32 << 10;  // float32, where results do not go to memory as they are
-constexpr int64_t kPassedResults = 64 << 10; // float32, of results in place that stay in the second-level cache
+constexpr int64_t kPassedResults = 64 << 10;  // float32, of results in place that stay in the second-level cache
 constexpr int64_t kMaxColumns = 1024;        // of panels packed together
 constexpr int64_t kWholeColumns = 256;       // of those, where they hold the whole reduction
 

@@ -20,7 +20,7 @@ struct Block {
   const float* start;  // N*kLanes, or null: add to what c holds
   int64_t tail;        // columns of the last vector that exist
   int rows;            // M
-  float* const* next_c;               // [M] and where the next block's results lie, to be fetched too
+  float* const* next_c;  // [M] rows of the next block's result, to be fetched too: `next_columns` from `next_column` on
   int64_t next_column, next_columns;
 };
 
