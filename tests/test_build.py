@@ -114,7 +114,8 @@ def test_wheel_from_the_sdist_holds_the_package_and_nothing_else(tree, tmp_path)
     package = files("edgepop_kernels", under=tree.root)
     (archive,) = (tree.root / "dist").iterdir()
     with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Python before 3.10.12 and 3.11.4
+        tar.extractall(tmp_path)
     tree.root = tmp_path / archive.name.removesuffix(".tar.gz")
     tree.hook("build_wheel('dist')")
     (wheel,) = (tree.root / "dist").iterdir()
