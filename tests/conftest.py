@@ -17,6 +17,9 @@ if not torch.cuda.is_available():
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 
+# The bounds of float32 are those of float32 products; a GPU's convolutions take tf32 by default, 2^-11 a factor.
+torch.backends.cudnn.allow_tf32 = False
+
 
 @pytest.fixture(autouse=True)
 def _seed():
