@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from isa import INSTRUCTION_SETS
 
 import edgepop_kernels as ek
 from edgepop_kernels import _native, doctor
@@ -47,6 +48,22 @@ def test_an_unknown_instruction_set_is_reported_and_not_raised(monkeypatch):
     monkeypatch.setenv("EDGEPOP_ISA", "sse9")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "EDGEPOP_ISA=sse9" in fact("native module", done.stdout)
+
+
+@pytest.mark.parametrize("rule", ["Bernoulli()", "Threshold(0.5)", "TopK(0.5)"])
+def test_an_unknown_instruction_set_is_an_error_in_whatever_comes_first(monkeypatch, rule):
+    code = f"import torch, edgepop_kernels as ek; ek.mask(torch.randn(99_999), ek.{rule})"
+    monkeypatch.setenv("EDGEPOP_ISA", "sse9")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "RuntimeError: EDGEPOP_ISA=sse9: allowed are" in done.stderr
+
+
+def test_an_empty_instruction_set_names_none(monkeypatch):
+    monkeypatch.setenv("EDGEPOP_ISA", "")
+    code = "from edgepop_kernels import _native; print(_native.isa())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] in INSTRUCTION_SETS
 
 
 def test_doctor_needs_no_extra():

@@ -148,6 +148,8 @@ BASE = Case()
 KERNELS = [(1, 1), (2, 2), (5, 5), (7, 7), (1, 5), (7, 2)]
 DILATED = [((1, 1), (2, 3)), ((2, 2), (2, 1)), ((3, 2), (2, 2))]
 HUGE_WINDOW = replace(BASE, batch=1, dilation=(50, 50), padding=(50, 50), size=(104, 104), x="nchw")
+# The same of few channels, whose taps of a kernel row are read together.
+LONG_ROWS = replace(HUGE_WINDOW, channels=(15, 5), size=(330, 40), kernel=(2, 12), dilation=(300, 1), padding=(0, 0))
 TYPES = (F32, BF16, F16)
 NAMED = [
     BASE,
@@ -178,6 +180,7 @@ NAMED = [
     replace(BASE, kernel=(16, 16), stride=(16, 16), padding=(0, 0), size=(33, 32), channels=(3, 20)),
     replace(HUGE_WINDOW, channels=(40, 33)),
     replace(HUGE_WINDOW, channels=(40, 40), groups=40),
+    *(replace(LONG_ROWS, dtype=d, x=x, y=x) for d in TYPES for x in ("nchw", "nhwc")),
     # Strided depthwise gradients go a few images at a time through all phases: 2, 2 and 1 of these, 102 KB each.
     replace(BASE, batch=5, channels=(64, 64), groups=64, size=(39, 40), stride=(2, 2)),
     replace(BASE, batch=2, channels=(300, 70), size=(7, 7)),
@@ -372,6 +375,17 @@ def test_gradient_of_no_images(groups):
     _, dy, weight, scores, _ = _tensors(case)
     scores, cut, _ = _cut(case, scores)
     assert _backward_input(case, dy, weight, scores, cut).shape == (0, 4, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_of_no_channels_nothing_comes(dtype):
+    for channels in ((0, 3), (3, 0)):
+        case = replace(BASE, channels=channels, dtype=dtype)
+        x, dy, weight, scores, bias = _tensors(case)
+        cut = torch.tensor([0, -1])
+        y = _forward(case, x, weight, scores, cut, bias)
+        assert torch.equal(y, bias.to(dtype)[:, None, None].expand_as(y))
+        assert not _backward_input(case, dy, weight, scores, cut).count_nonzero()
 
 
 def test_without_inputs_only_the_bias_is_left():

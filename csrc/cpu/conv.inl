@@ -128,6 +128,7 @@ class Share {
   }
 
   void pack_panels(const Reduction& r) {
+    if (r.taps == 0 || r.depth == 0) return;
     const Slab all = {group_ * p_.group_column + columns_.first,
                       columns_.count,
                       group_ * p_.group_k + r.k,
@@ -160,7 +161,7 @@ class Share {
   // at a time as the stage has room for.
   void pack_pairs(const Slab& slab, int64_t width, char* out) {
 #if defined(__AVX512BF16__)
-    if (slab.taps == 0 || slab.depth == 0 || pack_paired(p_, slab, width, reinterpret_cast<bf16*>(out))) return;
+    if (pack_paired(p_, slab, width, reinterpret_cast<bf16*>(out))) return;
     const int64_t step = kStageRows / max(1, slab.taps) / 2 * 2;
     const int64_t tap_size = round_up(slab.depth, 2) * width;
     for (int64_t k = 0; k < slab.depth; k += step) {
@@ -321,10 +322,10 @@ static void run_problems(int64_t count, int threads, const MakeProblem& make_pro
     for (int64_t i = 0; i < count; ++i) {
       Problem p = make_problem(i, true);
       if (p.rows() == 0 || p.columns == 0) continue;
-      Plan plan;
-      if (!make_plan(p, threads, plan)) {
+      Plan plan = {};
+      if (!make_plan(p, threads, false, plan)) {
         p = make_problem(i, false);
-        make_gathering_plan(p, threads, plan);
+        make_plan(p, threads, true, plan);
       }
       for (int64_t share = thread; share < plan.shares(); share += workers) Share(p, plan, workspace).run(share);
     }

@@ -103,19 +103,22 @@ static void split(const Problem& p, int threads, Plan& plan) {
   }
 }
 
-// False if the problem needs a band that would not fit kBandBytes.
-static bool make_plan(const Problem& p, int threads, Plan& plan) {
+// False if the problem needs a band that would not fit kBandBytes: windows as wide as a dilation of hundreds makes them.
+// With `gather` there is none, every row being gathered element by element.
+static bool make_plan(const Problem& p, int threads, bool gather, Plan& plan) {
   const int64_t taps = p.taps();
   const bool few_channels = !p.channelwise && p.depth < 16 && taps > 1;
   const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.channelwise);
   const bool joins = p.w.spread == 1 && p.w.taps * p.depth <= kStageRows && taps <= kMaxTaps;
-  plan.access = !few_channels ? Access::taps : joins ? Access::kernel_rows : Access::gathered;
+  plan.access = gather || (few_channels && !joins) ? Access::gathered
+                : few_channels                     ? Access::kernel_rows
+                                                   : Access::taps;
   const bool gathered = plan.access == Access::gathered;
   const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !gathered && !p.channelwise;
   plan.kernel = p.channelwise ? Kernel::channelwise : pairs ? Kernel::pairs : Kernel::f32;
   const bool reads_float = plan.kernel == Kernel::f32 ? !gathered : p.channelwise && p.depth > 1;
   plan.padded = plan.access == Access::kernel_rows;
-  plan.band = taps > 0 && (plan.padded || !adjacent || (reads_float && p.in.dtype != DType::f32));
+  plan.band = !gather && taps > 0 && (plan.padded || !adjacent || (reads_float && p.in.dtype != DType::f32));
   plan.in_place = p.out.dtype == DType::f32 && (p.out.stride[1] == 1 || p.columns == 1);
 
   const int64_t panel_rows = kPanelBytes / (kMaxVectors * kLanes * (plan.kernel == Kernel::pairs ? 2 : 4));
@@ -158,16 +161,6 @@ static bool make_plan(const Problem& p, int threads, Plan& plan) {
                : plan.blocks() == 1 ? 1
                                     : max(1, accumulated_rows / plan.tiles.rows());
   return true;
-}
-
-// The plan for windows too wide for a band (a dilation of hundreds): every row gathered, element by element.
-static void make_gathering_plan(const Problem& p, int threads, Plan& plan) {
-  Problem adjacent = p;
-  adjacent.in.stride[1] = 1;
-  adjacent.in.dtype = DType::f32;
-  make_plan(adjacent, threads, plan);
-  plan.access = Access::gathered;
-  plan.band = plan.padded = false;
 }
 
 }  // namespace edgepop::cpu::EDGEPOP_ISA::brgemm

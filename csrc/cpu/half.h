@@ -54,13 +54,6 @@ static inline void from_float(float a, f16* out) {
   out->bits = static_cast<uint16_t>(sign | rest);
 }
 
-template <class T>
-static inline T rounded(float a) {
-  T out;
-  from_float(a, &out);
-  return out;
-}
-
 // Calls run(T{}) with the type that `dtype` names.
 template <class Run>
 static inline void with_type(DType dtype, const Run& run) {

@@ -81,6 +81,7 @@ struct Choice {
 
 Choice choose() {
   const char* named = std::getenv("EDGEPOP_ISA");
+  if (named != nullptr && *named == '\0') named = nullptr;  // set to nothing: not set
   std::string passed_over, allowed;
   for (const Entry& entry : kWidestFirst) {
     allowed += std::string(allowed.empty() ? "" : ", ") + entry.name;

@@ -363,9 +363,8 @@ static inline void with_packer(const Problem& p, const Slab& slab, int64_t width
   });
 }
 
-// Writes slab.taps * slab.depth rows of `width` floats, not rounded.
+// Writes slab.taps * slab.depth rows, at least one, of `width` floats, not rounded.
 static void pack(const Problem& p, const Slab& slab, int64_t width, float* out) {
-  if (slab.taps == 0 || slab.depth == 0) return;
   with_packer(p, slab, width, [&](const auto& packer) { packer.pack(out); });
 }
 
@@ -373,7 +372,6 @@ static void pack(const Problem& p, const Slab& slab, int64_t width, float* out) 
 // weight: panel by panel, a run of each row was 256 bytes.
 static void pack(const Problem& p, const Slab& slab, const Columns& panels, float* out) {
   const int64_t rows = slab.taps * slab.depth;
-  if (rows == 0) return;
   if (layout_of(p, slab) == Layout::columns) {
     with_packer(p, slab, 0, [&](const auto& packer) { packer.straight(panels, out); });
     return;

@@ -18,13 +18,14 @@ uint32_t read(const std::vector<Range>& ranges, int threads) {
   int64_t count = 0;
   for (const Range& range : ranges) count += range.count;
   threads = static_cast<int>(std::min<int64_t>(threads, 1 + count / kScoresPerThread));
+  const Kernels& our = kernels();  // may throw, which inside the parallel region would end the process
   uint32_t all = 0;
 #pragma omp parallel num_threads(threads) reduction(| : all) if (threads > 1)
   for (const Range& range : ranges) {
     const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
     const int64_t end = range.count * (me + 1) / team;
     for (int64_t begin = range.count * me / team; begin < end; begin += kPiece) {
-      all |= kernels().select.read(range.scores + begin, std::min(kPiece, end - begin));
+      all |= our.select.read(range.scores + begin, std::min(kPiece, end - begin));
     }
   }
   return all;

@@ -7,10 +7,10 @@ namespace {
 constexpr int kUnroll = kBlock / kLanes;
 // Reading ahead doubles a streaming pass on machines whose own prefetcher stops at a page; an address past the end
 // is harmless.
-constexpr int64_t kAhead = 2048 / sizeof(float);
+constexpr int64_t kScanAhead = 2048 / sizeof(float);
 
 inline void prefetch_block(const float* p) {
-  for (int64_t i = 0; i < kBlock; i += 16) __builtin_prefetch(p + kAhead + i);
+  for (int64_t i = 0; i < kBlock; i += 16) __builtin_prefetch(p + kScanAhead + i);
 }
 
 inline int32_t code_at(Of of, const float* p) { return code_of_bits(of, float_bits(*p)); }

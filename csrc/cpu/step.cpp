@@ -20,24 +20,25 @@ Elements from(const Elements& e, int64_t begin) {
   return {e.value + begin, e.grad + begin, {at(e.moments[0]), at(e.moments[1]), at(e.moments[2])}};
 }
 
-void update(const Parameter& p, int64_t begin, int64_t end) {
+void update(const UpdateKernels& our, const Parameter& p, int64_t begin, int64_t end) {
   const Elements elements = from(p.elements, begin);
   if (const Sgd* sgd = std::get_if<Sgd>(&p.update)) {
-    kernels().update.sgd(*sgd, elements, end - begin);
+    our.sgd(*sgd, elements, end - begin);
   } else {
-    kernels().update.adam(std::get<Adam>(p.update), elements, end - begin);
+    our.adam(std::get<Adam>(p.update), elements, end - begin);
   }
 }
 
-Tally update_scan(const Parameter& p, int64_t begin, int64_t n, Of of, Bracket bracket, int32_t* inside) {
+Tally update_scan(const UpdateKernels& our, const Parameter& p, int64_t begin, int64_t n, Of of, Bracket bracket,
+                  int32_t* inside) {
   const Elements elements = from(p.elements, begin);
   if (const Sgd* sgd = std::get_if<Sgd>(&p.update)) {
-    return kernels().update.sgd_scan(*sgd, elements, n, of, bracket, inside);
+    return our.sgd_scan(*sgd, elements, n, of, bracket, inside);
   }
-  return kernels().update.adam_scan(std::get<Adam>(p.update), elements, n, of, bracket, inside);
+  return our.adam_scan(std::get<Adam>(p.update), elements, n, of, bracket, inside);
 }
 
-void update_all(const Parameter* first, const Parameter* last, int threads) {
+void update_all(const UpdateKernels& our, const Parameter* first, const Parameter* last, int threads) {
   std::vector<Piece> pieces;
   int64_t count = 0;
   for (const Parameter* p = first; p != last; ++p) {
@@ -48,16 +49,17 @@ void update_all(const Parameter* first, const Parameter* last, int threads) {
   }
   threads = static_cast<int>(std::min<int64_t>(threads, 1 + count / kElementsPerThread));
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (size_t i = 0; i < pieces.size(); ++i) update(*pieces[i].parameter, pieces[i].begin, pieces[i].end);
+  for (size_t i = 0; i < pieces.size(); ++i) update(our, *pieces[i].parameter, pieces[i].begin, pieces[i].end);
 }
 
 }  // namespace
 
 void step(const std::vector<Parameter>& parameters, const std::vector<Ranking>& rankings, int threads) {
+  const UpdateKernels& our = kernels().update;  // may throw, which inside a parallel region would end the process
   const Parameter* const ranked = parameters.data();
-  update_all(ranked + rankings.size(), ranked + parameters.size(), threads);
+  update_all(our, ranked + rankings.size(), ranked + parameters.size(), threads);
   select(rankings, threads, [&](size_t i, int64_t begin, int64_t n, Bracket bracket, int32_t* inside) {
-    return update_scan(ranked[i], begin, n, rankings[i].of, bracket, inside);
+    return update_scan(our, ranked[i], begin, n, rankings[i].of, bracket, inside);
   });
 }
 

@@ -23,8 +23,8 @@ struct SgdStep {
 
   void operator()(int64_t i, int64_t n) const {
     const bool remembers = s.momentum != 0.0f;
-    __builtin_prefetch(e.grad + i + kAhead);
-    if (remembers) __builtin_prefetch(e.moments[0] + i + kAhead);
+    __builtin_prefetch(e.grad + i + kScanAhead);
+    if (remembers) __builtin_prefetch(e.moments[0] + i + kScanAhead);
     Vec p = load_lanes(e.value + i, n), b = zero();
     if (remembers && !s.first) b = load_lanes(e.moments[0] + i, n);
     update<VecMath>(s, load_lanes(e.grad + i, n), &p, &b);
@@ -40,9 +40,9 @@ struct AdamStep {
   void operator()(int64_t i, int64_t n) const {
     float *const m_at = e.moments[0] + i, *const v_at = e.moments[1] + i;
     const bool amsgrad = e.moments[2] != nullptr;
-    __builtin_prefetch(e.grad + i + kAhead);
-    __builtin_prefetch(m_at + kAhead);
-    __builtin_prefetch(v_at + kAhead);
+    __builtin_prefetch(e.grad + i + kScanAhead);
+    __builtin_prefetch(m_at + kScanAhead);
+    __builtin_prefetch(v_at + kScanAhead);
     Vec p = load_lanes(e.value + i, n), m = load_lanes(m_at, n), v = load_lanes(v_at, n), largest = zero();
     if (amsgrad) largest = load_lanes(e.moments[2] + i, n);
     update<VecMath>(s, load_lanes(e.grad + i, n), &p, &m, &v, amsgrad ? &largest : nullptr);

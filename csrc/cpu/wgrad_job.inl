@@ -7,7 +7,7 @@ namespace edgepop::cpu::EDGEPOP_ISA {
 // Sums of one task, and the panels of a block on either side of it. More than the second-level cache holds of all
 // three is no loss: each is passed over in order, once per block.
 constexpr int64_t kTaskBytes = 768 * 1024;
-constexpr int64_t kPanelBytes = 512 * 1024;
+constexpr int64_t kSideBytes = 512 * 1024;
 // A plane of weights of at most this size (64 x 64 x 3 x 3) is one task and too few for many threads: the blocks of
 // pixels are cut into shares then, each with sums of its own: 1.5 MB of partial sums at most, whatever the layer.
 constexpr int64_t kSharedPlaneBytes = 192 * 1024;
@@ -72,9 +72,9 @@ static int64_t panel_units(const Job& job, const Operand& side) {
 static void choose_task(Job& job, int threads) {
   const auto fit = [](int64_t bytes, int64_t units) { return larger(1, bytes / (units * 4)); };
   const int64_t tiles = fit(kTaskBytes, job.tile_floats);
-  const int64_t panels = smaller(tiles, fit(kPanelBytes, panel_units(job, job.lane_side)));
+  const int64_t panels = smaller(tiles, fit(kSideBytes, panel_units(job, job.lane_side)));
   job.task_lanes = even_block(job.lane_tiles, panels);
-  const int64_t row_panels = fit(kPanelBytes, panel_units(job, job.row_side));
+  const int64_t row_panels = fit(kSideBytes, panel_units(job, job.row_side));
   job.task_rows = smaller(tiles / job.task_lanes, job.channelwise ? tiles : row_panels * kPanelTiles);
   job.task_rows = even_block(job.row_tiles, larger(1, job.task_rows));
   const bool shared = job.plane_tiles() * job.tile_floats * 4 <= kSharedPlaneBytes;

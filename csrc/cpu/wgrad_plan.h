@@ -97,7 +97,6 @@ struct Walk {
   int64_t blocks;
 
   int64_t unit_blocks() const { return ceil_div(units, unit_block); }
-  int64_t positions_per_block() const { return unit_block * h.block * w.block; }
 };
 
 // One block of the walk.
