@@ -116,14 +116,14 @@ class MaskedConv2d(torch.autograd.Function):
         return dx, dw, ds, None, None, None, db, None, None, None, None
 
 
-class KeptTotal(torch.autograd.Function):
-    """The number of kept weights, float32 scalar, as the sum of the straight-through mask: dS = g * map'(S)."""
+class StraightThrough(torch.autograd.Function):
+    """A mask of the scores' shape, or the number of weights it keeps, in float32: dS = g * map'(S)."""
 
     @staticmethod
-    def forward(ctx, scores, count, of):
+    def forward(ctx, scores, mask_or_count, of):
         ctx.of = of
         ctx.save_for_backward(scores)
-        return count.to(torch.float32)
+        return mask_or_count.to(torch.float32)
 
     @staticmethod
     @once_differentiable

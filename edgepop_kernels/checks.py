@@ -12,6 +12,8 @@ _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def tensor(name, value):
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
 
 
 def rule(value):
@@ -19,17 +21,24 @@ def rule(value):
         raise TypeError(f"rule: expected one of {_RULES}, got {_shown(value)}")
 
 
-def mask_tensor(name, value):
+def mask_tensor(name, value, shape=None):
     tensor(name, value)
     if value.dtype != torch.bool:
         raise TypeError(f"{name}: expected a bool mask, got {value.dtype}")
+    if shape is not None and value.shape != shape:
+        raise ValueError(f"{name}: expected the weight's shape {tuple(shape)}, got {_shape(value)}")
+
+
+def packed_shape(shape):
+    """The shape of a packed mask of weights of ``shape``."""
+    return (-(-shape.numel() // 64) * 8 + 8,)
 
 
 def packed_bits(bits, shape):
     tensor("bits", bits)
     if bits.dtype != torch.uint8:
         raise TypeError(f"bits: expected packed uint8, got {bits.dtype}")
-    expected = -(-shape.numel() // 64) * 8 + 8
+    (expected,) = packed_shape(shape)
     if tuple(bits.shape) != (expected,) or not bits.is_contiguous():
         raise ValueError(
             f"bits: expected {expected} contiguous bytes for {shape.numel()} weights, got shape {tuple(bits.shape)}"
@@ -70,6 +79,9 @@ def _selection(name, value, device, rule):
     if value.of != rule.of:
         raise ValueError(f"{name}: it was selected with of={value.of!r}, the rule ranks of={rule.of!r}")
     data = value.bits if expected is Draw else value.data
+    if expected is Cut and (data.dtype != torch.int64 or data.shape != (2,) or not data.is_contiguous()):
+        found = f"{data.dtype} of shape {_shape(data)} and strides {data.stride()}"
+        raise ValueError(f"{name}: expected two contiguous int64, as select returns them, got {found}")
     if data.device != device:
         raise ValueError(f"{name}: expected it on the scores' device {device}, got {data.device}")
 

@@ -16,6 +16,7 @@ from .nn import (
     FusedSupermaskLinear,
     MaskedLayer,
 )
+from .nn.masked import past_no_forward
 from .rules import Frozen, Rule, Threshold, TopK
 from .sharing import layer_masks, unshare_selection
 
@@ -47,7 +48,7 @@ def convert(
 
     Weights, biases, hooks and identity stay; scores are new. hidden-networks' SubnetConv layers are taken
     too, with their scores and, where ``rule`` is None, their prune_rate (there the fraction kept). Raises ValueError
-    where a pattern in ``include`` or ``exclude`` matches no layer.
+    where there is no layer to convert, or a pattern in ``include`` or ``exclude`` matches none.
     """
     if method not in _METHODS:
         raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
@@ -63,6 +64,10 @@ def convert(
         for name, m in model.named_modules()
         if type(m) in (nn.Conv2d, nn.Linear) or _is_hidden_networks_layer(m)
     }
+    if not candidates:
+        raise ValueError(
+            "model: it has no nn.Conv2d or nn.Linear to convert; masked layers change their rule by layer.rule = ..."
+        )
     include, exclude = _patterns("include", include, candidates), _patterns("exclude", exclude, candidates)
     for name, module in candidates.items():
         if _matches(name, include) and not _matches(name, exclude):
@@ -116,9 +121,11 @@ def _is_hidden_networks_layer(module):
 def _materialize_layer(layer, mask):
     weight, bias = layer.effective_weight(mask), layer.effective_bias()
     plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    own = set(vars(layer)) | set(layer._parameters) | set(layer._buffers)
-    for name in own - set(vars(plain(1, 1, 1, device="meta"))) - {"weight", "bias"}:
-        delattr(layer, name)
+    for name in layer.added:
+        if name in vars(layer) or name in layer._parameters or name in layer._buffers:
+            delattr(layer, name)
+    for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is past_no_forward]:
+        del layer._forward_pre_hooks[key]
     layer.__class__ = plain
     layer.weight = nn.Parameter(weight)
     if bias is not None and bias is not layer.bias:

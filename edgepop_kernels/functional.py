@@ -156,7 +156,7 @@ def masked_linear(
 
     Gradients are straight-through (Ramanujan et al. 2020): see ``autograd``. Raises TypeError, ValueError.
     """
-    x = _autocast(x)
+    x, weight, bias = _autocast(x, weight, bias)
     checks.linear(x, weight, scores, rule, bias, cut)
     return MaskedLinear.apply(x, weight, *_masking(weight, scores, rule, cut), bias, update)
 
@@ -184,7 +184,7 @@ def masked_conv2d(
 
     scores, bias, cut, update, gradients, errors: as in ``masked_linear``.
     """
-    x = _autocast(x)
+    x, weight, bias = _autocast(x, weight, bias)
     stride, padding, dilation = checks.conv2d(x, weight, scores, rule, bias, stride, padding, dilation, groups, cut)
     unbatched = x.dim() == 3
     if unbatched:
@@ -199,12 +199,19 @@ def masked_conv2d(
     return y[0] if unbatched else y
 
 
-def _autocast(x):
+def _autocast(x, weight, bias):
+    """The operands as autocast wants them; a float32 weight stays, to be rounded after masking."""
     checks.tensor("x", x)
     device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64 or not x.is_floating_point():
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+    if not ops.autocasts(device) or x.dtype == torch.float64 or not x.is_floating_point():
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+    weight, bias = (t.to(dtype) if _of_other_half(t, dtype) else t for t in (weight, bias))
+    return x.to(dtype), weight, bias
+
+
+def _of_other_half(t, dtype):
+    return isinstance(t, torch.Tensor) and t.dtype in (torch.bfloat16, torch.float16) and t.dtype != dtype
 
 
 def _masking(weight, scores, rule, cut):

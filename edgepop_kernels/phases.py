@@ -34,6 +34,11 @@ def _turn(model, optimizer, masks):
     layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
     if not layers:
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
+    if masks:
+        for layer in layers:
+            layer.check_thaws()
+    if optimizer is not None:
+        _check_holds(optimizer, model, {p for layer in layers for p in layer.trained(masks)})
     before = {p: p.requires_grad for p in model.parameters()}
     if masks:
         for layer in layers:
@@ -45,14 +50,14 @@ def _turn(model, optimizer, masks):
     for p in turned.values():
         p.grad = None
     if optimizer is not None:
-        _clean(optimizer, turned)
+        for p in turned.values():
+            if not p.requires_grad:
+                optimizer.state.pop(p, None)
     return model
 
 
-def _clean(optimizer, turned):
+def _check_holds(optimizer, model, trained):
     held = {p for group in optimizer.param_groups for p in group["params"]}
-    for name, p in turned.items():
-        if p.requires_grad and p not in held:
-            raise ValueError(f"optimizer: it lacks {name}, which trains now; build it over all of model.parameters()")
-        if not p.requires_grad:
-            optimizer.state.pop(p, None)
+    for name, p in model.named_parameters():
+        if p in trained and p not in held:
+            raise ValueError(f"optimizer: it lacks {name}, which is to train; build it over all of model.parameters()")

@@ -42,6 +42,7 @@ class _SharedSelection:
         ]
 
     def select(self, model, args):
+        self._clear()  # a forward that was interrupted has left its cuts: torch calls no hook then
         layers = [m for m in self.layers if isinstance(m, MaskedLayer) and not isinstance(m.forward_rule(), _ALONE)]
         for layer in layers:
             layer.shared_cut = layer.known_cut()
@@ -55,8 +56,17 @@ class _SharedSelection:
         remember(layers, selections)
 
     def forget(self, model, args, output):
+        self._clear()
+
+    def _clear(self):
         for layer in self.layers:
             layer.shared_cut = None
+
+    def __setstate__(self, state):
+        # Layers keep their group out of their own state: copied alone, one would take its whole network along.
+        self.__dict__.update(state)
+        for layer in self.layers:
+            layer.group = self
 
     def selection_of(self, layer: MaskedLayer) -> Selection:
         """The selection of one layer, whose rule ranks it together with others."""
@@ -68,7 +78,7 @@ class _SharedSelection:
         for handle in self.handles:
             handle.remove()
         for layer in self.layers:
-            layer.group = None
+            layer.group = layer.shared_cut = None
 
 
 def share_selection(model: nn.Module) -> nn.Module:
@@ -76,9 +86,17 @@ def share_selection(model: nn.Module) -> nn.Module:
 
     Layers under a GlobalTopK rule need it. Layers added later are not seen: call it again. Sub-modules called on their
     own select for themselves; layers that a part of the model shares already stay with it. Returns the model;
-    ``unshare_selection`` undoes it.
+    ``unshare_selection`` undoes it. Raises ValueError for a model without masked layers, or with one that shares its
+    selection with a network outside of it.
     """
     unshare_selection(model)
+    inside = [m.__dict__[_SHARED] for m in model.modules() if _SHARED in m.__dict__]
+    for name, m in model.named_modules():
+        if isinstance(m, MaskedLayer) and m.group is not None and m.group not in inside:
+            raise ValueError(
+                f"model: its layer {name or 'itself'} shares its selection with a network outside of the model; call "
+                "unshare_selection on that first"
+            )
     if not any(isinstance(m, MaskedLayer) for m in model.modules()):
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
     setattr(model, _SHARED, _SharedSelection(model))

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import edgepop_kernels as ek
 from edgepop_kernels.testing.inputs import ConvCase, LinearCase
+from edgepop_kernels.testing.tolerances import assert_same_bits
 
 CASES = [LinearCase(rows=(6,), in_features=256, out_features=256), ConvCase(in_channels=64, out_channels=64)]
 
@@ -112,3 +113,40 @@ def test_native_scratch_is_far_below_the_weight():
     child = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     assert float(child.stdout) < 0.25
+
+
+LAZY = {
+    "negation": lambda t: torch._neg_view(-t),
+    "zeros": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
+}
+
+
+@pytest.mark.parametrize("name", ["x", "weight", "scores", "bias", "dy"])
+@pytest.mark.parametrize("lazy", LAZY)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: type(case).__name__)
+def test_memory_that_does_not_hold_the_values(case, lazy, name):
+    """As that of ``z.conj().imag``, whose sign torch leaves to whoever reads it."""
+    x, weight, scores, bias, dy = case.tensors()
+    given = {"x": x, "weight": weight, "scores": scores, "bias": bias, "dy": dy}
+    function = ek.masked_conv2d if isinstance(case, ConvCase) else ek.masked_linear
+    options = case.options if isinstance(case, ConvCase) else {}
+
+    def run(value):
+        x, weight, scores, bias, dy = (given | {name: value}).values()
+        leaves = [t.detach().requires_grad_() for t in (x, weight, scores, bias)]
+        y = function(*leaves[:3], ek.TopK(0.3, "raw"), leaves[3], **options)
+        return y, *torch.autograd.grad(y, leaves, dy)
+
+    value = LAZY[lazy](given[name])
+    plain = value.resolve_neg() if lazy == "negation" else torch.zeros(value.shape, dtype=value.dtype)
+    for found, expected in zip(run(value), run(plain), strict=True):
+        assert_same_bits(name, found, expected)
+
+
+def test_a_mask_of_scores_whose_memory_holds_their_negation():
+    scores = torch.randn(40, 30, dtype=torch.complex64).conj().imag
+    assert scores.is_neg()
+    rule = ek.TopK(0.3, "raw")
+    assert torch.equal(ek.mask(scores, rule), ek.mask(scores.resolve_neg(), rule))
+    both = ek.select_all([torch.randn(7), scores], [rule, rule])
+    assert torch.equal(both[1].data, ek.select(scores.resolve_neg(), rule).data)

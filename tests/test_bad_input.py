@@ -92,6 +92,12 @@ BAD = {
     "share without layers": (lambda: ek.share_selection(nn.Linear(2, 2)), ValueError, "model"),
     "init scale": (lambda: ek.init.kaiming_normal_(W.clone(), scale="half"), ValueError, "scale"),
     "init mode": (lambda: ek.init.kaiming_normal_(W.clone(), mode="fan"), ValueError, "mode"),
+    "cut dtype": (linear(cut=ek.Cut(torch.tensor([1.0, 2.0]), "abs")), ValueError, "cut"),
+    "cut size": (linear(cut=ek.Cut(torch.zeros(3, dtype=torch.int64), "abs")), ValueError, "cut"),
+    "cut strided": (linear(cut=ek.Cut(torch.zeros(2, 2, dtype=torch.int64)[:, 0], "abs")), ValueError, "cut"),
+    "hint dtype": (lambda: ek.select(S, RULE, ek.Cut(torch.zeros(1, dtype=torch.int8), "abs")), ValueError, "hint"),
+    "sparse x": (linear(x=M.to_sparse()), TypeError, "x"),
+    "sparse scores": (lambda: ek.select(M.to_sparse(), RULE), TypeError, "scores"),
     "init keep": (lambda: ek.init.signed_constant_(W.clone(), 1.0, scale="hidden-networks"), ValueError, "keep"),
     "init vector": (lambda: ek.init.kaiming_uniform_(torch.zeros(3)), ValueError, "weight"),
 }

@@ -1,5 +1,8 @@
 """Whole networks: convert, materialize, share_selection."""
 
+import copy
+import io
+import pickle
 from unittest import mock
 
 import pytest
@@ -8,6 +11,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 from edgepop_kernels import functional
+from edgepop_kernels.testing.tolerances import assert_close
 
 
 def network():
@@ -50,8 +54,35 @@ def test_convert_by_name(options, expected):
 def test_convert_a_single_layer_and_leave_subclasses():
     layer = nn.Linear(3, 4)
     assert isinstance(ek.convert(layer), ek.FusedSubnetLinear)
-    attention = ek.convert(nn.MultiheadAttention(8, 2))
-    assert fused(attention) == []  # its projection is read as a plain weight, not called
+    network = ek.convert(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8)))
+    assert fused(network) == ["1"]  # the attention's projection is read as a plain weight, not called
+
+
+def test_convert_that_converts_nothing_is_an_error():
+    for model in (nn.Sequential(nn.ReLU()), ek.convert(nn.Linear(3, 4)), nn.MultiheadAttention(8, 2)):
+        with pytest.raises(ValueError, match=r"^model: it has no nn\.Conv2d or nn\.Linear"):
+            ek.convert(model, ek.TopK(0.1))
+
+
+@pytest.mark.parametrize("method", ["subnet", "supermask", "sparse"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("build", [lambda layer: layer, lambda layer: nn.TransformerEncoder(layer, 2)])
+def test_a_transformer_is_masked_in_evaluation_too(method, shared, build):
+    """torch's inference reads the weights of its linear layers, without a call, where no hook is attached."""
+    torch.manual_seed(0)
+    model = build(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)).eval()
+    model = ek.convert(model, ek.TopK(0.2) if method != "supermask" else ek.Threshold(0.5), method=method)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and getattr(module, "scores", None) is not None:
+            nn.init.normal_(module.scores)
+    if shared:
+        ek.share_selection(model)
+    x, padding = torch.randn(3, 5, 16), torch.arange(5) >= torch.tensor([[5], [3], [4]])
+    trained = model(x, src_key_padding_mask=padding)
+    with torch.no_grad():
+        assert_close("y", model(x, src_key_padding_mask=padding)[~padding], trained[~padding], torch.float32)
+        assert_close("y", ek.materialize(model)(x, src_key_padding_mask=padding)[~padding], trained[~padding], x.dtype)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 class SubnetConv(nn.Conv2d):
@@ -113,3 +144,76 @@ def test_shared_selection_follows_the_scores_and_survives_errors():
     assert not torch.equal(before, after)
     torch.testing.assert_close(after, ek.unshare_selection(model)(x), rtol=0, atol=0)
     assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_materialize_leaves_what_is_not_ours():
+    layer = nn.Linear(3, 4)
+    layer.tag = "encoder"
+    layer.register_buffer("statistics", torch.ones(2))
+    seen = []
+    layer.register_forward_pre_hook(lambda *_: seen.append("called"))
+    ek.materialize(ek.convert(layer, method="supermask", mask_bias=True))
+    layer(torch.randn(2, 3))
+    assert type(layer) is nn.Linear and layer.tag == "encoder" and layer.statistics.sum() == 2 and seen == ["called"]
+
+
+def test_an_interrupted_forward_leaves_no_cut_behind():
+    class Interrupted(nn.Module):
+        on = False
+
+        def forward(self, x):
+            if self.on:
+                raise KeyboardInterrupt  # for which torch calls no hook
+            return x
+
+    model = ek.share_selection(nn.Sequential(ek.FusedSubnetLinear(8, 8), Interrupted(), ek.FusedSubnetLinear(8, 8)))
+
+    def interrupt():
+        model[1].on = True
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.randn(2, 8))
+        model[1].on = False
+        for layer in (model[0], model[2]):
+            layer.reset_scores()
+
+    x = torch.randn(2, 8)
+    interrupt()
+    expected = copy.deepcopy(model)
+    assert_close("y", model(x), ek.materialize(expected)(x), x.dtype)
+    interrupt()
+    ek.unshare_selection(model)
+    expected = copy.deepcopy(model)
+    assert_close("y", model(x), ek.materialize(expected)(x), x.dtype)
+    ek.share_selection(model)
+    interrupt()
+    ek.train_weights(model)
+    assert model(x).shape == x.shape
+
+
+def test_a_layer_is_copied_without_its_network():
+    model = ek.share_selection(nn.Sequential(ek.FusedSubnetLinear(4, 4), ek.FusedSubnetLinear(300, 300)))
+    file = io.BytesIO()
+    torch.save(model[0], file)
+    assert len(file.getvalue()) < 20_000  # the other layer takes 720,000
+    alone = copy.deepcopy(model[0])
+    assert alone.group is None
+    again = ek.share_selection(nn.Sequential(alone))
+    assert alone.group is not None and alone.group is not model[0].group and again[0] is alone
+    itself = ek.share_selection(ek.FusedSubnetLinear(4, 4))
+    for whole in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), itself):
+        layers = [m for m in whole.modules() if isinstance(m, ek.FusedSubnetLinear)]
+        copied = copy.deepcopy(whole)
+        both = [*layers, *(m for m in copied.modules() if isinstance(m, ek.FusedSubnetLinear))]
+        assert len({m.group for m in both}) == 2 and None not in {m.group for m in both}
+
+
+def test_layers_are_not_shared_from_within_and_without():
+    part = nn.Sequential(ek.FusedSubnetLinear(8, 8, rule=ek.GlobalTopK(0.3)))
+    model = nn.Sequential(part, ek.FusedSubnetLinear(8, 8, rule=ek.GlobalTopK(0.3)))
+    ek.share_selection(model)
+    with pytest.raises(ValueError, match=r"^model: its layer 0 shares its selection with a network outside"):
+        ek.share_selection(part)
+    ek.unshare_selection(model)
+    ek.share_selection(part)
+    ek.share_selection(model)  # the layer stays with its part
+    assert part[0].group is not model[1].group

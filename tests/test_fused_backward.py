@@ -617,3 +617,41 @@ def test_an_optimizer_that_lost_its_layers_says_so():
 def test_bad_arguments(kind, arguments, error, sentence):
     with pytest.raises(error, match=sentence):
         kind(**arguments, lr=0.1)
+
+
+def test_scores_of_two_layers_are_refused_before_they_change():
+    first, second = ek.FusedSubnetLinear(8, 8), ek.FusedSubnetLinear(8, 8)
+    second.scores = first.scores
+    model = nn.Sequential(first, nn.ReLU(), second)
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1, fused_backward=True)
+    before, y = first.scores.detach().clone(), model(torch.randn(3, 8))
+    with pytest.raises(RuntimeError, match="fused_backward: scores are used by 2 forwards"):
+        y.sum().backward()
+    assert torch.equal(first.scores, before)
+    del y
+    first(torch.randn(3, 8)).sum().backward()  # one of the layers alone is one use
+    optimizer.step()
+    assert not torch.equal(first.scores, before)
+
+
+def test_a_gradient_whose_memory_holds_its_negation():
+    """The second output's, of ``torch.complex(first, second).conj()``."""
+    trained, x = [], torch.randn(5, 8)
+    for fused_backward in (False, True):
+        torch.manual_seed(1)
+        model = nn.ModuleList([ek.FusedSubnetLinear(8, 4, bias=False), ek.FusedSubnetLinear(8, 4, bias=False)])
+        optimizer = ek.optim.ScoreSGD(model, lr=0.1, fused_backward=fused_backward)
+        z = torch.complex(model[0](x), model[1](x)).conj()
+        (torch.view_as_real(z.resolve_conj()) * torch.arange(40.0).view(5, 4, 2)).sum().backward()
+        optimizer.step()
+        trained.append([layer.scores.detach() for layer in model])
+    with ek.use_backend("reference"):
+        torch.manual_seed(1)
+        model = nn.ModuleList([ek.FusedSubnetLinear(8, 4, bias=False), ek.FusedSubnetLinear(8, 4, bias=False)])
+        optimizer = torch.optim.SGD([layer.scores for layer in model], lr=0.1)
+        z = torch.complex(model[0](x), model[1](x)).conj()
+        (torch.view_as_real(z.resolve_conj()) * torch.arange(40.0).view(5, 4, 2)).sum().backward()
+        optimizer.step()
+    for plain, fused, expected in zip(*trained, model, strict=True):
+        torch.testing.assert_close(plain, expected.scores.detach())
+        torch.testing.assert_close(fused, expected.scores.detach())

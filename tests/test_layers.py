@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgepop_kernels as ek
+from edgepop_kernels.testing.tolerances import assert_close
 
+X = torch.ones(4, 8)
 CONV = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "stride": 2, "padding": 1, "groups": 2}
 
 
@@ -152,3 +154,95 @@ def test_materialize_layer(build):
     x = torch.randn(2, 4, 6, 6)
     torch.testing.assert_close(plain(x), layer(x))
     assert torch.equal(plain.weight != 0, layer.mask())
+
+
+def test_a_mask_to_freeze_is_looked_at_first():
+    layer = ek.FusedSubnetLinear(8, 4)
+    for mask, error in ((torch.ones(3).bool(), ValueError), (torch.ones(8, 4).bool(), ValueError), (X, TypeError)):
+        with pytest.raises(error, match=r"^mask: expected"):
+            layer.freeze(mask)
+        assert layer.scores is not None and layer.rule == ek.TopK(0.5)
+
+
+def test_another_mask_for_a_frozen_layer():
+    layer = ek.FusedSubnetLinear(8, 4)
+    some, fewer = torch.rand(4, 8) < 0.5, torch.rand(4, 8) < 0.2
+    layer.train_weight(some)
+    layer.train_weight(fewer)
+    assert torch.equal(layer.mask(), fewer)
+    layer.freeze()
+    assert torch.equal(layer.mask(), fewer) and layer.scores is None
+    layer.freeze(some)
+    assert torch.equal(layer.mask(), some)
+
+
+def test_a_rule_is_looked_at_when_it_is_assigned():
+    layer = ek.FusedSupermaskLinear(8, 4, rescale=True)
+    with pytest.raises(ValueError, match=r"^rule: FusedSupermaskLinear takes one of"):
+        layer.rule = ek.TopK(0.3)
+    layer.rule = ek.Threshold(0.2)
+    layer.freeze(keep_scores=True)
+    with pytest.raises(ValueError, match=r"^rule: this layer is frozen"):
+        layer.rule = ek.Threshold(0.3)
+    layer.thaw()
+    assert layer.rule == ek.Threshold(0.2)
+    with pytest.raises(ValueError, match=r"^keep: "):
+        ek.FusedSubnetLinear(8, 4, keep=17, rule=ek.TopK(0.3))
+
+
+@pytest.mark.parametrize("build", [ek.FusedSubnetLinear, lambda i, o: ek.FusedSupermaskLinear(i, o, mask_bias=True)])
+@pytest.mark.parametrize("sizes", [(9, 16), (8, 17), (64, 2)], ids=str)
+@pytest.mark.parametrize("keep_scores", [False, True])
+def test_a_state_that_does_not_fit_changes_nothing(build, sizes, keep_scores):
+    """(64, 2) has as many weights, and as many packed bytes."""
+    layer, other = build(8, 16), build(*sizes)
+    other.freeze(keep_scores=keep_scores)
+    before, x = copy.deepcopy(layer), torch.randn(2, 8)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        layer.load_state_dict(other.state_dict())
+    assert layer.rule == before.rule and layer.state_dict().keys() == before.state_dict().keys()
+    assert torch.equal(layer.scores, before.scores) and layer(x).shape == (2, 16)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    "build",
+    [ek.FusedSubnetLinear, ek.FusedSparseLinear, lambda i, o: ek.FusedSupermaskLinear(i, o, mask_bias=True)],
+    ids=["subnet", "sparse", "supermask"],
+)
+def test_a_layer_is_frozen_or_not_as_the_one_that_was_saved(build, strict):
+    loose, frozen, x = build(8, 16), build(8, 16), torch.randn(3, 8)
+    frozen.freeze(torch.rand(16, 8) < 0.5, keep_scores=True)
+    states = [copy.deepcopy(m.state_dict()) for m in (loose, frozen)]
+    outputs = [m(x) for m in (loose, frozen)]
+    trained = [loose.scores is not None and loose.scores.requires_grad, False]
+    for layer in (loose, frozen):
+        for i in (0, 1, 0):
+            layer.load_state_dict(states[i], strict=strict)
+            assert torch.equal(layer(x), outputs[i])
+            assert (layer.scores is not None and layer.scores.requires_grad) == trained[i]
+
+
+def test_scores_follow_the_memory_format_in_any_dtype():
+    layer = ek.FusedSubnetConv(8, 6, 3).to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    assert layer.scores.dtype == torch.float32 and layer.weight.dtype == torch.bfloat16
+    assert layer.scores.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_takes_weights_of_either_half(dtype):
+    layer = ek.FusedSubnetLinear(40, 30).to(dtype)
+    other = torch.bfloat16 if dtype == torch.float16 else torch.float16
+    x = torch.randn(20, 40, requires_grad=True)
+    with torch.autocast("cpu", other):
+        y = layer(x)
+        expected = F.linear(x, layer.effective_weight(), layer.bias)
+    assert y.dtype == expected.dtype == other
+    assert_close("y", y, expected, torch.bfloat16)
+    y.sum().backward()
+    assert layer.scores.grad.count_nonzero() > 1000
+
+
+def test_on_meta_shapes_come_out():
+    layer = ek.FusedSubnetConv(3, 8, 3, device="meta")
+    assert layer(torch.randn(2, 3, 9, 9, device="meta")).shape == (2, 8, 7, 7)

@@ -9,7 +9,7 @@ from isa import INSTRUCTION_SETS, run_on
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels import functional, reference
+from edgepop_kernels import capture, functional, reference
 from edgepop_kernels.backends import native
 from edgepop_kernels.testing import inputs
 
@@ -418,3 +418,29 @@ def test_bad_arguments(arguments, error, sentence):
     arguments = {"params": [nn.Parameter(torch.ones(2))]} | arguments
     with pytest.raises(error, match=sentence):
         ek.optim.ScoreSGD(**arguments)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_gradient_whose_memory_holds_its_negation(name):
+    ours, theirs, options = PAIRS[name]
+    layer = score_layer(torch.randn(30, 20))
+    other = nn.Parameter(layer.scores.detach().clone())
+    optimizers = ours(nn.Sequential(layer), **options), theirs([other], **options)
+    for _ in range(3):
+        grad = torch.randn(30, 20)
+        layer.scores.grad, other.grad = torch._neg_view(-grad), grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(layer.scores.detach(), other.detach())
+
+
+def test_a_cut_of_a_graph_under_capture_only_starts_the_next(monkeypatch):
+    """Replays change scores, and torch's counter does not see it."""
+    layer = score_layer(torch.randn(30, 20))
+    optimizer = ek.optim.ScoreSGD(nn.Sequential(layer), lr=0.1)
+    layer.scores.grad = torch.randn(30, 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(capture, "capturing", lambda tensor: True)
+        optimizer.step()
+    assert layer.known_cut() is None
+    assert torch.equal(layer.hint().data, expected_cut(layer))

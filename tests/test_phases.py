@@ -125,3 +125,17 @@ def test_errors():
         ek.train_masks(frozen)
     with pytest.raises(ValueError, match=r"^model: ."):
         ek.train_masks(nn.Linear(2, 2))
+
+
+def test_a_turn_that_is_refused_changes_nothing():
+    model = network()
+    model[2].freeze()
+    before = {n: (p, p.requires_grad) for n, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="keep_scores"):
+        ek.train_masks(model)
+    with pytest.raises(ValueError, match=r"^optimizer: it lacks 0\.weight"):
+        ek.train_weights(model, torch.optim.SGD([model[0].scores], lr=0.1))
+    assert not isinstance(model[0].rule, ek.Frozen)
+    after = {n: (p, p.requires_grad) for n, p in model.named_parameters()}
+    assert before.keys() == after.keys() and all(before[n][0] is after[n][0] for n in before)
+    assert all(before[n][1] == after[n][1] for n in before)

@@ -1,6 +1,7 @@
 """Supermask layers against float64 autograd on the papers' expressions, and their life: convert, freeze, export."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -167,3 +168,18 @@ def test_non_affine_batch_norm():
     x = torch.randn(3, 4, 5, 5)
     torch.testing.assert_close(norm(x), plain(x))
     assert not list(norm.parameters()) and torch.equal(norm.running_mean, plain.running_mean)
+
+
+@pytest.mark.parametrize("of", ["sigmoid", "abs", "raw"])
+def test_a_bias_score_that_is_not_finite(of):
+    """NaN is never kept; the gradients of the others are theirs."""
+    layer = ek.FusedSupermaskLinear(3, 4, mask_bias=True, rule=ek.Threshold(0.5, of))
+    with torch.no_grad():
+        layer.bias_scores.copy_(torch.tensor([math.nan, math.inf, -math.inf, 2.0]))
+    y = layer(torch.zeros(1, 3))
+    kept = torch.tensor([False, True, of == "abs", True])
+    assert torch.equal(y[0], layer.bias * kept)
+    y.sum().backward()
+    slope = {"sigmoid": torch.tensor(2.0).sigmoid() * torch.tensor(-2.0).sigmoid(), "abs": 1.0, "raw": 1.0}[of]
+    torch.testing.assert_close(layer.bias_scores.grad[3], layer.bias[3] * slope)
+    assert layer.bias_scores.grad[1:].isfinite().all()

@@ -31,8 +31,13 @@ class MaskedLayer(nn.Module):
     rule     assign another to change it
     """
 
+    # What this class adds to an instance of torch's layer.
+    added: tuple[str, ...] = (
+        *("scores", "mask_bits", "_rule", "loose_rule", "shared_cut", "group"),
+        *("_last_cut", "_captured_cuts", "_known", "_updater"),
+    )
     rules: tuple[type, ...] = (Ranked, Threshold, Bernoulli)  # what a layer of this kind takes
-    rule: Rule
+    _rule: Rule
     loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
     shared_cut: Selection | None = None  # this forward's selection, set by share_selection
     group = None  # what share_selection put this layer in
@@ -49,12 +54,28 @@ class MaskedLayer(nn.Module):
         self.reset_scores()
 
     def _take_rule(self, rule):
+        self._check_rule(rule)
+        self._rule = rule
+        self.register_buffer("mask_bits", None)
+
+    def _check_rule(self, rule):
         checks.rule(rule)
         if not isinstance(rule, self.rules):
             allowed = ", ".join(kind.__name__ for kind in Rule.__args__ if issubclass(kind, self.rules))
             raise ValueError(f"rule: {type(self).__name__} takes one of {allowed}, got {rule}")
-        self.rule = rule
-        self.register_buffer("mask_bits", None)
+
+    @property
+    def rule(self) -> Rule:
+        """What decides the mask; ``Frozen()`` after ``freeze``. Raises ValueError for a rule that a layer of this kind
+        does not take, and for any while it is frozen."""
+        return self._rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        self._check_rule(rule)
+        if isinstance(self._rule, Frozen):
+            raise ValueError(f"rule: this layer is frozen; call thaw() before it takes {rule}")
+        self._rule = rule
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -105,8 +126,11 @@ class MaskedLayer(nn.Module):
 
     def know(self, cut: Cut, scores: torch.Tensor) -> None:
         """Takes the cut under this layer's rule of ``scores`` as they stand, from who wrote them: while these are what
-        the layer ranks, and neither they nor the rule change, forwards select nothing."""
-        known = _Known(cut, self.rule, scores, scores._version, scores.data_ptr())
+        the layer ranks, and neither they nor the rule change, forwards select nothing. Of a CUDA graph under capture
+        only a warm start remains: replays write scores that no version counts."""
+        known = None
+        if not capture.capturing(scores):
+            known = _Known(cut, self.rule, scores, scores._version, scores.data_ptr())
         self.__dict__.update(_known=known, _last_cut=cut)  # nn.Module's own way takes 4 us, each layer and step
 
     def known_cut(self) -> Cut | None:
@@ -120,7 +144,7 @@ class MaskedLayer(nn.Module):
 
     def forget(self) -> None:
         """Drops what earlier cuts say: to be called after writes that torch's version counter does not see, those
-        through ``scores.data`` and of other processes."""
+        through ``scores.data``, of other processes, and of a ``torch.cuda.CUDAGraph`` replayed by hand."""
         self._known = self._last_cut = None
 
     def hint(self) -> Cut | None:
@@ -155,27 +179,47 @@ class MaskedLayer(nn.Module):
         more. Layers under GlobalTopK hang together and are frozen by ``train_weights(model)``.
 
         The scores are dropped, or with ``keep_scores`` set aside, untrained, until ``thaw``. A weight that trains
-        gets its gradient only where it is kept.
+        gets its gradient only where it is kept. mask: bool, of the weight's shape; also for a layer that is frozen
+        already. Raises TypeError, ValueError.
         """
-        if not isinstance(self.rule, Frozen):
-            if mask is None and isinstance(self.rule, GlobalTopK):
+        frozen = isinstance(self.rule, Frozen)
+        if mask is not None:
+            checks.mask_tensor("mask", mask, self.weight.shape)
+            self.mask_bits = functional.pack_mask(mask.to(self.weight.device))
+        elif not frozen:
+            if isinstance(self.rule, GlobalTopK):
                 raise ValueError("rule: layers under GlobalTopK are frozen together; call train_weights(model)")
-            self.mask_bits = self.packed_mask() if mask is None else functional.pack_mask(mask)
-            self.loose_rule, self.rule, self._last_cut = self.rule, Frozen(), None
+            self.mask_bits = self.packed_mask()
+        if not frozen:
+            self._be_frozen()
         if not keep_scores:
             self.scores = self.loose_rule = None
         elif self.scores is not None:
             self.scores.requires_grad_(False)
 
+    def _be_frozen(self):
+        self.loose_rule, self._rule = self._rule, Frozen()
+        self._last_cut = self.shared_cut = None
+
     def thaw(self) -> None:
         """Undoes ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
+        self.check_thaws()
         if not isinstance(self.rule, Frozen):
             return
-        if self.loose_rule is None:
-            raise ValueError("thaw: this layer's scores were dropped by freeze(); freeze it with keep_scores=True")
-        self.rule, self.loose_rule, self.mask_bits = self.loose_rule, None, None
+        self._rule, self.loose_rule, self.mask_bits = self.loose_rule, None, None
         if self.scores is not None:
             self.scores.requires_grad_()
+
+    def check_thaws(self) -> None:
+        """Raises ValueError where ``thaw`` would."""
+        if isinstance(self.rule, Frozen) and self.loose_rule is None:
+            raise ValueError("thaw: this layer's scores were dropped by freeze(); freeze it with keep_scores=True")
+
+    def trained(self, masks: bool) -> list[nn.Parameter]:
+        """What trains after ``train_mask``, with ``masks``, or after ``train_weight``."""
+        if masks:
+            return [self.scores]
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def train_mask(self) -> None:
         """Scores train, the weight stands still; see ``train_masks``."""
@@ -186,9 +230,8 @@ class MaskedLayer(nn.Module):
     def train_weight(self, mask: torch.Tensor) -> None:
         """Weight and bias train under ``mask``, the scores stand still; see ``train_weights``."""
         self.freeze(mask, keep_scores=True)
-        self.weight.requires_grad_()
-        if self.bias is not None:
-            self.bias.requires_grad_()
+        for p in self.trained(masks=False):
+            p.requires_grad_()
 
     @torch.no_grad()
     def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -224,8 +267,11 @@ class MaskedLayer(nn.Module):
         return self._updater.use(self.scores)
 
     def __getstate__(self):
-        # A copy's scores count their versions anew, and belong to no optimizer.
-        return self.__dict__ | {"_known": None, "_updater": None}
+        # A copy's scores count their versions anew, and belong to no optimizer; its network, where that is copied too,
+        # shares its selection with it again (sharing.py).
+        state = self.__dict__ | {"_known": None, "_updater": None, "shared_cut": None}
+        state.pop("group", None)
+        return state
 
     def _apply(self, fn, recurse=True):
         # Scores stay float32 under .half() and .bfloat16(): rounded to 8 bits, thousands of them would tie at the cut.
@@ -235,7 +281,7 @@ class MaskedLayer(nn.Module):
         def keep_float32(t):
             moved = fn(t)
             if any(t is s for s in held) and moved.dtype != torch.float32:
-                return t.to(moved.device)
+                return torch.empty_like(moved, dtype=torch.float32).copy_(t)  # where moved, in whatever memory format
             return moved
 
         return super()._apply(keep_float32, recurse)
@@ -244,13 +290,38 @@ class MaskedLayer(nn.Module):
         return [self.scores]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        bits = state_dict.get(prefix + "mask_bits")
-        if bits is not None and not isinstance(self.rule, Frozen):
-            self.mask_bits = torch.empty_like(bits, device=self.weight.device)
-            self.loose_rule, self.rule, self._last_cut = self.rule, Frozen(), None
-            if prefix + "scores" not in state_dict:
-                self.scores = self.loose_rule = None
+        def saved(name):
+            return state_dict.get(prefix + name)
+
+        # Frozen or not as the layer that was saved. What does not fit is for torch to refuse, and changes nothing here.
+        was_frozen, frozen = saved("mask_bits") is not None, isinstance(self.rule, Frozen)
+        if was_frozen != frozen and self._fits(saved):
+            if was_frozen:
+                self._load_frozen(saved)
+            elif self._thaws_to(saved):
+                self.thaw()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _fits(self, saved):
+        """Whether what was saved, a function of its names, has this layer's shapes, as far as it is there."""
+        bits = saved("mask_bits")
+        shaped = all(t is None or t.shape == self.weight.shape for t in (saved("weight"), saved("scores")))
+        return shaped and (bits is None or bits.shape == checks.packed_shape(self.weight.shape))
+
+    def _thaws_to(self, saved):
+        same_scores = (saved("scores") is None) == (self.scores is None)
+        return same_scores and saved("weight") is not None and self.loose_rule is not None
+
+    def _load_frozen(self, saved):
+        """Makes room for what was saved frozen."""
+        self.mask_bits = torch.empty_like(saved("mask_bits"), device=self.weight.device)
+        self._be_frozen()
+        if self.scores is None:
+            return
+        if saved("scores") is None:
+            self.scores = self.loose_rule = None
+        else:
+            self.scores.requires_grad_(False)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule}"
@@ -304,11 +375,24 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         return _filled(plain, self)
 
 
+def past_no_forward(layer, args):
+    """A hook that does nothing, on every masked nn.Linear: in evaluation nn.TransformerEncoderLayer multiplies by the
+    weights of its linear layers without calling them, masked or not, unless some module in it has a hook."""
+
+
 class MaskedLinear(MaskedLayer, nn.Linear):
     """A masked nn.Linear: input (..., in_features), as ``masked_linear``."""
 
+    def _take_rule(self, rule):
+        super()._take_rule(rule)
+        self.register_forward_pre_hook(past_no_forward)
+
     def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
-        """The product of ``x`` and the masked weight."""
+        """The product of ``x`` and the masked weight; x may be torch.nested's sequences of several lengths."""
+        if x.is_nested:
+            sequences = x.unbind()
+            joined = self.masked(torch.cat(sequences), bias, cut)
+            return torch.nested.as_nested_tensor(list(joined.split([len(s) for s in sequences])), layout=x.layout)
         scores, rule = self._masking()
         return self._product(functional.masked_linear, x, self.weight, scores, rule, bias, cut=cut)
 

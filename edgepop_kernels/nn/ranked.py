@@ -27,7 +27,8 @@ class RankedConv2d(MaskedConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self.mask_with(TopK(keep) if rule is None else rule)
+        ranked = TopK(keep)
+        self.mask_with(ranked if rule is None else rule)
 
 
 class RankedLinear(MaskedLinear):
@@ -45,4 +46,5 @@ class RankedLinear(MaskedLinear):
         rule: Rule | None = None,
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.mask_with(TopK(keep) if rule is None else rule)
+        ranked = TopK(keep)
+        self.mask_with(ranked if rule is None else rule)

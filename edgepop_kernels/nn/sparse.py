@@ -23,6 +23,9 @@ class SelfScored(MaskedLayer):
         if self.weight.dtype != torch.float32:
             self.weight = nn.Parameter(self.weight.detach().to(torch.float32))
 
+    def trained(self, masks: bool) -> list[nn.Parameter]:
+        return [self.weight] if masks else super().trained(masks)
+
     def train_mask(self) -> None:
         """The weight chooses its edges again, and trains."""
         self.thaw()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .. import functional
-from ..autograd import KeptTotal
+from ..autograd import StraightThrough
 from ..cut import Draw, Selection, largest_dropped
 from ..rules import Bernoulli, Frozen, Rule, Threshold
 from .masked import MaskedConv2d, MaskedLayer, MaskedLinear
@@ -21,6 +21,7 @@ class Supermask(MaskedLayer):
                  scores through sum(M) too
     """
 
+    added = (*MaskedLayer.added, "scores_init", "rescale", "bias_scores", "bias_mask")
     rules = (Threshold, Bernoulli)
 
     def mask_with(self, rule: Rule, *, scores_init: float = 1.0, mask_bias: bool = False, rescale: bool = False):
@@ -65,7 +66,7 @@ class Supermask(MaskedLayer):
         else:
             magnitude_or_score = self.scores.detach().abs() if rule.of == "abs" else self.scores.detach()
             count = (magnitude_or_score > largest_dropped(rule)).sum()
-        return self.weight.numel() / KeptTotal.apply(self.scores, count, rule.of).clamp(min=1)
+        return self.weight.numel() / StraightThrough.apply(self.scores, count, rule.of).clamp(min=1)
 
     def _update(self):
         return None if self.rescale else super()._update()  # sum(M) has a gradient to the scores of its own
@@ -80,8 +81,7 @@ class Supermask(MaskedLayer):
         if self.bias_scores is None:
             return self.bias
         mask = functional.mask(self.bias_scores.detach(), rule)
-        mapped = mapped_scores(self.bias_scores, rule.of)
-        return self.bias * (mask + (mapped - mapped.detach())).to(self.bias.dtype)
+        return self.bias * StraightThrough.apply(self.bias_scores, mask, rule.of).to(self.bias.dtype)
 
     @torch.no_grad()
     def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -91,9 +91,11 @@ class Supermask(MaskedLayer):
         return weight * (mask.numel() / mask.sum().clamp(min=1)) if self.rescale else weight
 
     def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
-        if self.bias_scores is not None and self.bias_mask is None:
-            self.bias_mask = functional.mask(self.bias_scores.detach(), self.settled_rule())
+        bias_mask = self.bias_mask
+        if self.bias_scores is not None and bias_mask is None:
+            bias_mask = functional.mask(self.bias_scores.detach(), self.settled_rule())
         super().freeze(mask, keep_scores=keep_scores)
+        self.bias_mask = bias_mask
         if self.bias_scores is not None:
             self.bias_scores.requires_grad_(False)
             if not keep_scores:
@@ -105,6 +107,10 @@ class Supermask(MaskedLayer):
         if self.bias_scores is not None:
             self.bias_scores.requires_grad_()
 
+    def trained(self, masks: bool) -> list[nn.Parameter]:
+        masks_bias = masks and self.bias_scores is not None
+        return super().trained(masks) + ([self.bias_scores] if masks_bias else [])
+
     def train_mask(self) -> None:
         super().train_mask()
         if self.bias_scores is not None:
@@ -113,24 +119,23 @@ class Supermask(MaskedLayer):
     def _float32_parameters(self):
         return [self.scores, self.bias_scores]
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        bias_mask = state_dict.get(prefix + "bias_mask")
-        if bias_mask is not None and self.bias_mask is None:
-            self.bias_mask = torch.empty_like(bias_mask, device=self.bias.device)
-            if prefix + "bias_scores" not in state_dict:
-                self.bias_scores = None
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _fits(self, saved):
+        of_bias = [t for t in map(saved, ("bias_mask", "bias_scores")) if t is not None]
+        return super()._fits(saved) and all(self.bias is not None and t.shape == self.bias.shape for t in of_bias)
+
+    def _load_frozen(self, saved):
+        super()._load_frozen(saved)
+        if saved("bias_mask") is None:
+            return
+        self.bias_mask = torch.empty_like(saved("bias_mask"), device=self.bias.device)
+        if saved("bias_scores") is None:
+            self.bias_scores = None
+        elif self.bias_scores is not None:
+            self.bias_scores.requires_grad_(False)
 
     def extra_repr(self) -> str:
         masks = ", mask_bias=True" if self.bias_scores is not None or self.bias_mask is not None else ""
         return super().extra_repr() + masks + (", rescale=True" if self.rescale else "")
-
-
-def mapped_scores(scores: torch.Tensor, of: str) -> torch.Tensor:
-    """The function of the scores that a rule compares: what the straight-through gradient differentiates."""
-    if of == "sigmoid":
-        return scores.sigmoid()
-    return scores.abs() if of == "abs" else scores
 
 
 def _popcount(bits):

@@ -20,9 +20,10 @@ class StepsInBackward:
     def __init__(self, optimizer, layers):
         self._optimizer = weakref.ref(optimizer)
         scored = [layer for layer in layers if getattr(layer, "scores", None) is not None]
-        self._layers = [(layer, _Updater(weakref.ref(self), layer.scores)) for layer in scored]
-        for layer, updater in self._layers:
-            layer._updater = updater
+        self._updaters = {layer.scores: _Updater(weakref.ref(self), layer.scores) for layer in scored}
+        self._layers = scored
+        for layer in scored:
+            layer._updater = self._updaters[layer.scores]
         self._places = {}  # of scores: (group, index) in the optimizer's groups, where they were last found
         self._checked = -1  # the backward that was checked last
         self.updated: dict[torch.Tensor, bool] = {}  # since the last step; whether a cut is to be found yet
@@ -56,14 +57,15 @@ class StepsInBackward:
                 "fused_backward: several processes average gradients before the step, here there are none left; "
                 "build the optimizer without it"
             )
-        for _, updater in self._layers:
+        for updater in self._updaters.values():
             updater.check(task)
         self._checked = backward
 
     def end(self):
         """The step's part: the scores whose cuts are to be found. Raises RuntimeError."""
-        for layer, updater in self._layers:
-            if getattr(layer, "_updater", updater) is not updater:
+        ours = set(self._updaters.values())
+        for layer in self._layers:
+            if hasattr(layer, "_updater") and layer._updater not in ours:
                 raise RuntimeError(
                     "fused_backward: a later optimizer with fused_backward has taken over these layers; step that one"
                 )
@@ -75,7 +77,7 @@ class StepsInBackward:
 
 
 class _Updater:
-    """Of one layer's scores."""
+    """Of scores, whichever layers share them."""
 
     def __init__(self, steps, scores):
         self._steps, self.scores = steps, scores
@@ -166,7 +168,7 @@ class Use:
         """The optimizer's step on the scores with the dS of ``op``; dW as ``weight_grad`` has it."""
         steps, scores = self.updater.steps, self.scores
         optimizer, group = steps.optimizer, steps.group_of(scores)
-        run = ops.update_of(op, dy)
+        run = ops.update_of(op, dy, x, weight)
         update = None if run is None else optimizer._update_in_kernel(group, scores)
         if update is None:
             operands = (dy, x, weight, scores, cut, of)

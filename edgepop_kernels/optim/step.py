@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .. import capture, functional
+from .. import capture, functional, ops
 from ..backends import optimizer_step
 from ..backends.cuda import Following
 from ..cut import Cut
@@ -201,7 +201,8 @@ class ScoreOptimizer:
 def _is_native(group, p):
     return (
         p.dtype == torch.float32
-        and (p.grad is None or p.grad.dtype == torch.float32)
+        and (p.grad is None or (p.grad.dtype == torch.float32 and not ops.lazy(p.grad)))
+        and not ops.lazy(p)
         and optimizer_step(p) is not None
         and (not group.get("capturable", False) or _counts_on_device(group, p))
     )
