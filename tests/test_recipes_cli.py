@@ -348,6 +348,19 @@ def test_export_gives_a_plain_network_with_the_same_answers(edgepop, trained, tm
         assert torch.equal(weights[f"{name}.weight"], saved["model"][f"{name}.weight"] * mask)
 
 
+def test_exported_masks_are_those_of_the_exported_weights(edgepop, tmp_path):
+    """Also of a rule that draws, whose masks differ each time they are asked for."""
+    assert edgepop("train", "supermask-bernoulli-digits", *QUICK, "--rescale").exit_code == 0
+    assert edgepop("export", "runs/supermask-bernoulli-digits", "--output", "net.pt", "--masks").exit_code == 0
+    weights, masks = (torch.load(tmp_path / f"net{part}.pt", weights_only=True) for part in ("", "-masks"))
+    assert list(masks) == ["fc1", "fc2"]
+    for name, bits in masks.items():
+        weight = weights[f"{name}.weight"]
+        mask = ek.unpack_mask(bits, weight.shape)
+        assert 0 < mask.sum() < mask.numel()
+        assert torch.equal(weight != 0, mask)
+
+
 def test_export_errors_are_one_sentence(edgepop, trained, tmp_path):
     assert_refused(edgepop("export", "nowhere"), "the run folder nowhere does not exist")
     assert_refused(edgepop("export", tmp_path), "cannot read", "best.pt")

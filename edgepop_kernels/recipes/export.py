@@ -20,7 +20,8 @@ def export(place: Path, name: str, output: Path | None, masks: bool) -> list[Pat
 
     output: a .pt (a state_dict) or .safetensors file, default ``place/<name>-plain.pt``. The state_dict is that of the
     recipe's network in torch's layers, as ``edgepop_kernels.materialize`` leaves it. masks: a second file
-    ``<stem>-masks`` with each layer's mask as ``edgepop_kernels.pack_mask`` packs it, 1 bit per weight.
+    ``<stem>-masks`` with each layer's mask, that of the weights in the first, as ``edgepop_kernels.pack_mask`` packs
+    it, 1 bit per weight.
     """
     output = output or place / f"{name}-plain.pt"
     if output.suffix not in SUFFIXES:
@@ -31,9 +32,13 @@ def export(place: Path, name: str, output: Path | None, masks: bool) -> list[Pat
     recipe = registry.from_dict(state["config"])
     model = recipe.network(tuple(state["image"]), state["classes"])
     model.load_state_dict(state["model"])
-    packed = {layer: module.packed_mask() for layer, module in masked_layers(model)}
-    if masks and not packed:
-        raise UserError(f"{place} trained a {recipe.method} network: it has no masks to export")
+    packed = {}
+    if masks:
+        if not masked_layers(model):
+            raise UserError(f"{place} trained a {recipe.method} network: it has no masks to export")
+        # Frozen first: a rule that draws would give the file one mask and the weights another.
+        ek.train_weights(model)
+        packed = {layer: module.packed_mask() for layer, module in masked_layers(model)}
     about = {
         "config": json.dumps(recipe.to_dict()),
         "image": json.dumps(state["image"]),
