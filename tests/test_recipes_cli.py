@@ -372,6 +372,24 @@ def test_export_errors_are_one_sentence(edgepop, trained, tmp_path):
     assert_refused(edgepop("export", "runs/dense-digits", "--masks"), "has no masks to export")
 
 
+def test_an_export_never_replaces_a_checkpoint(edgepop, trained, tmp_path):
+    before = {file.name: file.read_bytes() for file in trained.iterdir()}
+    (tmp_path / "link").symlink_to(trained)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "last.pt").write_bytes(before["last.pt"])  # a checkpoint on its own is exported too
+    for source, output in (
+        (trained, trained / "last.pt"),
+        (trained, tmp_path / "runs" / ".." / "link" / "best.pt"),
+        ("moved", trained / "first.pt"),  # of another run
+        ("moved", "moved/best.pt"),  # one that is not there yet
+    ):
+        refused = edgepop("export", source, "--output", output, "--checkpoint", "last")
+        assert_refused(refused, f"cannot export to {output}", "a checkpoint of a run", "expected another name")
+    assert {file.name: file.read_bytes() for file in trained.iterdir()} == before
+    assert sorted(os.listdir(tmp_path / "moved")) == ["last.pt"]
+    assert edgepop("export", trained, "--output", "elsewhere/last.pt").exit_code == 0
+
+
 def test_bench_hands_its_arguments_to_pytest(edgepop, monkeypatch):
     commands = []
 

@@ -7,7 +7,7 @@ import torch
 
 import edgepop_kernels as ek
 
-from . import checkpoint, registry
+from . import checkpoint, registry, runs
 from .errors import UserError
 from .files import make_folder, write_atomic
 from .trainer import masked_layers
@@ -26,6 +26,8 @@ def export(place: Path, name: str, output: Path | None, masks: bool) -> list[Pat
     output = output or place / f"{name}-plain.pt"
     if output.suffix not in SUFFIXES:
         raise UserError(f"cannot export to {output}: expected a name ending in {' or '.join(SUFFIXES)}")
+    if _is_checkpoint(output, place):
+        raise UserError(f"cannot export to {output}: that is a checkpoint of a run, expected another name or folder")
     if not place.is_dir():
         raise UserError(f"the run folder {place} does not exist")
     state = checkpoint.load_run(place, name)
@@ -53,6 +55,13 @@ def export(place: Path, name: str, output: Path | None, masks: bool) -> list[Pat
     mask_file = output.with_name(f"{output.stem}-masks{output.suffix}")
     _write(mask_file, packed, about)
     return [output, mask_file]
+
+
+def _is_checkpoint(output: Path, place: Path) -> bool:
+    """Whether ``output`` is where a run, ``place`` or another, has a checkpoint or will have one."""
+    folder = output.parent
+    in_a_run = folder.resolve() == place.resolve() or runs.is_run(folder)
+    return in_a_run and output in [checkpoint.path(folder, name) for name in checkpoint.NAMES]
 
 
 def _write(file: Path, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Run folders: RUNS/name, name-1, name-2... never an existing one, and the table RUNS/results.csv beside them."""
 
 import json
+import os
 from pathlib import Path
 
 from .errors import UserError, reason
@@ -56,11 +57,15 @@ def write_record(folder: Path, record: dict) -> None:
     write_atomic(folder / "config.json", (json.dumps(record, indent=2) + "\n").encode())
 
 
+def is_run(folder: Path) -> bool:
+    return os.path.exists(folder / "config.json")  # False where Path.exists raises: in a folder that may not be read
+
+
 def read_record(folder: Path) -> dict:
     file = folder / "config.json"
     if not folder.is_dir():
         raise UserError(f"the run folder {folder} does not exist")
-    if not file.exists():
+    if not is_run(folder):
         raise UserError(f"{folder} is not a run folder: it has no config.json")
     try:
         record = json.loads(read_bytes(file))
