@@ -145,6 +145,8 @@ def test_without_a_data_folder_every_recipe_trains_on_digits_and_says_so(edgepop
         (["--resume", "nowhere"], ["the run folder nowhere does not exist"]),
         (["--resume", "."], [". is not a run folder"]),
         (["edge-popup-digits", "--resume", "."], ["a resumed run has its own"]),
+        (["--resume", ".", "--out", "elsewhere"], ["out: a resumed run stays in its folder", "got elsewhere"]),
+        (["--resume", ".", "--out", "runs"], ["out: a resumed run stays in its folder", "got runs"]),
         (["--out", "/dev/null/runs"], ["cannot make the folder /dev/null/runs: Not a directory"]),
         (["--out", "/proc/runs"], ["cannot make the folder /proc/runs: No such file or directory"]),
     ],
@@ -411,3 +413,4 @@ def test_help_lists_every_setting_of_every_method(edgepop):
     text = edgepop("train", "--help").stdout
     for flag in ("--keep", "--init", "--scale", "--batch-size", "--channels-last", "--resume", "--out", "--data"):
         assert flag in text
+    assert "[default: (runs)]" in text  # of --out

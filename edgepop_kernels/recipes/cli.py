@@ -102,7 +102,10 @@ def train(
     ] = None,
     *,
     images: Annotated[Path | None, typer.Option("--data", help="Folder of the data set's files.")] = None,
-    runs: Annotated[Path, typer.Option("--out", help="Folder of the run folders and of results.csv.")] = Path("runs"),
+    runs: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the run folders and of results.csv.", show_default="runs"),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Continue this run folder, or this checkpoint of one, bit for bit.")
     ] = None,
@@ -116,6 +119,8 @@ def train(
     if resume is not None:
         if recipe is not None:
             raise ConfigError(f"recipe: a resumed run has its own, leave it out with --resume, got {recipe!r}")
+        if runs is not None:
+            raise ConfigError(f"out: a resumed run stays in its folder, leave it out with --resume, got {runs}")
         job.resume(resume, asked, images, outputs, report)
         return
     if recipe is None:
@@ -129,7 +134,7 @@ def train(
         report.line(f"no --data: {recipe} trains on the embedded digits, not on {settings.dataset}")
         settings = settings.override(dataset="digits")
     run = job.experiment if isinstance(settings, Experiment) else job.start
-    run(recipe, settings, images, runs, outputs, report)
+    run(recipe, settings, images, runs or Path("runs"), outputs, report)
 
 
 @app.command()
