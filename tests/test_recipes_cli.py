@@ -131,6 +131,7 @@ def test_without_a_data_folder_every_recipe_trains_on_digits_and_says_so(edgepop
         (["--keep", "much"], ["keep: expected a number in (0, 1], got 'much'"]),
         (["--epochs", "1.5"], ["epochs: expected a whole number, at least 1, got '1.5'"]),
         (["--out"], ["--out", "requires an argument"]),
+        (["--threads", "100000000"], ["threads: expected a whole number in [0, 1024], got 100000000"]),
         (["--lr", "-1"], ["lr: expected a number above 0, got -1.0"]),
         (["--widths", "3,,4"], ["widths: expected whole numbers above 0", "'3,,4'"]),
         (["--dataset", "imagenette"], ["dataset: expected one of digits, mnist", "'imagenette'"]),

@@ -31,6 +31,9 @@ from edgepop_kernels.recipes.errors import ConfigError
         ({"widths": "300,x"}, "widths: expected whole numbers above 0, separated by commas, got '300,x'"),
         ({"widths": (300, 0)}, "widths: expected whole numbers above 0, separated by commas, got (300, 0)"),
         ({"seed": -1}, "seed: expected a whole number in [0, 2**32), got -1"),
+        ({"threads": -1}, "threads: expected a whole number in [0, 1024], got -1"),
+        ({"threads": 1025}, "threads: expected a whole number in [0, 1024], got 1025"),
+        ({"threads": "100000000"}, "threads: expected a whole number in [0, 1024], got 100000000"),
         ({"model": "conv3"}, "model: expected one of mlp, small-conv, lenet, conv2, "),
         ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16, got 'float16'"),
         ({"backend": "fast"}, "backend: expected one of auto, "),
@@ -53,6 +56,10 @@ def test_text_and_json_forms_are_read():
     assert isinstance(recipe.lr, float)
     assert registry.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert registry.from_dict(Dense(seed=3).to_dict()) == Dense(seed=3)
+
+
+def test_the_most_threads_are_welcome():
+    assert EdgePopup().override(threads="1024").threads == 1024
 
 
 def test_an_unknown_method_is_refused():
