@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 import torch
@@ -154,6 +155,27 @@ def test_the_command_writes_tables_and_pictures(tmp_path):
     assert json.loads((folder / "config.json").read_text())["config"]["widths"] == [8]
     done = CliRunner().invoke(cli.app, ["train", *arguments, "--no-plots", "--out", str(tmp_path)])
     assert done.exit_code == 0 and not list((tmp_path / "bayesian-tickets-digits-1").glob("*.png"))
+
+
+def test_a_comparison_has_nothing_to_resume_or_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "bayesian-tickets-digits"
+    command = ["train", name, "--epochs", "1", "--widths", "8", "--threads", "1", "--no-plots"]
+    assert CliRunner().invoke(cli.app, command).exit_code == 0
+    before = sorted(os.listdir(f"runs/{name}"))
+    for arguments in (
+        ["train", "--resume", f"runs/{name}"],
+        ["train", "--resume", f"runs/{name}/last.pt"],
+        ["export", f"runs/{name}"],
+        ["export", f"runs/{name}", "--masks", "--checkpoint", "first"],
+    ):
+        done = CliRunner().invoke(cli.app, arguments)
+        assert done.exit_code == 2
+        assert done.stderr == (
+            f"edgepop: runs/{name} is a comparison of several trainings (bayesian-tickets), which has no checkpoints "
+            "to resume or export: none of its trainings is saved\n"
+        )
+    assert sorted(os.listdir(f"runs/{name}")) == before
 
 
 @pytest.mark.parametrize(

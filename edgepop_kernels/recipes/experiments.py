@@ -56,6 +56,15 @@ class Experiment(Recipe):
         return self.lr * min(1.0, (epoch + 1) / max(1, self.warmup))
 
 
+def refuse_comparison(place: Path, recipe: Recipe) -> None:
+    """UserError where ``recipe``, that of the run folder ``place``, is an experiment's: it leaves no checkpoints."""
+    if isinstance(recipe, Experiment):
+        raise UserError(
+            f"{place} is a comparison of several trainings ({recipe.method}), which has no checkpoints to resume or "
+            "export: none of its trainings is saved"
+        )
+
+
 @dataclass(frozen=True)
 class Accuracies:
     """Fractions after each epoch; ``train`` over the epoch's own batches, as they were trained on."""

@@ -7,7 +7,7 @@ import torch
 
 import edgepop_kernels as ek
 
-from . import checkpoint, registry, runs
+from . import checkpoint, experiments, registry, runs
 from .errors import UserError
 from .files import make_folder, write_atomic
 from .trainer import masked_layers
@@ -30,6 +30,8 @@ def export(place: Path, name: str, output: Path | None, masks: bool) -> list[Pat
         raise UserError(f"cannot export to {output}: that is a checkpoint of a run, expected another name or folder")
     if not place.is_dir():
         raise UserError(f"the run folder {place} does not exist")
+    if runs.is_run(place) and not checkpoint.path(place, name).exists():
+        experiments.refuse_comparison(place, registry.from_dict(runs.read_record(place)["config"]))
     state = checkpoint.load_run(place, name)
     recipe = registry.from_dict(state["config"])
     model = recipe.network(tuple(state["image"]), state["classes"])

@@ -105,10 +105,12 @@ def resume(place: Path, asked: dict, images: Path | None, outputs: Outputs, repo
     with parallel.join() as world, contextlib.ExitStack() as held:
         record = world.lead(lambda: runs.read_record(run))
         world.lead(lambda: held.enter_context(locked(run, wait=False)))
+        recorded = registry.from_dict(record["config"])
+        experiments.refuse_comparison(run, recorded)
         state = world.lead(lambda: checkpoint.load(place) if is_file else checkpoint.load_run(run))
         saved = registry.from_dict(state["config"])
         recipe = saved.override(workers=asked.get("workers", saved.workers))
-        _refuse_changes(run, saved, registry.from_dict(record["config"]).to_dict(), "config.json")
+        _refuse_changes(run, saved, recorded.to_dict(), "config.json")
         _refuse_changes(run, saved, saved.override(**asked).to_dict(), "the command line")
         device = world.each(lambda: _prepare(recipe, outputs, world))
         held.enter_context(_backend(recipe))
