@@ -69,11 +69,28 @@ def test_pruning_dead_nodes_changes_nothing(edges, options):
     for _ in range(4):
         reach |= (reach.float() @ adjacency.float()) > 0
     assert torch.equal(alive, reach[12:].any(0))
-    if not adjacency[12:].any():
-        return  # nothing reaches the output; there is no graph to prune
     small = model.pruned()
     torch.testing.assert_close(small(x), model(x), rtol=1e-4, atol=1e-5)
     assert sum(small.blocks) == int(alive[3:].sum()) + 3 and small.alive()[small.blocks[0] :].all()
+
+
+def test_where_no_edge_leads_to_an_output_nothing_is_left():
+    """One edge of (2, 3, 2) may end in the middle: the outputs are 0, and so are those of the pruned graph."""
+    cut_off = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        model = StaticGraph((2, 3, 2), 1, stride=2)
+        small, x = model.pruned(), torch.randn(3, 2, 7, 5)
+        torch.testing.assert_close(small(x), model(x), rtol=1e-5, atol=1e-6)
+        if not model.adjacency()[5:].any():
+            cut_off += 1
+            assert small.blocks == (2, 2) and small.edges == 0 and not small.adjacency().any()
+            y = small(x)
+            assert y.shape == (3, 2, 4, 3) and not y.any()
+            y.sum().backward()
+            assert not any(p.grad.any() for p in small.parameters() if p.grad is not None)
+            assert small.pruned().blocks == (2, 2)
+    assert cut_off > 5  # 6 of the 16 possible edges do
 
 
 def test_edges_start_evenly_over_the_blocks():

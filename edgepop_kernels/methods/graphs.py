@@ -103,13 +103,16 @@ class StaticGraph(nn.Module):
     @torch.no_grad()
     def pruned(self) -> "StaticGraph":
         """The same function without its dead nodes, its wiring frozen; inputs stay, blocks that died whole are left
-        out."""
+        out. Where no edge leads to an output it is a graph of inputs and outputs alone, with ``edges`` 0."""
         alive = self.alive()
         alive[: self.blocks[0]] = True
         chosen = [part.nonzero().flatten() for part in alive.split(list(self.blocks))]
         used = [i for i, part in enumerate(chosen) if len(part)]
         live = self.adjacency()[alive][:, alive]
-        small = StaticGraph(tuple(len(chosen[i]) for i in used), int(live.sum()), **self.nodes[0].settings)
+        edges = int(live.sum())
+        # No rule ranks to 0 edges, and none is needed: the wires are frozen below.
+        small = StaticGraph(tuple(len(chosen[i]) for i in used), max(edges, 1), **self.nodes[0].settings)
+        small.edges = edges
         small.to(live.device).train(self.training)
         for j, i in enumerate(used[:-1]):
             small.nodes[j] = self.nodes[i].chosen(chosen[i])
