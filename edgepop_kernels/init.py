@@ -6,6 +6,9 @@ says how the fan follows the fraction kept, because a masked unit hears only tha
   "none"             fan unchanged
   "paper"            fan * keep: std grows by 1 / sqrt(keep) (Ramanujan et al. 2020, section 3.2, "scaled")
   "hidden-networks"  fan * (1 - keep), as that repository computes it; equal to the paper's only at keep = 0.5
+
+The last two need ``keep``: left out they would scale nothing, or divide by 0. Raises ValueError, and TypeError for what
+is no tensor. A tensor without elements is returned as it is.
 """
 
 import math
@@ -14,20 +17,21 @@ import torch
 from torch import Tensor
 from torch.nn import init as _torch_init
 
+from . import checks
 from .rules import checked_keep
 
 _SCALES = ("none", "paper", "hidden-networks")
 
 
 def _std(weight, keep, scale, mode, nonlinearity):
-    if weight.dim() < 2:
-        raise ValueError(f"weight: expected at least 2 dimensions, got shape {tuple(weight.shape)}")
+    fan_in, fan_out = _fans("weight", weight)
     if scale not in _SCALES:
         raise ValueError(f"scale: expected one of {', '.join(map(repr, _SCALES))}, got {scale!r}")
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
-    keep = checked_keep(keep)
-    fan_in, fan_out = _fans(weight)
+    if keep is None and scale != "none":
+        raise ValueError(f"keep: scale={scale!r} follows the fraction of weights kept, expected it in (0, 1], got None")
+    keep = 1.0 if keep is None else checked_keep(keep)
     fan = fan_in if mode == "fan_in" else fan_out
     if scale == "paper":
         fan *= keep
@@ -38,22 +42,27 @@ def _std(weight, keep, scale, mode, nonlinearity):
     return _torch_init.calculate_gain(nonlinearity) / math.sqrt(fan)
 
 
-def _fans(weight):
-    receptive = weight[0, 0].numel()
-    return weight.shape[1] * receptive, weight.shape[0] * receptive
+def _fans(name, weight):
+    checks.tensor(name, weight)
+    if weight.dim() < 2:
+        raise ValueError(f"{name}: expected at least 2 dimensions, got shape {tuple(weight.shape)}")
+    receptive = math.prod(weight.shape[2:])
+    # A fan is 0 only where there is nothing to draw, and then any deviation will do.
+    return max(weight.shape[1] * receptive, 1), max(weight.shape[0] * receptive, 1)
 
 
 @torch.no_grad()
 def kaiming_normal_(
-    weight: Tensor, keep: float = 1.0, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
+    weight: Tensor, keep: float | None = None, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
 ) -> Tensor:
     """N(0, std^2) (He et al. 2015)."""
-    return weight.normal_(0, _std(weight, keep, scale, mode, nonlinearity), generator=generator)
+    std = _std(weight, keep, scale, mode, nonlinearity)
+    return weight.normal_(0, std, generator=generator)
 
 
 @torch.no_grad()
 def kaiming_uniform_(
-    weight: Tensor, keep: float = 1.0, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
+    weight: Tensor, keep: float | None = None, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
 ) -> Tensor:
     """U(-sqrt(3) std, sqrt(3) std) (He et al. 2015)."""
     bound = math.sqrt(3) * _std(weight, keep, scale, mode, nonlinearity)
@@ -62,7 +71,7 @@ def kaiming_uniform_(
 
 @torch.no_grad()
 def signed_constant_(
-    weight: Tensor, keep: float = 1.0, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
+    weight: Tensor, keep: float | None = None, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
 ) -> Tensor:
     """+std or -std with equal odds (Ramanujan et al. 2020, "signed Kaiming constant")."""
     std = _std(weight, keep, scale, mode, nonlinearity)
@@ -71,34 +80,36 @@ def signed_constant_(
 
 @torch.no_grad()
 def unsigned_constant_(
-    weight: Tensor, keep: float = 1.0, *, scale="none", mode="fan_in", nonlinearity="relu"
+    weight: Tensor, keep: float | None = None, *, scale="none", mode="fan_in", nonlinearity="relu"
 ) -> Tensor:
     """+std everywhere."""
-    return weight.fill_(_std(weight, keep, scale, mode, nonlinearity))
+    std = _std(weight, keep, scale, mode, nonlinearity)
+    return weight.fill_(std)
 
 
 @torch.no_grad()
 def xavier_normal_(weight: Tensor, gain: float = 1.0, *, generator=None) -> Tensor:
     """N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
-    return weight.normal_(0, gain * math.sqrt(2 / sum(_fans(weight))), generator=generator)
+    std = gain * math.sqrt(2 / sum(_fans("weight", weight)))
+    return weight.normal_(0, std, generator=generator)
 
 
 @torch.no_grad()
 def xavier_uniform_(weight: Tensor, gain: float = 1.0, *, generator=None) -> Tensor:
     """U(-a, a) with a = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
-    bound = gain * math.sqrt(6 / sum(_fans(weight)))
+    bound = gain * math.sqrt(6 / sum(_fans("weight", weight)))
     return weight.uniform_(-bound, bound, generator=generator)
 
 
 @torch.no_grad()
 def xavier_constant_(weight: Tensor, gain: float = 1.0, *, generator=None) -> Tensor:
     """+c or -c with equal odds, c = gain * sqrt(2 / (fan_in + fan_out)): the constants of Zhou et al. 2019."""
-    constant = gain * math.sqrt(2 / sum(_fans(weight)))
+    constant = gain * math.sqrt(2 / sum(_fans("weight", weight)))
     return weight.bernoulli_(0.5, generator=generator).mul_(2 * constant).sub_(constant)
 
 
 @torch.no_grad()
 def scores_(scores: Tensor, *, generator=None) -> Tensor:
     """Scores as edge-popup starts them: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Kaiming uniform with a = sqrt(5)."""
-    bound = 1 / math.sqrt(_fans(scores)[0]) if scores.numel() else 0.0
+    bound = 1 / math.sqrt(_fans("scores", scores)[0])
     return scores.uniform_(-bound, bound, generator=generator)

@@ -47,3 +47,39 @@ def test_generator_mode_and_parameters():
     assert out[0, 0, 0, 0].item() == pytest.approx(1 / math.sqrt(FAN_OUT))
     layer = ek.FusedSubnetConv(4, 8, 3)
     assert ek.init.kaiming_normal_(layer.weight, layer.keep) is layer.weight
+
+
+KAIMING = ("kaiming_normal_", "kaiming_uniform_", "signed_constant_", "unsigned_constant_")
+XAVIER = ("xavier_normal_", "xavier_uniform_", "xavier_constant_")
+
+
+@pytest.mark.parametrize("scale", ["paper", "hidden-networks"])
+@pytest.mark.parametrize("name", KAIMING)
+def test_a_scale_that_follows_keep_needs_it(name, scale):
+    """Without it nothing would be scaled; keep=1 says so, and "paper" then scales by 1."""
+    function = getattr(ek.init, name)
+    before = weight().fill_(7)
+    with pytest.raises(ValueError, match=f"^keep: scale='{scale}' follows the fraction of weights kept, expected "):
+        function(before, scale=scale)
+    assert (before == 7).all()
+    torch.manual_seed(0)
+    plain = function(weight())
+    torch.manual_seed(0)
+    assert torch.equal(function(weight(), 1.0, scale="paper"), plain)
+
+
+@pytest.mark.parametrize("name", [*KAIMING, *XAVIER, "scores_"])
+def test_a_weight_without_fans_is_named(name):
+    function, argument = getattr(ek.init, name), "scores" if name == "scores_" else "weight"
+    for shape in ((), (5,), (0,)):
+        with pytest.raises(ValueError, match=f"^{argument}: expected at least 2 dimensions, got shape ") as error:
+            function(torch.empty(shape))
+        assert str(error.value).endswith(str(shape))
+    with pytest.raises(TypeError, match=rf"^{argument}: expected a torch.Tensor, got list"):
+        function([[1.0]])
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (3, 0, 3, 3), (2, 3, 0, 1)], ids=str)
+@pytest.mark.parametrize("name", [*KAIMING, *XAVIER, "scores_"])
+def test_an_empty_weight_stays_empty(name, shape):
+    assert getattr(ek.init, name)(torch.empty(shape)).shape == shape
