@@ -97,6 +97,13 @@ def test_what_pruned_weights_become():
         (lambda: criteria.scores("snip", WI, WF), "gradient"),
         (lambda: criteria.scores("movement", WI, WF[:1]), "final"),
         (lambda: criteria.scores("movement", WI, WF, sign="flipped"), "sign"),
+        (lambda: criteria.scores("snip", WI, WF, gradient=WF[:1]), "gradient"),
+        (lambda: criteria.prune(WI, 0.5, (WI > 0).T), "mask"),
+        (lambda: criteria.prune(WI, 0.5, (WI > 0)[0]), "mask"),
+        (lambda: criteria.prune(WI, 0.5, (WI > 0)[:, 0]), "mask"),
+        (lambda: criteria.treat_kept("rewind", WI, (WI > 0)[0]), "mask"),
+        (lambda: criteria.treat_pruned("zero", WI, WF, (WI > 0)[:1]), "mask"),
+        (lambda: criteria.treat_pruned("freeze_init_zero_all", WI, WF[:1], WI > 0), "final"),
         (lambda: criteria.treat_kept("reset", WI, WI > 0), "action"),
         (lambda: criteria.treat_pruned("reset", WI, WF, WI > 0), "action"),
     ],
@@ -104,3 +111,15 @@ def test_what_pruned_weights_become():
 def test_bad_input_is_named(call, name):
     with pytest.raises(ValueError, match=rf"^{name}: ."):
         call()
+
+
+def test_a_mask_is_bool():
+    number = (WI > 0).to(torch.uint8)
+    for call in (
+        lambda: criteria.prune(WI, 0.5, number),
+        lambda: criteria.prune(WI, 0.5, WI),
+        lambda: criteria.treat_kept("rewind", WI, number),
+        lambda: criteria.treat_pruned("freeze_init", WI, WF, number),
+    ):
+        with pytest.raises(TypeError, match=r"^mask: expected a bool mask, got torch\."):
+            call()

@@ -46,12 +46,13 @@ def scores(
         raise ValueError(f"criterion: expected one of {', '.join(map(repr, CRITERIA))}, got {criterion!r}")
     if sign not in SIGNS:
         raise ValueError(f"sign: expected one of {', '.join(map(repr, SIGNS))}, got {sign!r}")
-    if initial.shape != final.shape:
-        raise ValueError(f"final: expected initial's shape {tuple(initial.shape)}, got {tuple(final.shape)}")
+    _check_shape("final", final, "initial", initial)
     if criterion in ("snip", "grad") and gradient is None:
         raise ValueError(
             f"gradient: criterion {criterion!r} needs the loss's gradient at the initial weights, got None"
         )
+    if gradient is not None:
+        _check_shape("gradient", gradient, "initial", initial)
     found = CRITERIA[criterion](initial, final, gradient).to(torch.float32)
     return found.masked_fill(~sign_mask(sign, initial, final), -math.inf)
 
@@ -63,9 +64,13 @@ def sign_mask(sign: str, initial: Tensor, final: Tensor) -> Tensor:
 
 
 def prune(score: Tensor, keep: float, mask: Tensor | None = None) -> Tensor:
-    """The mask of the next round: the best ``keep`` of what ``mask`` (default: everything) still keeps. Bool."""
+    """The mask of the next round: the best ``keep`` of what ``mask`` (default: everything) still keeps. Bool.
+
+    mask: bool of the scores' shape. Raises ValueError and TypeError.
+    """
     if mask is None:
         return ek.mask(score, ek.TopK(keep, of="raw"))
+    _check_mask(mask, "score", score)
     survivors = score[mask]
     pruned = mask.clone()
     pruned[mask] = ek.mask(survivors, ek.TopK(keep, of="raw"))
@@ -77,10 +82,12 @@ def treat_kept(action: str, initial: Tensor, mask: Tensor, rescale: bool = False
 
     rewind: w_i. random_reinit: all of w_i, shuffled; random_reshuffle: the kept w_i, shuffled among themselves.
     signed_*: the same, then given w_i's signs. signed_constant: sign(w_i) std(w_i); random_signed_constant: with random
-    signs. rescale: times numel / kept (dynamic weight rescaling).
+    signs. rescale: times numel / kept (dynamic weight rescaling). mask: bool of w_i's shape. Raises ValueError and
+    TypeError.
     """
     if action not in MASK_1:
         raise ValueError(f"action: expected one of {', '.join(map(repr, MASK_1))}, got {action!r}")
+    _check_mask(mask, "initial", initial)
     value = initial.clone()
     if action.endswith("_reinit"):
         value = _shuffled(initial.flatten()).view_as(initial)
@@ -104,10 +111,13 @@ def treat_pruned(action: str, initial: Tensor, final: Tensor, mask: Tensor) -> T
     freeze_init_zero_all: the same, and kept weights that training shrank start at 0 too. Two controls of
     freeze_init_zero_mask: freeze_init_zero_reshuffle zeroes as many pruned weights, drawn at random;
     freeze_init_zero_rev those that training grew. Pruned weights that are not 0 count in the forward and must stand
-    still: train a plain layer whose weight's gradient is multiplied by the mask.
+    still: train a plain layer whose weight's gradient is multiplied by the mask. All tensors have one shape, the mask
+    is bool. Raises ValueError and TypeError.
     """
     if action not in MASK_0:
         raise ValueError(f"action: expected one of {', '.join(map(repr, MASK_0))}, got {action!r}")
+    _check_shape("final", final, "initial", initial)
+    _check_mask(mask, "initial", initial)
     if action == "zero":
         return initial.masked_fill(~mask, 0)
     shrank = final.abs() < initial.abs()
@@ -122,6 +132,17 @@ def treat_pruned(action: str, initial: Tensor, final: Tensor, mask: Tensor) -> T
             "freeze_init_zero_rev": (final.abs() > initial.abs()) & ~mask,
         }[action]
     return initial.masked_fill(zeroed, 0)
+
+
+def _check_shape(name, value, other_name, other):
+    if value.shape != other.shape:
+        raise ValueError(f"{name}: expected {other_name}'s shape {tuple(other.shape)}, got {tuple(value.shape)}")
+
+
+def _check_mask(mask, other_name, other):
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask: expected a bool mask, got {mask.dtype}")
+    _check_shape("mask", mask, other_name, other)
 
 
 def _ranks(value):
