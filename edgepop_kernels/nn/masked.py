@@ -281,7 +281,8 @@ class MaskedLayer(nn.Module):
         def keep_float32(t):
             moved = fn(t)
             if any(t is s for s in held) and moved.dtype != torch.float32:
-                return torch.empty_like(moved, dtype=torch.float32).copy_(t)  # where moved, in whatever memory format
+                last = moved.dim() == 4 and moved.is_contiguous(memory_format=torch.channels_last)
+                return t.to(moved.device, memory_format=torch.channels_last if last else torch.preserve_format)
             return moved
 
         return super()._apply(keep_float32, recurse)
