@@ -160,6 +160,74 @@ def test_nothing_is_written_outside_the_output(splits):
     assert_close("out", out[0, :, 0], effective @ src[0, :, 0].double(), torch.float32)
 
 
+@pytest.fixture
+def rows_apart(monkeypatch):
+    """``rows_apart(t)``: the same three rows, 2^30 elements apart. An offset of 32 bits would lead from the last one
+    to NaN before the first; memory between them is never touched."""
+    if DEVICE == "cuda" and torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip("two images of 8 GiB do not fit this GPU")
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+
+    def apart(t):
+        memory = torch.empty(2**32 + t.shape[1], dtype=t.dtype, device=t.device)
+        memory[: t.shape[1]] = torch.nan
+        return memory.as_strided(t.shape, (2**30, 1), 2**31).copy_(t)
+
+    return apart
+
+
+def test_rows_of_a_linear_layer_beyond_32_bits(rows_apart):
+    x, dy = torch.randn(3, 32, device=DEVICE).half(), torch.randn(3, 48, device=DEVICE).half()
+    weight, scores = torch.randn(2, 48, 32, device=DEVICE).unbind()
+    mask = (weight, scores, reference.select([scores], [700], ["abs"], None)[0], "abs")
+    calls = [
+        (backend.masked_linear, (x,), (*mask, None)),
+        (backend.masked_linear_dx, (dy,), mask),
+        (backend.masked_linear_dw, (dy, x), (*mask, True, "kept")),
+    ]
+    for op, images, arguments in calls:
+        near, far = op(*images, *arguments), op(*map(rows_apart, images), *arguments)
+        if isinstance(near, torch.Tensor):
+            near, far = (near,), (far,)
+        for a, b in zip(near, far, strict=True):
+            assert_same_bits(op.__name__, b, a)
+
+
+def test_channels_of_a_linear_layer_beyond_32_bits(rows_apart):
+    """A transposed view, whose rows are copied together."""
+    x, weight = torch.randn(5, 3, device=DEVICE).half(), torch.randn(17, 3, device=DEVICE)
+    mask = (weight, weight, reference.select([weight], [30], ["abs"], None)[0], "abs")
+    far = rows_apart(x.t().contiguous()).t()
+    assert_same_bits("y", backend.masked_linear(far, *mask, None), backend.masked_linear(x, *mask, None))
+
+
+def test_more_pixels_than_positions_have_bits_for():
+    x = torch.empty(1, 1, device="meta").expand(2**31 - 1, 1)
+    weight = torch.empty(1, 1, device="meta")
+    mask = (weight, weight, None, "abs")
+    for op, images, gradients in (
+        (backend.masked_linear_dx, (x,), ()),
+        (backend.masked_linear_dw, (x, x), (True, "none")),
+    ):
+        with pytest.raises(ValueError, match="at most 1879048192 rows or output pixels in a batch, got 2147483647"):
+            op(*images, *mask, *gradients)
+
+
+def test_offsets_that_take_more_than_32_bits():
+    weight = torch.empty(70_000, 70_000, device="meta")
+    with pytest.raises(ValueError, match=r"weight: expected offsets .* below 2\*\*31, got 4899930000"):
+        backend.masked_linear_dx(torch.empty(3, 70_000, device="meta"), weight, weight, None, "abs")
+    geometry = (1, 1), (0, 0), (1, 1)
+    for channels, groups in ((16, 1), (16, 16)):
+        x = torch.empty(1, channels, 16_384, 16_384, device="meta")
+        weight = torch.empty(channels, channels // groups, 1, 1, device="meta")
+        mask = (weight, weight, None, "abs")
+        with pytest.raises(ValueError, match=r"x: expected offsets within one image below 2\*\*31, got 4294967295"):
+            backend.masked_conv2d(x, *mask, None, *geometry, groups, True)
+        with pytest.raises(ValueError, match=r"x: expected offsets within one image below 2\*\*31, got 4294967295"):
+            backend.masked_conv2d_dw(x, x, *mask, True, "none", *geometry, groups)
+
+
 @pytest.mark.parametrize("values", inputs.SCORES)
 @pytest.mark.parametrize("of", ["abs", "raw"])
 def test_mask_at_every_cut(values, of):

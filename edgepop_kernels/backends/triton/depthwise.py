@@ -2,7 +2,7 @@
 
 from .kernels.depthwise import depthwise_product_kernel, depthwise_weight_grad_kernel
 from .launch import launch
-from .product import geometry, rounded_up
+from .product import geometry, pixels_of, rounded_up
 
 _PIXELS, _CHANNELS = 64, 64  # of a tile
 _MOST_SPLITS = 64
@@ -12,7 +12,7 @@ def depthwise_product(src, filters, bias, out, rows, columns, groups: int) -> No
     """out (n, c, h, w) at the pixels of the two axes; filters: views (o, taps_h, taps_w) of all groups, as tuple
     (weight, scores or packed mask, index strides, cut, of)."""
     weight, scores, index, cut, of = filters
-    channels, pixels = out.shape[1], out.shape[0] * out.shape[2] * out.shape[3]
+    channels, pixels = out.shape[1], pixels_of(out, src)
     forward = src.shape[1] == groups
     multiplier = weight.shape[0] // groups
     args = (
@@ -52,7 +52,7 @@ def depthwise_product(src, filters, bias, out, rows, columns, groups: int) -> No
 def depthwise_weight_grad(dy, x, grads, rows, columns, groups: int):
     """(dS, dW) of filters (o, 1, kh, kw)."""
     filters, _, kh, kw = grads.shape
-    pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
+    pixels = pixels_of(dy, x)
     if pixels == 0:
         return grads.of_nothing()
     per_split = rounded_up(-(-pixels // (_PIXELS * _MOST_SPLITS)))

@@ -1,9 +1,9 @@
-"""Masked linear layers: the 1x1 convolution whose image is one row of pixels, as views."""
+"""Masked linear layers: the 1x1 convolution of images of one pixel, as views."""
 
 import torch
 
 from .grads import ParameterGrads
-from .product import POINT, Filters, masked_product, weight_grad
+from .product import INT32, POINT, Filters, masked_product, weight_grad
 
 
 def _switch():
@@ -11,8 +11,12 @@ def _switch():
 
 
 def _image(t):
-    """(..., C) -> (1, C, 1, rows)."""
-    return t.reshape(-1, t.shape[-1]).t()[None, :, None, :]
+    """(..., C) -> (rows, C, 1, 1). Rows are images: the offset of an image is the one that takes 64 bits."""
+    rows = t.reshape(-1, t.shape[-1])
+    if (rows.shape[1] - 1) * rows.stride(1) >= INT32:
+        rows = rows.contiguous()
+    # Axes of one pixel: any stride will do, and 0 tells triton no less of an address than it knew.
+    return rows.as_strided((*rows.shape, 1, 1), (*rows.stride(), 0, 0))
 
 
 def _filters(weight, scores, cut, of, transposed):

@@ -11,7 +11,9 @@ from .kernels.weight_grad import weight_grad_kernel
 from .launch import kind, launch, operands, tile
 
 LEAST_K = 16  # of a product; a convolution with fewer channels folds its taps into them
+INT32 = 2**31  # offsets within an image, and within a row of the weight, stay below
 _BLOCK = 1024  # elements of a program that adds splits
+_MOST_PIXELS = 7 * 2**28  # of a batch: positions are int32, up to an eighth (``rounded_up``) and a tile past the end
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Filters:
 def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: int, switch: str) -> None:
     """out (n, groups * m, h, w) = filters applied to src (n, groups * k, H, W) at the pixels of the two axes."""
     m, k, taps_h, taps_w = filters.weight.shape
-    pixels = out.shape[0] * out.shape[2] * out.shape[3]
+    pixels = pixels_of(out, src)
+    for strides in (filters.weight.stride(), filters.index):
+        _check_offsets("weight", "one row", (k, taps_h, taps_w), strides[1:4])
     fold = k < LEAST_K and taps_h * taps_w > 1
     packed = filters.of == "bits"
     scattered = fold or not (
@@ -114,7 +118,7 @@ def weight_grad(dy, x, grads: ParameterGrads, rows: Axis, columns: Axis, groups:
     """(dS, dW) of filters (o, c, kh, kw) from dy (n, o, h, w) and x (n, groups * c, H, W)."""
     o, c, kh, kw = grads.shape
     m, taps = o // groups, kh * kw
-    pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
+    pixels = pixels_of(dy, x)
     if pixels == 0:
         return grads.of_nothing()
     fold = c < LEAST_K and taps > 1
@@ -147,6 +151,22 @@ def weight_grad(dy, x, grads: ParameterGrads, rows: Axis, columns: Axis, groups:
         **operands(x.dtype, switch),
     )
     return grads.result() if partials is None else grads.of_sum(partials)
+
+
+def pixels_of(out: torch.Tensor, src: torch.Tensor) -> int:
+    """Pixels (linear layers: rows) that a kernel computes, or sums over; ValueError where its int32 would overflow."""
+    pixels = out.shape[0] * out.shape[2] * out.shape[3]
+    if pixels > _MOST_PIXELS:
+        raise ValueError(f"x: expected at most {_MOST_PIXELS} rows or output pixels in a batch, got {pixels}")
+    for image in (src, out[:, :1]):  # the channels of an output are counted in 64 bits
+        _check_offsets("x", "one image", image.shape[1:], image.stride()[1:])
+    return pixels
+
+
+def _check_offsets(name, within, shape, strides):
+    farthest = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if farthest >= INT32:
+        raise ValueError(f"{name}: expected offsets within {within} below 2**31, got {farthest}")
 
 
 def geometry(rows: Axis, columns: Axis) -> tuple[int, ...]:
