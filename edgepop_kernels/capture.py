@@ -5,4 +5,9 @@ import torch
 
 def capturing(tensor: torch.Tensor) -> bool:
     """Whether work on ``tensor`` goes into a graph. A torch without CUDA cannot be asked."""
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not tensor.is_cuda:
+        return False
+    if tensor.get_device() == torch.cuda.current_device():  # asked for every layer and step: not through a context
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(tensor.device):
+        return torch.cuda.is_current_stream_capturing()

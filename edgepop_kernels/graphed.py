@@ -17,29 +17,36 @@ class GraphedStep:
     def __init__(self, step, model, optimizer, examples):
         self._step, self._model, self._optimizer = step, model, optimizer
         self._inputs = [example.detach().clone() for example in examples]
-        self._graph = self._constants = self._result = None
+        self._stream = self._graph = self._constants = self._result = None
 
     def __call__(self, *inputs: torch.Tensor):
         check_inputs(inputs, self._inputs)
-        for mine, given in zip(self._inputs, inputs, strict=True):
-            mine.copy_(given)
-        constants = read_by_python(self._model, self._optimizer)
-        if constants != self._constants:
-            self._capture()
-            self._constants = constants
-        self._graph.replay()
+        with torch.cuda.device(self._inputs[0].device):  # streams, capture and replay are of the current device
+            for mine, given in zip(self._inputs, inputs, strict=True):
+                mine.copy_(given)
+            constants = read_by_python(self._model, self._optimizer)
+            if constants != self._constants:
+                self._capture()
+                self._constants = constants
+            self._graph.replay()
+        # Writes that torch has not seen: who remembers versions, cuts of an eager step among them, is to notice.
+        torch.autograd.graph.increment_version([p for g in self._optimizer.param_groups for p in g["params"]])
         return self._result
 
     def _capture(self):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), undone(self._model, self._optimizer):
-            for _ in range(_WARMUPS):
-                self._step(*self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(self._stream), undone(self._model, self._optimizer):
+                for _ in range(_WARMUPS):
+                    self._step(*self._inputs)
+        finally:
+            torch.cuda.current_stream().wait_stream(self._stream)
         pool = None if self._graph is None else self._graph.pool()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # The stream that torch captures on by itself is of the device on which it first did.
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream):
             self._result = self._step(*self._inputs)
         self._graph = graph
 
@@ -63,15 +70,17 @@ def graphed_step(
     (``ScoreAdam(capturable=True)``). Where the learning rate changes at every step, give it as a tensor on the GPU
     (``ScoreSGD(lr=torch.tensor(0.1, device="cuda"))``; torch's own SGD follows it with ``fused=True``).
 
-    Raises ValueError where something is not on CUDA; from the call, TypeError and ValueError for inputs unlike the
-    examples.
+    Raises ValueError where something is not on CUDA, or not all on one device; from the call, TypeError and ValueError
+    for inputs unlike the examples.
     """
     if not examples:
         raise ValueError("examples: expected a CUDA tensor for each input of the step, got none")
-    for i, example in enumerate(examples):
-        _check_on_cuda(f"examples[{i}]", example)
-    for name, parameter in model.named_parameters():
-        _check_on_cuda(f"model: parameter {name}", parameter)
+    named = [(f"examples[{i}]", example) for i, example in enumerate(examples)]
+    named += [(f"model: parameter {name}", parameter) for name, parameter in model.named_parameters()]
+    for name, tensor in named:
+        _check_on_cuda(name, tensor)
+        if tensor.device != examples[0].device:
+            raise ValueError(f"{name}: expected it on {examples[0].device}, as examples[0] is, got {tensor.device}")
     return GraphedStep(step, model, optimizer, examples)
 
 
@@ -118,14 +127,16 @@ def undone(model: nn.Module, optimizer: torch.optim.Optimizer):
     kept += [(t, t.detach().clone()) for t in _state_tensors(optimizer)]
     known = {id(t) for t, _ in kept}
     generators = torch.cuda.get_rng_state_all()
-    yield
-    with torch.no_grad():
-        for tensor, value in kept:
-            tensor.copy_(value)
-        for tensor in _state_tensors(optimizer):
-            if id(tensor) not in known:
-                tensor.zero_()
-    torch.cuda.set_rng_state_all(generators)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
+            for tensor in _state_tensors(optimizer):
+                if id(tensor) not in known:
+                    tensor.zero_()
+        torch.cuda.set_rng_state_all(generators)
 
 
 def _state_tensors(optimizer):

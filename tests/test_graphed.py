@@ -1,5 +1,6 @@
 """A training step as one CUDA graph: what can be said of it without a device, and on one the steps that it takes."""
 
+import contextlib
 import copy
 
 import pytest
@@ -46,6 +47,18 @@ def test_a_cpu_has_no_graphs():
         ek.graphed_step(step_of(model, optimizer), model, optimizer)
 
 
+def test_all_must_be_on_one_device(monkeypatch):
+    monkeypatch.setattr(graphed, "_check_on_cuda", lambda name, tensor: None)
+    model, other = network(), network().to("meta")
+    optimizer = torch.optim.SGD(trained(model), lr=0.1)
+    step = step_of(model, optimizer)
+    with pytest.raises(ValueError, match=r"examples\[1\]: expected it on cpu, as examples\[0\] is, got meta"):
+        ek.graphed_step(step, model, optimizer, X, TARGET.to("meta"))
+    with pytest.raises(ValueError, match=r"model: parameter 0\.weight: expected it on cpu.*got meta"):
+        ek.graphed_step(step, other, optimizer, X, TARGET)
+    ek.graphed_step(step, model, optimizer, X, TARGET)
+
+
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
@@ -81,6 +94,71 @@ def test_warming_up_leaves_no_trace(make, steps_before):
         assert_same_bits("loss", steps[0](X, TARGET), steps[1](X, TARGET))
     for (name, a), b in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
         assert_same_bits(name, a, b)
+
+
+def test_a_step_that_fails_while_warming_up_leaves_no_trace_either():
+    model = network()
+    optimizer = torch.optim.SGD(trained(model), lr=0.1, momentum=0.9)
+    before = copy.deepcopy(model.state_dict())
+    step = step_of(model, optimizer)
+
+    def fail(x, target):
+        step(x, target)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"), graphed.undone(model, optimizer):
+        fail(X, TARGET)
+    for name, value in model.state_dict().items():
+        assert_same_bits(name, value, before[name])
+    assert not any(state["momentum_buffer"].any() for state in optimizer.state.values())
+
+
+class Replays:
+    """Stands in for a CUDA graph: its replays write scores as a GPU does, past torch's counts of versions."""
+
+    def __init__(self, model):
+        self.layers = [m for m in model if isinstance(m, ek.nn.MaskedLayer)]
+
+    def replay(self):
+        for layer in self.layers:
+            layer.scores.data.neg_().mul_(torch.rand(layer.scores.shape))
+
+
+def test_a_replay_makes_the_cuts_of_an_eager_step_unknown(monkeypatch):
+    model = network()
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(graphed.GraphedStep, "_capture", lambda step: setattr(step, "_graph", Replays(model)))
+    eager = step_of(model, optimizer)
+    captured = graphed.GraphedStep(eager, model, optimizer, (X, TARGET))
+    eager(X, TARGET)
+    assert all(layer.known_cut() is not None for layer in (model[0], model[4]))
+    captured(X, TARGET)
+    assert all(layer.known_cut() is None for layer in (model[0], model[4]))
+    eager(X, TARGET)
+    captured(X, TARGET)
+    twin = copy.deepcopy(model)  # selects anew
+    assert_same_bits("y", model(X), twin(X))
+
+
+def test_on_which_device_a_stream_is_asked(monkeypatch):
+    asked, current = [], [0]
+
+    @contextlib.contextmanager
+    def on(device):
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    class On:
+        def __init__(self, index):
+            self.is_cuda, self.device, self.get_device = True, torch.device("cuda", index), lambda: index
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: asked.append(current[0]) or current[0] == 1)
+    assert not capture.capturing(torch.ones(1)) and not asked
+    assert not capture.capturing(On(0)) and capture.capturing(On(1)) and asked == [0, 1]
 
 
 def test_what_a_graph_holds_as_constants_is_seen_to_change():
@@ -137,6 +215,11 @@ def test_while_capturing_cuts_stay_where_the_first_replay_reads_its_hints(monkey
         assert any(held is hint for held in layer._captured_cuts)
 
 
+WITHOUT_A_DEVICE = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="triton takes CPU tensors under its interpreter only, where there is no GPU"
+)
+
+
 class Watch(TorchDispatchMode):
     """Writes down the ops that would wait for a device, or copy to or from one."""
 
@@ -153,6 +236,7 @@ class Watch(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
+@WITHOUT_A_DEVICE
 @pytest.mark.parametrize("rule", [ek.TopK(0.5), ek.Percentile(0.3), ek.GlobalTopK(0.5)], ids=str)
 def test_a_step_on_the_triton_backend_waits_for_nothing(monkeypatch, rule):
     """Host code alone: the launches are left out."""
@@ -173,6 +257,7 @@ def test_a_step_on_the_triton_backend_waits_for_nothing(monkeypatch, rule):
     assert not watch.seen
 
 
+@WITHOUT_A_DEVICE
 def test_a_selection_not_run_before_is_not_captured(monkeypatch):
     pytest.importorskip("triton", reason="triton is for Linux only")
     monkeypatch.setattr(capture, "capturing", lambda tensor: True)
