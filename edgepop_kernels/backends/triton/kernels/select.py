@@ -120,6 +120,8 @@ def select_compact_kernel(
                 for lower in tl.static_range(2):
                     end_key = sampled_end(scores, row, lower, SAMPLE)
                     tl.store(brackets + 2 * layer + lower, end_key.to(tl.int32, bitcast=True))
+                # Every warp has loaded the state by itself: none may still be about to when thread 0 zeroes it.
+                tl.debug_barrier()
                 for field in range(1, STATE):
                     tl.store(state + field, 0)
                 tl.store(bins + tl.arange(0, BINS), 0)
