@@ -25,6 +25,7 @@ from .tuning.workloads import WORKLOADS, Conv, Linear
 
 _SAMPLES = 15
 _KEEP = 0.5
+_FAILED_PASS = "PassManager::run failed"  # all that triton says of a pass of its compiler that gave up
 Call = tuple[str, tuple]  # an op's name and its arguments
 
 
@@ -141,6 +142,10 @@ class Judge:
             try:
                 results = _tensors(self._run())
             except (CompilationError, OutOfResources, PTXASError):
+                return math.inf
+            except RuntimeError as error:
+                if _FAILED_PASS not in str(error):
+                    raise
                 return math.inf
             spilled = any(binary is not None and binary.n_spills for binary in trial.binaries)
             errors = [relative_error(r, e) for r, e in zip(results, self._expected, strict=True)]

@@ -1,5 +1,6 @@
 """Tuning without a GPU: the search over made-up times, tables, and candidates vetted under Triton's interpreter."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from edgepop_kernels import __main__, tune
-from edgepop_kernels.tuning import H200, Problem, Tile, default_tile, search, tile_for
+from edgepop_kernels.tuning import H200, Problem, Tile, default_tile, search, tile_for, timing
 from edgepop_kernels.tuning import table as tables
 from edgepop_kernels.tuning.workloads import WORKLOADS, Conv, Linear
 
@@ -122,6 +123,57 @@ def test_candidates_are_vetted_before_they_are_timed(interpreted, tmp_path, monk
     assert ("product", 1) in timed and ("product", 2) not in timed
     assert tune.tune(tmp_path / "other.json", "no such layer", report=lines.append, **options) == {}
     assert tune.tune(tmp_path / "other.json", minutes=0, report=lines.append, **options) == {}
+
+
+def judged(raised):
+    """The judge's seconds of a tile whose launch raises this."""
+    from edgepop_kernels.backends.triton import product
+
+    op = next(tune.calls(Linear(9, 70, 40), torch.float32, torch.device("cpu")))
+    (problem,) = tune.asked(op)
+
+    def fail(kernel, grid, tensor, args, **meta):
+        raise raised
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(product, "launch", fail)
+        return tune.Judge(op, problem, lambda call: 1.0)(Tile(16, 16, 16))
+
+
+def test_a_tile_that_a_pass_of_the_compiler_gives_up_on_is_not_timed(interpreted):
+    assert judged(RuntimeError("PassManager::run failed")) == math.inf
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        judged(RuntimeError("CUDA error: no kernel image is available"))
+
+
+def test_the_device_of_the_scratch_memory_is_timed(monkeypatch):
+    current, heard = [None], []
+
+    @contextlib.contextmanager
+    def on(device):
+        current[0] = device
+        yield
+        current[0] = None
+
+    class Event:
+        def __init__(self, enable_timing):
+            heard.append(current[0])
+
+        def record(self):
+            heard.append(current[0])
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 2000.0
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: heard.append(current[0]))
+    emptied = torch.empty(8, device="meta")
+    assert timing.cold_seconds(lambda: heard.append(current[0]), emptied) == 2.0
+    assert len(heard) == 6 and set(heard) == {emptied.device}
 
 
 def test_without_a_gpu_the_command_says_so(monkeypatch, capsys):

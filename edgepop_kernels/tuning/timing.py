@@ -16,15 +16,16 @@ def scratch(device: torch.device) -> torch.Tensor:
 def cold_seconds(call: Callable, emptied: torch.Tensor, launches: bool = False) -> float:
     """One sample of ``call``: from its first kernel to its last.
 
-    The device sleeps until the host has launched them all; with ``launches`` it does not, and where the host is slower
-    than the kernels it is the host that is timed.
+    The device, that of ``emptied``, sleeps until the host has launched them all; with ``launches`` it does not, and
+    where the host is slower than the kernels it is the host that is timed.
     """
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    emptied.zero_()
-    if not launches:
-        torch.cuda._sleep(_AHEAD)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    with torch.cuda.device(emptied.device):  # whose stream sleeps, and records
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        emptied.zero_()
+        if not launches:
+            torch.cuda._sleep(_AHEAD)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
