@@ -103,9 +103,9 @@ def environment(setup):
 
 
 def _driver():
-    """The version of NVIDIA's driver, as its own tool says."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    """The version of NVIDIA's driver, as its own tool says, where there is one."""
+    said = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return said.splitlines()[0].strip() if said else None
 
 
 def _processor():
@@ -118,9 +118,14 @@ def _processor():
 
 
 def _git(*command):
-    """The command's output, or None outside a git checkout."""
+    """What git says of this checkout, or None outside one."""
+    return _output("git", *command)
+
+
+def _output(*command):
+    """What the command prints, or None where it is missing or fails: results are not lost for a version."""
     try:
-        run = subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         return None
     return run.stdout.strip()
