@@ -50,6 +50,10 @@ def assert_exact(scores, kept, of, hints=None):
     return expected
 
 
+def assert_exact_as_they_lie(scores, kept, of):
+    assert as_cuts(cuda.select(scores, kept, of, None)) == as_cuts(reference.select(scores, kept, of, None))
+
+
 def counts_of(n):
     return sorted({m for m in (1, n // 10, n // 2, n) if 1 <= m <= n})
 
@@ -80,6 +84,22 @@ def test_views_off_their_alignment_or_with_gaps(host):
     layers = [torch.randn(1001)[1:], base.permute(2, 0, 3, 1), base.permute(0, 2, 3, 1), base[::2, 1:19:3, :, 2:]]
     kept = [s.numel() // 4 for s in layers]
     assert_exact(layers, kept, ["raw"] * 4, assert_exact(layers, kept, ["raw"] * 4))
+
+
+@pytest.mark.parametrize("aligned", [[], [1], [0, 2]])
+def test_scores_that_are_copied_find_the_table_of_the_call_before(host, aligned, monkeypatch):
+    """Also while a graph is captured, when none can be made; the copies of each call are at other addresses."""
+    memory = [make("tied", (n + 1,), n) for n in (301, 600, 700)]
+    scores = [m[:-1] if i in aligned else m[1:] for i, m in enumerate(memory)]
+    arguments = [100, 200, 300], ["raw", "abs", "raw"]
+    assert_exact_as_they_lie(scores, *arguments)
+    made, taken = cuda._plan.cache_info().misses, []
+    monkeypatch.setattr(cuda, "_captured", [])
+    monkeypatch.setattr(cuda.capture, "capturing", lambda tensor: True)
+    for _ in range(3):
+        assert_exact_as_they_lie(scores, *arguments)
+        taken.append(torch.randn(999))  # where a copy was
+    assert cuda._plan.cache_info().misses == made
 
 
 def test_layers_together_are_layers_apart_in_any_order_of_blocks(host):

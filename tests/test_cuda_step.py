@@ -171,6 +171,25 @@ def test_parameters_and_gradients_off_their_alignment(host):
     assert_cuts(model)
 
 
+def test_a_step_on_copies_finds_the_table_of_the_step_before(host, monkeypatch):
+    model = network([(7, 11), (30, 20)])
+    flat = torch.randn(78)
+    model[0].scores = nn.Parameter(flat[1:].view(7, 11))
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1)
+    taken = []
+    for step in range(4):
+        if step == 1:
+            made = cuda._plan.cache_info().misses
+            monkeypatch.setattr(cuda, "_captured", [])
+            monkeypatch.setattr(cuda.capture, "capturing", lambda tensor: True)
+        before = model[0].scores.detach().clone()
+        give_gradients(trained(model), step)
+        optimizer.step()
+        torch.testing.assert_close(model[0].scores.detach(), before - 0.1 * model[0].scores.grad)
+        taken.append(torch.randn(77))  # where a copy was
+    assert cuda._plan.cache_info().misses == made
+
+
 def test_replays_of_a_captured_step_start_from_each_others_cuts(host, monkeypatch):
     model = network([(90, 70), (8, 3, 3, 3)])
     optimizer = ek.optim.ScoreSGD(model, lr=0.1)

@@ -157,12 +157,41 @@ def test_a_hundred_runs_of_large_layers_are_one(monkeypatch):
 def test_more_scores_than_positions_have_bits_for():
     layer = selection._Layer(0, 2**31 - 1, 1, 0, (1, 1, 1, 2**31 - 1), (0, 0, 0, 1))
     with pytest.raises(ValueError, match=r"scores\[0\]: expected at most 2147418112 scores in a layer, got 2147483647"):
-        selection._plan((layer,), torch.device("cpu"))
+        selection._plan((layer,), torch.device("cpu"), 512, 16, 32)
 
 
 def test_scores_off_their_alignment():
     scores = torch.randn(1001)[1:]
     assert_exact([scores], [300], ["raw"])
+
+
+@pytest.mark.parametrize("aligned", [[], [1], [0, 2]])
+def test_scores_that_are_copied_find_the_tables_of_the_call_before(aligned, monkeypatch):
+    """Also while a graph is captured, when none can be made; the copies of each call are at other addresses."""
+    shapes = (301,), (20, 30), (700,)
+    memory = [torch.randn(torch.Size(s).numel() + 1, device=DEVICE) for s in shapes]
+    scores = [(m[:-1] if i in aligned else m[1:]).view(s) for i, (m, s) in enumerate(zip(memory, shapes, strict=True))]
+    arguments = [100, 200, 300], ["raw", "abs", "raw"]
+    expected = reference.select([s.cpu() for s in scores], *arguments, None).tolist()
+    found, taken = [selection.select(scores, *arguments, None)], []
+    made = selection._plan.cache_info().misses
+    monkeypatch.setattr(selection.capture, "capturing", lambda tensor: True)
+    for _ in range(3):
+        found.append(selection.select(scores, *arguments, None))
+        taken.append(torch.randn(999, device=DEVICE))  # where a copy was
+    assert selection._plan.cache_info().misses == made
+    assert all(cuts.tolist() == expected for cuts in found)
+
+
+def test_tables_of_other_constants_are_not_found(monkeypatch):
+    scores = torch.randn(3000, device=DEVICE)
+    expected = reference.select([scores.cpu()], [1000], ["abs"], None).tolist()
+    for name, value in (("_CHUNK", 1024), ("_ROOM", 32), ("_LEAST_CAPACITY", 64)):
+        assert selection.select([scores], [1000], ["abs"], None).tolist() == expected
+        made = selection._plan.cache_info().misses
+        monkeypatch.setattr(selection, name, value)
+        assert selection.select([scores], [1000], ["abs"], None).tolist() == expected
+        assert selection._plan.cache_info().misses == made + 1
 
 
 def test_an_empty_layer_keeps_nothing():

@@ -12,7 +12,7 @@ import torch
 
 from .. import capture
 from . import native, triton
-from .memory_order import filling
+from .memory_order import Places, filling
 
 # Candidates that a layer has room for: a 16th of its scores, at least this many. No larger a layer is collected whole.
 _LEAST_CAPACITY = 4096
@@ -43,7 +43,7 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 class _Layer(NamedTuple):
-    offset: int  # in elements, from the first layer's scores
+    offset: int  # as Places has it
     count: int
     kept: int
     raw: int
@@ -75,6 +75,7 @@ class _Update(NamedTuple):
     """An optimizer's Update, and what the kernel is told of it if it is of scores; its tensors aligned."""
 
     value: torch.Tensor
+    copied: bool  # the value is a copy of the parameter
     grad: torch.Tensor
     moments: tuple[torch.Tensor, ...]
     coefficients: tuple[float, ...] | Following
@@ -85,7 +86,10 @@ class _Update(NamedTuple):
 
 def select(scores, kept, of, hint):
     filled = [filling(s) for s in scores]
-    layers = [(s, m, kind, dimensions) for (s, dimensions), m, kind in zip(filled, kept, of, strict=True)]
+    layers = [
+        (s, s is not given, m, kind, dimensions)
+        for given, (s, dimensions), m, kind in zip(scores, filled, kept, of, strict=True)
+    ]
     hint = None if hint is None else hint.contiguous()
     with _stream(scores[0].device) as stream:
         cuts, selection, _buffers = _selection(layers, _cuda.select_chunk)
@@ -114,7 +118,8 @@ def step(updates, rankings):
         copies += [(t, m) for t, m in zip((value, *moments), (mine[0], *mine[2:]), strict=True) if m is not t]
         hint = None if ranking is None or ranking.hint is None else ranking.hint.data
         kept, of = (0, "abs") if ranking is None else (ranking.kept, ranking.of)
-        aligned.append(_Update(mine[0], mine[1], tuple(mine[2:]), coefficients, kept, of, hint))
+        copied = mine[0] is not value
+        aligned.append(_Update(mine[0], copied, mine[1], tuple(mine[2:]), coefficients, kept, of, hint))
     cuts = [_step(batch) for batch in _batches(aligned)]
     for t, mine in copies:
         t.copy_(mine)
@@ -154,7 +159,7 @@ def _step(updates):
     layers = []
     for u in updates:
         flat = (1, 1, 1, u.value.numel()), (0, 0, 0, 1)
-        layers.append((u.value, u.kept, u.of, filling(u.value)[1] if u.kept else flat))
+        layers.append((u.value, u.copied, u.kept, u.of, filling(u.value)[1] if u.kept else flat))
     set_of = [_set(u.coefficients) for u in updates]
     sets = list(dict.fromkeys(set_of))
     parameters = [
@@ -185,23 +190,27 @@ def _following(updates, sets, device):
 
 
 def _selection(layers, chunk):
-    """(cuts, SelectionArg of csrc/module.cpp, what it points to besides) of (scores, kept, of, dimensions) tuples.
+    """(cuts, SelectionArg of csrc/module.cpp, what it points to besides) of tuples of (scores, whether they are a copy,
+    kept, of, dimensions).
 
     The last to be held until the launch: freed after it, it is handed out again behind it on the stream.
     """
-    first, device, count = layers[0][0], layers[0][0].device, len(layers)
+    device, count = layers[0][0].device, len(layers)
+    places = Places.of([s for s, *_ in layers], [copied for _, copied, *_ in layers])
     rows = tuple(
-        _Layer((s.data_ptr() - first.data_ptr()) // 4, s.numel(), kept, int(of != "abs"), *dimensions)
-        for s, kept, of, dimensions in layers
+        _Layer(offset, s.numel(), kept, int(of != "abs"), *dimensions)
+        for offset, (s, _, kept, of, dimensions) in zip(places.offsets, layers, strict=True)
     )
     plan = _plan(rows, chunk, device)
-    if capture.capturing(first):
+    table = places.within(plan.layers)
+    if capture.capturing(places.base):
         _captured.append(plan)
     cuts = torch.empty(count, 2, dtype=torch.int64, device=device)
     candidates = torch.empty(plan.candidates, dtype=torch.int64, device=device)
     scratch = torch.zeros(_cuda.scratch_words(count), dtype=torch.int32, device=device)
     addresses = (cuts.data_ptr(), candidates.data_ptr(), scratch.data_ptr())
-    return cuts, (first.data_ptr(), plan.layers.data_ptr(), count, plan.chunks, *addresses), (candidates, scratch)
+    selection = (places.base.data_ptr(), table.data_ptr(), count, plan.chunks, *addresses)
+    return cuts, selection, (table, candidates, scratch)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -223,7 +232,8 @@ def _plan(layers, chunk, device):
         first_candidate += capacity
     end = [0] * len(rows[0])
     end[4] = first_chunk
-    table = torch.tensor([*rows, end], dtype=torch.int64).to(device, non_blocking=True)
+    # Waited for: every stream reads what is cached, not only the one that copies it.
+    table = torch.tensor([*rows, end], dtype=torch.int64).to(device)
     return _Plan(table, first_chunk, first_candidate)
 
 

@@ -1,6 +1,8 @@
-"""Scores in the order in which they lie in memory, and what that is in logical order."""
+"""Scores in the order in which they lie in memory, what that is in logical order, and where they lie in tables that are
+made once."""
 
 import functools
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +16,33 @@ def filling(scores: torch.Tensor) -> tuple[torch.Tensor, tuple[tuple[int, ...], 
             return scores, dimensions
     scores = scores.clone(memory_format=torch.contiguous_format)
     return scores, _in_memory_order(tuple(scores.shape), scores.stride())
+
+
+class Places(NamedTuple):
+    """Where tensors of four bytes an element begin, in elements from ``base``.
+
+    A copy is elsewhere in every call: its place is no part of what a table is cached by, and is written into the table
+    on the device, so that a CUDA graph can hold a call with copies too.
+    """
+
+    base: torch.Tensor
+    offsets: tuple[int, ...]  # 0 for copies
+    copies: dict[int, int]  # offset by index
+
+    @classmethod
+    def of(cls, tensors: list[torch.Tensor], copied: list[bool]) -> "Places":
+        base = next((t for t, is_copy in zip(tensors, copied, strict=True) if not is_copy), tensors[0])
+        offsets = [(t.data_ptr() - base.data_ptr()) // 4 for t in tensors]
+        fixed = tuple(0 if is_copy else o for o, is_copy in zip(offsets, copied, strict=True))
+        return cls(base, fixed, {i: offsets[i] for i, is_copy in enumerate(copied) if is_copy})
+
+    def within(self, table: torch.Tensor) -> torch.Tensor:
+        """The table, whose first column are the ``offsets``, with those of this call's copies."""
+        if self.copies:
+            table = table.clone()
+            for i, offset in self.copies.items():
+                table[i, 0].fill_(offset)
+        return table
 
 
 @functools.cache

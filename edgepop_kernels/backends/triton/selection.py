@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from ... import capture
-from ..memory_order import filling
+from ..memory_order import Places, filling
 from .kernels.draw import draw_kernel
 from .kernels.mask_bits import mask_bits_kernel
 from .kernels.select import STATE, select_compact_kernel, select_sample_kernel
@@ -35,7 +35,7 @@ _captured: set["_Plan"] = set()  # tables that CUDA graphs read: these outlive t
 class _Layer(NamedTuple):
     """Scores that fill their memory without gaps, as four dimensions from the outermost in memory inwards."""
 
-    offset: int  # in elements, from the first layer's scores
+    offset: int  # as Places has it
     numel: int
     kept: int
     raw: int
@@ -52,15 +52,14 @@ class _Plan(NamedTuple):
 def select(scores, kept, of, hint):
     device = scores[0].device
     filled = [filling(s) for s in scores]
-    first = filled[0][0]
-    plan = _plan(
-        tuple(
-            _Layer((s.data_ptr() - first.data_ptr()) // 4, s.numel(), m, int(kind != "abs"), *dimensions)
-            for (s, dimensions), m, kind in zip(filled, kept, of, strict=True)
-        ),
-        device,
+    places = Places.of([s for s, _ in filled], [s is not given for (s, _), given in zip(filled, scores, strict=True)])
+    rows = tuple(
+        _Layer(offset, s.numel(), m, int(kind != "abs"), *dimensions)
+        for offset, (s, dimensions), m, kind in zip(places.offsets, filled, kept, of, strict=True)
     )
-    if capture.capturing(first):
+    plan = _plan(rows, device, _CHUNK, _ROOM, _LEAST_CAPACITY)
+    layers = places.within(plan.layers)
+    if capture.capturing(scores[0]):
         _captured.add(plan)
     count = len(scores)
     cuts = torch.empty(count, 2, dtype=torch.int64, device=device)
@@ -74,7 +73,7 @@ def select(scores, kept, of, hint):
     sizes |= {"SAMPLE": _SAMPLE_OF_MISSED, "ROOM": _ROOM}
 
     def compact(hints, warm):
-        args = (first, plan.layers, plan.chunks, hints, brackets, states, bins, ties, shelves, *candidates, cuts)
+        args = (places.base, layers, plan.chunks, hints, brackets, states, bins, ties, shelves, *candidates, cuts)
         launch(
             select_compact_kernel,
             (len(plan.chunks),),
@@ -87,7 +86,7 @@ def select(scores, kept, of, hint):
         )
 
     if hint is None:
-        args = (first, plan.layers, brackets)
+        args = (places.base, layers, brackets)
         launch(select_sample_kernel, (2 * count,), cuts, args, SAMPLE=_SAMPLE, num_warps=16)
     else:
         compact(hint.contiguous(), warm=True)
@@ -113,7 +112,7 @@ def _packed(kernel, scores, argument, **meta):
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(layers, device):
+def _plan(layers, device, chunk, room, least_capacity):
     """The tables on the device; made when a network's scores are first seen, so that there is nothing to copy while a
     CUDA graph is captured."""
     if capture.capturing(torch.empty(0, device=device)):
@@ -122,13 +121,14 @@ def _plan(layers, device):
     for i, layer in enumerate(layers):
         if layer.numel > _MOST_SCORES:
             raise ValueError(f"scores[{i}]: expected at most {_MOST_SCORES} scores in a layer, got {layer.numel}")
-        capacity = max(min(layer.numel, _LEAST_CAPACITY), layer.numel // 8)
+        capacity = max(min(layer.numel, least_capacity), layer.numel // 8)
         to_index = (*layer.sizes[1:], *layer.index_strides)
         rows.append([*layer[:4], first, capacity, *to_index, *_inverse(layer.sizes, layer.index_strides)])
-        chunks += [[i, j] for j in range(max(1, -(-layer.numel // _CHUNK)))]  # one writes an empty layer's cut
-        first += capacity + _ROOM
-    table = torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
-    return _Plan(table, torch.tensor(chunks, dtype=torch.int32).reshape(-1, 2).to(device, non_blocking=True), first)
+        chunks += [[i, j] for j in range(max(1, -(-layer.numel // chunk)))]  # one writes an empty layer's cut
+        first += capacity + room
+    # Waited for: every stream reads what is cached, not only the one that copies it.
+    table = torch.tensor(rows, dtype=torch.int64).to(device)
+    return _Plan(table, torch.tensor(chunks, dtype=torch.int32).reshape(-1, 2).to(device), first)
 
 
 def _inverse(sizes, index_strides):

@@ -42,7 +42,7 @@ def select_sample_kernel(scores, layers, brackets, SAMPLE: tl.constexpr):
 
 @triton.jit
 def select_compact_kernel(
-    scores,  # of the first layer
+    scores,  # where a layer's offset counts from
     layers,
     chunks,
     hints,
