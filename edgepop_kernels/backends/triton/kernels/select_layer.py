@@ -4,9 +4,9 @@ n-th of a few values."""
 import triton
 import triton.language as tl
 
-# A row of `layers`: offset in elements from `scores`, numel, kept, raw, first listed, room of the list,
-# then from a position in memory to the logical index: the sizes of the inner three dimensions, the strides of all four;
-# and from the logical index to the position.
+# A row of `layers`: offset in elements from `scores`, numel, kept, raw, first listed, room of the list, then from a
+# position in memory to the logical index: the sizes of the inner three dimensions, the strides of all four; and from
+# the logical index to the position.
 FIELDS = tl.constexpr(20)
 TO_INDEX = tl.constexpr(6)
 TO_POSITION = tl.constexpr(13)
