@@ -47,8 +47,10 @@ gpu: $(GPU)/installed
 	cd $(GPU) && $(PYTHON) -m pytest $(IN_FOLDER) $(CURDIR)/benchmarks --benchmark-only --device cuda \
 	    --results "$(CURDIR)/benchmarks/results/$$($(PYTHON) -c "$$GPU_NAME").json"
 
-# Every kernel, with each allocation of its own so that a step out of it is seen.
-SANITIZED := many_tiles or every_stride_phase or batches_of or all_layers_cold or stage_kernel or s_the_reference_mask
+# Every kernel of Triton, and of CUDA C++ where it was built, with each allocation of its own so that a step out of it is
+# seen: so nothing that captures a graph, which takes torch's allocator.
+SANITIZED := many_tiles or every_stride_phase or batches_of or all_layers_cold or stage_kernel or s_the_reference_mask \
+    or the_cuts_are_the_references or steps_are_torchs_to_rounding or parameters_on_both
 
 gpu-sanitize: $(GPU)/installed
 	cd $(GPU) && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \

@@ -404,6 +404,24 @@ class TestOnDevice:
         for p, q in zip(trained(model), other, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("name", COUNTING)
+    def test_capturable_steps_are_torchs_to_rounding(self, name):
+        """Outside of a graph, so that compute-sanitizer can watch."""
+        ours, theirs, options = COUNTING[name]
+        model = network(self.SHAPES).cuda()
+        other = [nn.Parameter(p.detach().clone()) for p in trained(model)]
+        rate = torch.tensor(options["lr"], device="cuda")
+        optimizers = ours(model, **options | {"lr": rate, "capturable": True}), theirs(other, **options)
+        for step in range(5):
+            for params in (trained(model), other):
+                give_gradients(params, step)
+            for optimizer in optimizers:
+                optimizer.step()
+            assert_cuts(model)
+        for p, q in zip(trained(model), other, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+        assert all(state["step"].is_cuda and state["step"].item() == 5 for state in optimizers[0].state.values())
+
     def test_parameters_on_both_devices(self):
         here = network(self.SHAPES)
         there = copy.deepcopy(here).cuda()
