@@ -11,8 +11,9 @@ import edgepop_kernels as ek
 from edgepop_kernels import ops, reference
 
 AVAILABLE = [name for name, reason in ek.backends().items() if reason is None]
-# Triton's kernels run compiled where there is a CUDA device, under its interpreter where there is none.
-DEVICE = {name: "cuda" if name == "triton" and torch.cuda.is_available() else "cpu" for name in AVAILABLE}
+# Triton's kernels, which "cuda" draws with too, run compiled where there is a CUDA device, under its interpreter where
+# there is none.
+DEVICE = {name: "cuda" if name in ("triton", "cuda") and torch.cuda.is_available() else "cpu" for name in AVAILABLE}
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.gpu) if DEVICE[name] == "cuda" else pytest.param(name) for name in AVAILABLE
 ]
