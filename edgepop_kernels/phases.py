@@ -24,8 +24,9 @@ def train_masks(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
 def train_weights(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     """The masked layers of ``model`` keep their present masks and train weights and biases; scores stand still.
 
-    Only kept weights get a gradient. In place; ``train_masks`` turns back. Raises ValueError for an ``optimizer`` that
-    lacks a parameter which now trains.
+    Only kept weights get a gradient. In place; ``train_masks`` turns back. A state_dict says which masks are kept, not
+    what trains: to resume from one of this turn, load it, then call this again. Raises ValueError for an ``optimizer``
+    that lacks a parameter which now trains.
     """
     return _turn(model, optimizer, masks=False)
 

@@ -16,7 +16,7 @@ struct alignas(16) Four {
 // A row of the table that the caller makes, once for a network: 64-bit words. One more row past the last layer
 // holds the number of all chunks in `first_chunk`.
 struct Layer {
-  int64_t offset;  // of the scores' bits from the first layer's, in elements: a multiple of 4
+  int64_t offset;  // of the scores' bits from where all are counted from, in elements: a multiple of 4
   int64_t count;   // below 2^31
   int64_t kept;    // 0 .. count
   int64_t raw;     // whether s is ranked, not |s|

@@ -54,7 +54,7 @@ struct Progress {
 };
 
 struct Work {
-  uint32_t* scores;  // of the first layer, aligned to 16 bytes
+  uint32_t* scores;  // where the layers' offsets count from, aligned to 16 bytes
   const Layer* layers;
   uint32_t layer_count;
   uint32_t chunk_count;

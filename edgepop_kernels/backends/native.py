@@ -1,7 +1,7 @@
 """The C++ kernels of csrc/ on CPU tensors: takes addresses and strides, calls edgepop_kernels._native.
 
-Nothing is copied here: the kernels read any strides. A linear layer is the 1x1 convolution whose image is one row
-of pixels.
+Images, matrices and weights are not copied: the kernels read any strides. A linear layer is the 1x1 convolution whose
+image is one row of pixels.
 """
 
 import importlib
