@@ -60,5 +60,5 @@ def _turn(model, optimizer, masks):
 def _check_holds(optimizer, model, trained):
     held = {p for group in optimizer.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
-        if p in trained and p not in held:
+        if p in trained and not p.requires_grad and p not in held:
             raise ValueError(f"optimizer: it lacks {name}, which is to train; build it over all of model.parameters()")

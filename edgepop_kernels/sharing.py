@@ -72,13 +72,20 @@ class _SharedSelection:
         """The selection of one layer, whose rule ranks it together with others."""
         together = [m for m in self.layers if m.rule == layer.rule]
         selections = functional.select_all([m.ranked for m in together], [m.rule for m in together])
-        return next(s for m, s in zip(together, selections, strict=True) if m is layer)
+        for m, selection in zip(together, selections, strict=True):
+            if m is layer:
+                return selection
+        raise RuntimeError(
+            "rule: a replica of a layer under GlobalTopK cannot rank it together with the others; train in several "
+            "processes (DistributedDataParallel), not with nn.DataParallel"
+        )
 
     def dissolve(self):
         for handle in self.handles:
             handle.remove()
         for layer in self.layers:
-            layer.group = layer.shared_cut = None
+            if layer.group is self:
+                layer.group = layer.shared_cut = None
 
 
 def share_selection(model: nn.Module) -> nn.Module:
@@ -90,14 +97,19 @@ def share_selection(model: nn.Module) -> nn.Module:
     selection with a network outside of it.
     """
     unshare_selection(model)
-    inside = [m.__dict__[_SHARED] for m in model.modules() if _SHARED in m.__dict__]
-    for name, m in model.named_modules():
-        if isinstance(m, MaskedLayer) and m.group is not None and m.group not in inside:
+    inside = {m.__dict__[_SHARED] for m in model.modules() if _SHARED in m.__dict__}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
+    for name, m in layers.items():
+        if m.group is None or m.group in inside:
+            continue
+        if set(m.group.layers) <= set(layers.values()):
+            m.group.dissolve()  # of a network that is gone, its layers taken over
+        else:
             raise ValueError(
                 f"model: its layer {name or 'itself'} shares its selection with a network outside of the model; call "
                 "unshare_selection on that first"
             )
-    if not any(isinstance(m, MaskedLayer) for m in model.modules()):
+    if not layers:
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
     setattr(model, _SHARED, _SharedSelection(model))
     return model

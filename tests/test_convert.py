@@ -64,14 +64,19 @@ def test_convert_that_converts_nothing_is_an_error():
             ek.convert(model, ek.TopK(0.1))
 
 
-@pytest.mark.parametrize("method", ["subnet", "supermask", "sparse"])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("subnet", {}), ("supermask", {}), ("supermask", {"rescale": True, "mask_bias": True}), ("sparse", {})],
+    ids=["subnet", "supermask", "rescaled", "sparse"],
+)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("build", [lambda layer: layer, lambda layer: nn.TransformerEncoder(layer, 2)])
-def test_a_transformer_is_masked_in_evaluation_too(method, shared, build):
+def test_a_transformer_is_masked_in_evaluation_too(method, options, shared, build):
     """torch's inference reads the weights of its linear layers, without a call, where no hook is attached."""
     torch.manual_seed(0)
     model = build(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)).eval()
-    model = ek.convert(model, ek.TopK(0.2) if method != "supermask" else ek.Threshold(0.5), method=method)
+    rule = ek.TopK(0.2) if method != "supermask" else ek.Threshold(0.5)
+    model = ek.convert(model, rule, method=method, **options)
     for module in model.modules():
         if isinstance(module, nn.Linear) and getattr(module, "scores", None) is not None:
             nn.init.normal_(module.scores)
@@ -217,3 +222,24 @@ def test_layers_are_not_shared_from_within_and_without():
     ek.share_selection(part)
     ek.share_selection(model)  # the layer stays with its part
     assert part[0].group is not model[1].group
+
+
+def test_a_network_that_is_gone_leaves_its_layers_free():
+    network = ek.share_selection(nn.Sequential(ek.FusedSubnetLinear(8, 8), ek.FusedSubnetLinear(8, 3), nn.Softmax(-1)))
+    layers = list(network)[:-1]
+    trunk = ek.share_selection(nn.Sequential(*layers))
+    groups = {layer.group for layer in layers}
+    assert len(groups) == 1 and None not in groups
+    ek.unshare_selection(network)  # which its layers have left
+    assert {layer.group for layer in layers} == groups
+    ek.unshare_selection(trunk)
+    assert {layer.group for layer in layers} == {None}
+
+
+def test_a_replica_cannot_rank_with_the_others():
+    model = ek.share_selection(nn.Sequential(ek.FusedSubnetLinear(8, 8, rule=ek.GlobalTopK(0.3))))
+    replica = model[0]._replicate_for_data_parallel()
+    for name, p in model[0].named_parameters():
+        setattr(replica, name, p)
+    with pytest.raises(RuntimeError, match="DataParallel"):
+        replica(torch.randn(2, 8))

@@ -444,3 +444,78 @@ def test_a_cut_of_a_graph_under_capture_only_starts_the_next(monkeypatch):
         optimizer.step()
     assert layer.known_cut() is None
     assert torch.equal(layer.hint().data, expected_cut(layer))
+
+
+@pytest.mark.parametrize("fused_backward", [False, True])
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_a_state_of_another_network_is_refused_as_torch_does(name, fused_backward):
+    ours, theirs, options = PAIRS[name]
+    small, large = (ek.convert(nn.Sequential(nn.Linear(40, n), nn.ReLU(), nn.Linear(n, 10))) for n in (8, 300))
+    other = theirs([layer.scores for layer in small if hasattr(layer, "scores")], **options)
+    small(torch.randn(2, 40)).sum().backward()
+    other.step()
+    scores = [layer.scores for layer in large if hasattr(layer, "scores")]
+    optimizer = ours(scores, **options, model=large, fused_backward=fused_backward)
+    optimizer.load_state_dict(other.state_dict())
+    x = torch.randn(2, 40)
+
+    def step():
+        large(x).sum().backward()  # where fused_backward steps
+        optimizer.step()
+
+    with pytest.raises(RuntimeError, match="size"):
+        step()
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_after_a_change_of_dtype_steps_are_torchs(name, dtype):
+    ours, theirs, options = PAIRS[name]
+    models = [nn.Sequential(nn.Linear(30, 30)).to(dtype)]
+    models.append(copy.deepcopy(models[0]))
+    optimizers = ours(models[0], **options), theirs(models[1].parameters(), **options)
+    outcomes = []
+    for model, optimizer in zip(models, optimizers, strict=True):
+        torch.manual_seed(3)
+        for step in range(4):
+            if step == 2:
+                model.float()
+            x = torch.randn(5, 30, dtype=model[0].weight.dtype)
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                outcomes.append(str(error))
+                break
+        else:
+            outcomes.append([p.detach() for p in model.parameters()])
+    if isinstance(outcomes[1], str):
+        assert outcomes[0] == outcomes[1]
+    else:
+        torch.testing.assert_close(*outcomes)
+
+
+def test_an_error_between_the_groups_leaves_a_state_to_go_on_from():
+    parameters = [nn.Parameter(torch.ones(300)) for _ in range(2)]
+    optimizer = ek.optim.ScoreSGD([{"params": [p]} for p in parameters], lr=0.1, momentum=0.9)
+    for p in parameters:
+        p.grad = torch.ones(300)
+    optimizer.param_groups[1]["weight_decay"] = "much"
+    with pytest.raises(ValueError, match="much"):
+        optimizer.step()
+    optimizer.param_groups[1]["weight_decay"] = 0
+    optimizer.step()
+    for p in parameters:
+        torch.testing.assert_close(p.detach(), torch.full((300,), 0.9))
+
+
+@pytest.mark.parametrize("size", [5, 300])
+def test_scores_that_their_layer_has_exchanged_are_a_parameter_like_any_other(size):
+    layer = ek.FusedSubnetLinear(10, 10, keep=0.9)
+    optimizer = ek.optim.ScoreSGD(nn.Sequential(layer), lr=0.1)
+    p, expected = layer.scores, layer.scores.detach() - 0.1
+    p.grad = torch.ones(10, 10)
+    layer.scores = nn.Parameter(torch.randn(size, size))
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), expected)

@@ -56,6 +56,7 @@ struct Workspace {
   }
 };
 static_assert(Workspace::bytes() < 1 << 20, "the documented bound");
+static_assert(kMaxTaps * (kLanes / 2) * kLanes <= kStageRows * Workspace::kWidth, "the stage holds a group's filters");
 
 struct Range {
   int64_t begin, end;

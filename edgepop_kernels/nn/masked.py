@@ -243,6 +243,10 @@ class MaskedLayer(nn.Module):
         return self.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(x)
+
+    def output(self, x: torch.Tensor) -> torch.Tensor:
+        """What a forward returns for a dense ``x``."""
         return self.masked(x, self.bias, self.shared_cut or self.select())
 
     def _masking(self):
@@ -294,7 +298,7 @@ class MaskedLayer(nn.Module):
         def saved(name):
             return state_dict.get(prefix + name)
 
-        # Frozen or not as the layer that was saved. What does not fit is for torch to refuse, and changes nothing here.
+        # Frozen or not as the layer that was saved. Another shape is for torch to refuse, and changes nothing.
         was_frozen, frozen = saved("mask_bits") is not None, isinstance(self.rule, Frozen)
         if was_frozen != frozen and self._fits(saved):
             if was_frozen:
@@ -388,12 +392,15 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         super()._take_rule(rule)
         self.register_forward_pre_hook(past_no_forward)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_nested:
+            return self.output(x)
+        sequences = x.unbind()  # of several lengths, as nn.TransformerEncoder makes them of a padded batch
+        joined = self.output(torch.cat(sequences))
+        return torch.nested.as_nested_tensor(list(joined.split([len(s) for s in sequences])), layout=x.layout)
+
     def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
-        """The product of ``x`` and the masked weight; x may be torch.nested's sequences of several lengths."""
-        if x.is_nested:
-            sequences = x.unbind()
-            joined = self.masked(torch.cat(sequences), bias, cut)
-            return torch.nested.as_nested_tensor(list(joined.split([len(s) for s in sequences])), layout=x.layout)
+        """The product of ``x`` and the masked weight."""
         scores, rule = self._masking()
         return self._product(functional.masked_linear, x, self.weight, scores, rule, bias, cut=cut)
 

@@ -44,7 +44,7 @@ class Supermask(MaskedLayer):
             if scores is not None:
                 nn.init.constant_(scores, self.scores_init)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def output(self, x: torch.Tensor) -> torch.Tensor:
         selection = self.shared_cut or self.select()
         bias = self._masked_bias(self.forward_rule())
         if not self.rescale:

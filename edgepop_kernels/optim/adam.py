@@ -15,6 +15,8 @@ _AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # torch's names; the la
 class _ScoreAdam(ScoreOptimizer):
     """What Adam and AdamW share over torch's."""
 
+    _moments = _AVERAGES
+
     def _start(self, group, p, value):
         """The state of a parameter's first step, as torch makes it."""
         state = self.state[p]

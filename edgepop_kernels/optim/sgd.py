@@ -39,6 +39,8 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     forward does.
     """
 
+    _moments = ("momentum_buffer",)
+
     def __init__(
         self,
         params: Iterable | nn.Module,
@@ -73,7 +75,8 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
             if momentum == 0:
                 yield Update(value, grad, (), later)
             elif self.state[p].get("momentum_buffer") is None:
-                self.state[p]["momentum_buffer"] = buffer = torch.empty_like(value)
+                # Zeros, which the kernel does not read: what an interrupted step leaves is a buffer like any other.
+                self.state[p]["momentum_buffer"] = buffer = torch.zeros_like(value)
                 yield Update(value, grad, (buffer,), first)
             else:
                 yield Update(value, grad, (self._moment(p, "momentum_buffer", value),), later)

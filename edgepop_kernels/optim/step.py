@@ -44,11 +44,14 @@ class _Scores:
     def __init__(self, layer: MaskedLayer):
         self.layer, self.rule, self.kept = layer, None, 0
 
-    def ranking(self) -> Ranking | None:
-        """None where the cut does not follow from these scores alone: under other rules, or in a plain layer."""
-        rule = getattr(self.layer, "rule", None)
+    def ranking(self, p: torch.Tensor) -> Ranking | None:
+        """None where the cut does not follow from ``p`` alone: under other rules, in a plain layer, or where the layer
+        has other scores by now."""
+        if getattr(self.layer, "ranked", None) is not p:
+            return None
+        rule = self.layer.rule
         if rule is not self.rule:
-            self.kept = rule.kept(self.layer.ranked.numel()) if isinstance(rule, (TopK, Percentile)) else 0
+            self.kept = rule.kept(p.numel()) if isinstance(rule, (TopK, Percentile)) else 0
             self.rule = rule
         return Ranking(self.kept, rule.of, self.layer.hint()) if self.kept > 0 else None
 
@@ -58,6 +61,8 @@ class ScoreOptimizer:
 
     A subclass says how parameters are updated: ``_updates`` by the kernel, ``_torch_step`` by torch's own function.
     """
+
+    _moments: tuple[str, ...]  # the names of what the kernel reads and writes beside a parameter
 
     _scores: dict[torch.Tensor, _Scores]
     _in_backward: StepsInBackward | None = None  # with fused_backward
@@ -132,7 +137,7 @@ class ScoreOptimizer:
 
     def _advance(self, group, params) -> list[tuple[torch.Tensor, Update]]:
         """Takes torch's step where that is to be taken; the others' updates. ``params``: of one device."""
-        native = [p for p in params if _is_native(group, p)]
+        native = [p for p in params if self._is_native(group, p)]
         if len(native) < len(params):
             taken = set(native)
             self._torch_step(group, [p for p in params if p not in taken])
@@ -144,7 +149,7 @@ class ScoreOptimizer:
 
     def _update_in_kernel(self, group, p: torch.Tensor) -> Update | None:
         """The update of ``p`` for a kernel that makes its gradient; None where it takes a step with that gradient."""
-        if not _is_native(group, p) or _has_gaps(p):
+        if not self._is_native(group, p) or _has_gaps(p):
             return None
         return next(self._updates(group, [p], [p], [None]))
 
@@ -162,7 +167,7 @@ class ScoreOptimizer:
     def _find_cuts(self, params: list[torch.Tensor]) -> None:
         """The next cuts of scores on one device that kernels have updated, as ``_step`` finds those of others."""
         scored = [(p, self._scores[p]) for p in params]
-        scored = [(p, scores, ranking) for p, scores in scored if (ranking := scores.ranking()) is not None]
+        scored = [(p, scores, ranking) for p, scores in scored if (ranking := scores.ranking(p)) is not None]
         if not scored:
             return
         hints = [ranking.hint for *_, ranking in scored]
@@ -174,7 +179,7 @@ class ScoreOptimizer:
         scored, others, rankings = [], [], []
         for p, update in ours:
             scores = self._scores.get(p)
-            ranking = None if scores is None else scores.ranking()
+            ranking = None if scores is None else scores.ranking(p)
             if ranking is None:
                 others.append(update)
             else:
@@ -189,6 +194,18 @@ class ScoreOptimizer:
         for (p, scores, _), row in zip(scored, cuts.unbind(), strict=True):
             scores.layer.know(functional.ranked_cut(row, scores.rule, p.numel()), p)
 
+    def _is_native(self, group, p):
+        """Whether the kernel takes the step; else torch does, or says what is wrong."""
+        state = self.state.get(p, {})
+        return (
+            p.dtype == torch.float32
+            and (p.grad is None or (p.grad.dtype == torch.float32 and not ops.lazy(p.grad)))
+            and not ops.lazy(p)
+            and optimizer_step(p) is not None
+            and (not group.get("capturable", False) or _counts_on_device(group, p))
+            and all(_is_like(state.get(name), p) for name in self._moments)
+        )
+
     def _moment(self, p: torch.Tensor, name: str, value: torch.Tensor) -> torch.Tensor:
         """The state ``name`` of ``p`` in the layout of ``value``; a state loaded in another is laid out anew."""
         state = self.state[p]
@@ -198,14 +215,12 @@ class ScoreOptimizer:
         return moment
 
 
-def _is_native(group, p):
-    return (
-        p.dtype == torch.float32
-        and (p.grad is None or (p.grad.dtype == torch.float32 and not ops.lazy(p.grad)))
-        and not ops.lazy(p)
-        and optimizer_step(p) is not None
-        and (not group.get("capturable", False) or _counts_on_device(group, p))
-    )
+def _is_like(moment, p):
+    """Whether a kernel that steps through ``p`` can step through ``moment``: a state_dict or a change of the model's
+    dtype may have left another."""
+    if moment is None:
+        return True
+    return moment.shape == p.shape and moment.dtype == p.dtype and moment.device == p.device and not ops.lazy(moment)
 
 
 def _by_device(params):

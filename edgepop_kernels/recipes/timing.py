@@ -21,14 +21,11 @@ SECONDS = 3.0  # no new round after this long: a slow reference must not hold up
 def step_times(trainer: Trainer, backends: list[str]) -> dict[str, float]:
     """Median seconds of a whole training step (forward, backward, optimizer) of this process, with each backend.
 
-    One step of every backend per round, so that a slow spell of the machine meets all of them. The steps run on a
-    copy: the trained network is not touched.
+    One step of every backend per round, so that a slow spell of the machine meets all of them. The steps run on copies,
+    one for each backend: the trained network is not touched, and no backend's selection serves another.
     """
     recipe = trainer.recipe
-    model = make_network(recipe, trainer.data, trainer.device)
-    model.load_state_dict(trainer.model.state_dict())
-    model.train()
-    optimizer = make_optimizer(recipe, model)
+    steps = {name: partial(train_step, recipe, *_copy(trainer)) for name in backends}
     batches = _forever(trainer)
     seconds = {name: [] for name in backends}
     started = time.perf_counter()
@@ -36,12 +33,20 @@ def step_times(trainer: Trainer, backends: list[str]) -> dict[str, float]:
         parts = next(batches)
         for name in backends:
             with ek.use_backend(name):
-                spent = _timed(trainer.device, partial(train_step, recipe, model, optimizer, parts))
+                spent = _timed(trainer.device, partial(steps[name], parts))
             if round_number >= WARMUP_ROUNDS:
                 seconds[name].append(spent)
         if time.perf_counter() - started > SECONDS and round_number + 1 >= WARMUP_ROUNDS + LEAST_ROUNDS:
             break
     return {name: statistics.median(spent) for name, spent in seconds.items()}
+
+
+def _copy(trainer):
+    """The network as it was trained, in training, and a new optimizer of it."""
+    model = make_network(trainer.recipe, trainer.data, trainer.device)
+    model.load_state_dict(trainer.model.state_dict())
+    model.train()
+    return model, make_optimizer(trainer.recipe, model)
 
 
 def _forever(trainer: Trainer) -> Iterator[list[Part]]:
