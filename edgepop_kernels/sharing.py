@@ -6,7 +6,7 @@ from torch import nn
 from . import functional
 from .cut import Selection
 from .nn import MaskedLayer
-from .nn.masked import remember
+from .nn.masked import note, remember
 from .rules import Bernoulli, Frozen
 
 _SHARED = "_edgepop_shared_selection"
@@ -45,14 +45,14 @@ class _SharedSelection:
         self._clear()  # a forward that was interrupted has left its cuts: torch calls no hook then
         layers = [m for m in self.layers if isinstance(m, MaskedLayer) and not isinstance(m.forward_rule(), _ALONE)]
         for layer in layers:
-            layer.shared_cut = layer.known_cut()
+            note(layer, shared_cut=layer.known_cut())
         layers = [m for m in layers if m.shared_cut is None]
         if not layers:
             return
         hints = [m.hint() for m in layers]
         selections = functional.select_all([m.ranked for m in layers], [m.forward_rule() for m in layers], hints)
         for layer, selection in zip(layers, selections, strict=True):
-            layer.shared_cut = selection
+            note(layer, shared_cut=selection)
         remember(layers, selections)
 
     def forget(self, model, args, output):
@@ -60,7 +60,7 @@ class _SharedSelection:
 
     def _clear(self):
         for layer in self.layers:
-            layer.shared_cut = None
+            note(layer, shared_cut=None)
 
     def __setstate__(self, state):
         # Layers keep their group out of their own state: copied alone, one would take its whole network along.

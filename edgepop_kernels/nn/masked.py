@@ -120,7 +120,10 @@ class MaskedLayer(nn.Module):
             if self.group is None:
                 raise ValueError("rule: GlobalTopK ranks the layers of a network together; call share_selection(model)")
             return self.group.selection_of(self)
-        selection = self.known_cut() or functional.select(self.ranked, rule, self.hint())
+        known = self.known_cut()
+        if known is not None:
+            return known
+        selection = functional.select(self.ranked, rule, self.hint())
         remember([self], [selection])
         return selection
 
@@ -131,7 +134,7 @@ class MaskedLayer(nn.Module):
         known = None
         if not capture.capturing(scores):
             known = _Known(cut, self.rule, scores, scores._version, scores.data_ptr())
-        self.__dict__.update(_known=known, _last_cut=cut)  # nn.Module's own way takes 4 us, each layer and step
+        note(self, _known=known, _last_cut=cut)
 
     def known_cut(self) -> Cut | None:
         """The cut that ``know`` was given, while it is that of the scores as they stand."""
@@ -332,6 +335,16 @@ class MaskedLayer(nn.Module):
         return f"{super().extra_repr()}, rule={self.rule}"
 
 
+def note(layer: MaskedLayer, **values) -> None:
+    """Sets attributes that are no parameters, buffers or modules, past nn.Module's own way: that takes 4 us, several
+    times a layer and step. The compiler knows only that."""
+    if not torch.compiler.is_compiling():
+        layer.__dict__.update(values)
+        return
+    for name, value in values.items():
+        setattr(layer, name, value)
+
+
 def remember(layers: list[MaskedLayer], selections: list[Selection]) -> None:
     """Keeps the cuts as the layers' next warm starts; not those that export's fake tensors stand for.
 
@@ -347,7 +360,7 @@ def remember(layers: list[MaskedLayer], selections: list[Selection]) -> None:
         return
     for layer, selection in zip(layers, selections, strict=True):
         real = isinstance(selection, Cut) and type(selection.data) is torch.Tensor
-        layer._last_cut = selection if real else None
+        note(layer, _last_cut=selection if real else None)
 
 
 class MaskedConv2d(MaskedLayer, nn.Conv2d):
