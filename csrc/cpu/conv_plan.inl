@@ -103,7 +103,7 @@ static void split(const Problem& p, int threads, Plan& plan) {
   }
 }
 
-// False if the problem needs a band that would not fit kBandBytes: windows as wide as a dilation of hundreds makes them.
+// False if the problem needs a band that would not fit kBandBytes: windows as wide as dilations of hundreds make them.
 // With `gather` there is none, every row being gathered element by element.
 static bool make_plan(const Problem& p, int threads, bool gather, Plan& plan) {
   const int64_t taps = p.taps();

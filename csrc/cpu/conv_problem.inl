@@ -11,14 +11,11 @@
 
 #include "../common/conv.h"
 #include "../common/tensor.h"
+#include "integers.h"
 #include "vec.h"
 
 namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 
-static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 static inline int64_t bytes_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 struct Axis {
@@ -41,20 +38,14 @@ static inline Axis forward_axis(int64_t out, int64_t in, int64_t kernel, int64_t
 static inline Axis backward_axis(int64_t out, int64_t in, int64_t kernel, int64_t stride, int64_t pad,
                                  int64_t dilation, int64_t phase) {
   Axis axis = {phase < in ? ceil_div(in - phase, stride) : 0, out, 1, 0, 0, 0, kernel, 0, 1};
-  int64_t a = stride, b = dilation;  // a becomes their greatest common divisor
-  while (b != 0) {
-    const int64_t rest = a % b;
-    a = b;
-    b = rest;
-  }
-  const int64_t every = stride / a;
+  const int64_t common = gcd(stride, dilation), every = stride / common;
   int64_t nearest = min(every, kernel) - 1;
   while (nearest >= 0 && (phase + pad - nearest * dilation) % stride != 0) --nearest;
   if (nearest < 0) return axis;
   axis.taps = (kernel - 1 - nearest) / every + 1;
   axis.first = nearest + (axis.taps - 1) * every;
   axis.every = -every;
-  axis.spread = dilation / a;
+  axis.spread = dilation / common;
   axis.shift = (phase + pad - axis.first * dilation) / stride;
   return axis;
 }

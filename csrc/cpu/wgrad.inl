@@ -52,8 +52,8 @@ static void run(const Job& job, int threads) {
       };
       const int64_t a = next(job.tasks_across()) * job.task_lanes, d = next(job.tasks_down()) * job.task_rows;
       const int64_t group = next(job.groups), share = rest;
-      const Range across = {a, smaller(a + job.task_lanes, job.lane_tiles)};
-      const Range down = {d, smaller(d + job.task_rows, job.row_tiles)};
+      const Range across = {a, min(a + job.task_lanes, job.lane_tiles)};
+      const Range down = {d, min(d + job.task_rows, job.row_tiles)};
       const Range blocks = {share * job.walk.blocks / job.shares, (share + 1) * job.walk.blocks / job.shares};
       if (job.shares > 1) {
         const int64_t down_step = job.lane_tiles * job.tile_floats;
@@ -129,7 +129,7 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
                  dy.stride[1] == 1 && out == in;
   job.walk = walk(g, pairs ? 2 : 1, few || job.in_place);
   job.kernel_rows = few && has_kernel_rows(job.walk) &&
-                    kernel_rows_cost(job.walk, in, out) <= taps * smaller(plane_cost(in, out), plane_cost(out, in));
+                    kernel_rows_cost(job.walk, in, out) <= taps * min(plane_cost(in, out), plane_cost(out, in));
   if (few && !job.kernel_rows) job.walk = walk(g, pairs ? 2 : 1, false);
   job.swapped = job.kernel_rows || (!job.channelwise && 8 * plane_cost(in, out) < 7 * plane_cost(out, in));
   job.groups = job.channelwise ? 1 : g.groups;
@@ -192,7 +192,7 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   job.lane_tiles = ceil_div(job.lanes, kTileLanes);
   job.tile_floats = taps * job.tile_rows * kTileLanes;
   choose_task(job, threads);
-  threads = static_cast<int>(smaller(threads, larger(job.tasks(), 1)));
+  threads = static_cast<int>(min(threads, max(job.tasks(), 1)));
 
 #if defined(__AVX512BF16__)
   if (pairs) return run<PairMath>(job, threads);

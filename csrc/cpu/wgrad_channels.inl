@@ -24,18 +24,18 @@ static void for_each_joint_run(const Walk& walk, const Block& block, const Run& 
   for (int64_t u = 0; u < h.taps; ++u) {
     const Range down = h.valid(u, block.row, block.rows);
     for (int64_t v = 0; v < w.taps; v += kJointTaps) {
-      const int64_t taps = smaller(kJointTaps, w.taps - v);
+      const int64_t taps = min(kJointTaps, w.taps - v);
       Range shared = w.valid(v, block.column, block.columns);
       for (int64_t t = 1; t < taps; ++t) {
         const Range valid = w.valid(v + t, block.column, block.columns);
-        shared = {larger(shared.begin, valid.begin), smaller(shared.end, valid.end)};
+        shared = {max(shared.begin, valid.begin), min(shared.end, valid.end)};
       }
-      shared.end = larger(shared.begin, shared.end);
+      shared.end = max(shared.begin, shared.end);
       run(JointTaps{u, v, taps, down, shared, true});
       for (int64_t t = 0; t < taps; ++t) {
         const Range valid = w.valid(v + t, block.column, block.columns);
-        const Range left = {valid.begin, smaller(valid.end, shared.begin)};
-        const Range right = {larger(valid.begin, shared.end), valid.end};
+        const Range left = {valid.begin, min(valid.end, shared.begin)};
+        const Range right = {max(valid.begin, shared.end), valid.end};
         if (left.begin < left.end) run(JointTaps{u, v + t, 1, down, left, false});
         if (right.begin < right.end) run(JointTaps{u, v + t, 1, down, right, false});
       }

@@ -159,7 +159,7 @@ static void finish_dw(const Finish& f, const Edges<T>& e) {
       write_dw(e.count, g, dw);
     } else {
       const float* const scores = e.scores.at(row);
-      const int64_t ties = f.last < index ? 0 : smaller(e.count, (f.last - index) / e.step + 1);
+      const int64_t ties = f.last < index ? 0 : min(e.count, (f.last - index) / e.step + 1);
       const auto write = f.of == Of::abs ? write_kept_dw<Of::abs, T> : write_kept_dw<Of::raw, T>;
       write(ties, g, scores, f.up_to, dw);
       write(e.count - ties, g + ties, scores + ties, f.after, dw + ties);
@@ -235,12 +235,12 @@ static void from_order(const Finish& f, const Grid& grid, int64_t at, int64_t la
 // joint[l * taps + t] = acc[t * stride + l].
 static void interleave_taps(const float* acc, int64_t stride, int64_t taps, int64_t lanes, float* joint) {
   for (int64_t t = 0; t < taps; t += kLanes) {
-    const int64_t together = smaller(kLanes, taps - t);
+    const int64_t together = min(kLanes, taps - t);
     for (int64_t l = 0; l < lanes; l += kLanes) {
       Vec square[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) square[i] = i < together ? load(acc + (t + i) * stride + l) : zero();
       transpose(square);
-      for (int64_t i = 0; i < smaller(kLanes, lanes - l); ++i) store(joint + (l + i) * taps + t, square[i], together);
+      for (int64_t i = 0; i < min(kLanes, lanes - l); ++i) store(joint + (l + i) * taps + t, square[i], together);
     }
   }
 }

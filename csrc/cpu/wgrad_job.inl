@@ -37,7 +37,7 @@ struct Job {
 
   Tile tile(int64_t group, int64_t down, int64_t across) const {
     const int64_t row = down * tile_rows, lane = across * kTileLanes;
-    return {group, row, smaller(tile_rows, rows - row), lane, smaller(kTileLanes, lanes - lane)};
+    return {group, row, min(tile_rows, rows - row), lane, min(kTileLanes, lanes - lane)};
   }
 
   // Where a tile's channels start in its operands.
@@ -53,8 +53,8 @@ struct Job {
 static int64_t plane_cost(int64_t rows, int64_t lanes) {
   int64_t cost = 0;
   for (int64_t lane = 0; lane < lanes; lane += kTileLanes) {
-    const int64_t v = ceil_div(smaller(kTileLanes, lanes - lane), kLanes), rest = rows % kTileRows;
-    const auto tile = [&](int64_t r) { return larger(larger(r * v, r + v), 8); };
+    const int64_t v = ceil_div(min(kTileLanes, lanes - lane), kLanes), rest = rows % kTileRows;
+    const auto tile = [&](int64_t r) { return max(max(r * v, r + v), 8); };
     cost += rows / kTileRows * tile(kTileRows) + (rest == 0 ? 0 : tile(rest));
   }
   return cost;
@@ -70,15 +70,15 @@ static int64_t panel_units(const Job& job, const Operand& side) {
 // Tiles per task, long in the direction of lanes: weights, scores and gradients are then met in rows of a page or more,
 // twice as fast as in squares of the same number of tiles (4096 x 4096, 32 pixels). No sum depends on the choice.
 static void choose_task(Job& job, int threads) {
-  const auto fit = [](int64_t bytes, int64_t units) { return larger(1, bytes / (units * 4)); };
+  const auto fit = [](int64_t bytes, int64_t units) { return max(1, bytes / (units * 4)); };
   const int64_t tiles = fit(kTaskBytes, job.tile_floats);
-  const int64_t panels = smaller(tiles, fit(kSideBytes, panel_units(job, job.lane_side)));
+  const int64_t panels = min(tiles, fit(kSideBytes, panel_units(job, job.lane_side)));
   job.task_lanes = even_block(job.lane_tiles, panels);
   const int64_t row_panels = fit(kSideBytes, panel_units(job, job.row_side));
-  job.task_rows = smaller(tiles / job.task_lanes, job.channelwise ? tiles : row_panels * kPanelTiles);
-  job.task_rows = even_block(job.row_tiles, larger(1, job.task_rows));
+  job.task_rows = min(tiles / job.task_lanes, job.channelwise ? tiles : row_panels * kPanelTiles);
+  job.task_rows = even_block(job.row_tiles, max(1, job.task_rows));
   const bool shared = job.plane_tiles() * job.tile_floats * 4 <= kSharedPlaneBytes;
-  job.shares = shared ? larger(1, smaller(kShares, job.walk.blocks)) : 1;
+  job.shares = shared ? max(1, min(kShares, job.walk.blocks)) : 1;
   while (job.task_rows > 1 && job.tasks() < 4 * threads && job.tasks() % threads != 0) {
     job.task_rows = ceil_div(job.task_rows, 2);
   }
@@ -111,7 +111,7 @@ struct Scratch {
   Scratch(const Job& job, char* base) {
     const auto take = [&](int64_t size) {
       char* const at = base + bytes;
-      bytes += ceil_div(size, 64) * 64;
+      bytes += round_up(size, 64);
       return at;
     };
     row_panel = panel_units(job, job.row_side);

@@ -12,7 +12,7 @@ namespace edgepop::cpu::EDGEPOP_ISA {
 template <class Run>
 static void for_each_class(const Walk& walk, const Run& run) {
   for (int64_t u = 0; u < walk.h.taps; ++u) {
-    for (int64_t c = 0; c < smaller(walk.w.taps, walk.w.period); ++c) {
+    for (int64_t c = 0; c < min(walk.w.taps, walk.w.period); ++c) {
       run(u, c * walk.w.span, ceil_div(walk.w.taps - c, walk.w.period));
     }
   }
@@ -52,7 +52,7 @@ static void sum_kernel_rows(const Job& job, Range blocks, int64_t group, Range a
   const Axis &h = job.walk.h, &w = job.walk.w;
   const Tile corner = job.tile(group, 0, across.begin);
   const int64_t wide = across.end - across.begin, channels = job.rows;
-  const Panels<Unit> lanes = {scratch.lanes, scratch.lane_panel, smaller(job.lanes - corner.lane, wide * kTileLanes),
+  const Panels<Unit> lanes = {scratch.lanes, scratch.lane_panel, min(job.lanes - corner.lane, wide * kTileLanes),
                               kTileLanes};
   const Panels<Unit> rows = {scratch.rows, 0, channels, channels};
   for (int64_t index = blocks.begin; index < blocks.end; ++index) {
@@ -70,7 +70,7 @@ static void sum_kernel_rows(const Job& job, Range blocks, int64_t group, Range a
                            (h.slot(u) + down.begin) * w.slots + slot, w.slots, down.begin * w.block, w.block};
         const int64_t count = taps * channels, step = even_block(count, kTileRows);
         for (int64_t row = 0; row < count; row += step, sum += step * kTileLanes) {
-          const int64_t height = smaller(step, count - row);
+          const int64_t height = min(step, count - row);
           tile_kernel<Math>(height, ceil_div(tile.lanes, kLanes))(runs, rows.first + row, channels,
                                                                   lanes.first + a * lanes.step, sum,
                                                                   index > blocks.begin);

@@ -26,7 +26,7 @@ struct Panels {
 
   int64_t left(int64_t panel) const { return channels - panel * width; }
   // Units per position of a panel, `left` channels being left when it starts.
-  int64_t padded(int64_t left) const { return left < width ? ceil_div(left, kLanes) * kLanes : width; }
+  int64_t padded(int64_t left) const { return left < width ? round_up(left, kLanes) : width; }
 };
 
 // Loads channels or columns of one unit; `partner` points at the second image of a pair, null where there is none.
@@ -109,7 +109,7 @@ static void pack_channels(const Line<Units>& line, const Panels<typename Units::
   const int64_t positions = line.columns * line.units;
   const int64_t stretch = panels.width % kLanes == 0 ? ceil_div(positions, kStreams) : positions;
   for (int64_t channel = 0; channel < panels.channels; channel += together, first += panels.step) {
-    const int64_t end = smaller(panels.channels, channel + together);
+    const int64_t end = min(panels.channels, channel + together);
     for (int64_t position = 0; position < stretch; ++position) {
       const typename Units::Element *from[kStreams], *partner[kStreams];
       int64_t streams = 0;
@@ -124,7 +124,7 @@ static void pack_channels(const Line<Units>& line, const Panels<typename Units::
           for (int64_t i = 0; i < streams; ++i) {
             const int64_t slot = line.slot + position + i * stretch, offset = c - channel + v;
             const auto* const second = partner[i] == nullptr ? nullptr : partner[i] + offset;
-            store_units(panel + slot * width + v, Units::load_some(from[i] + offset, second, smaller(left, width) - v));
+            store_units(panel + slot * width + v, Units::load_some(from[i] + offset, second, min(left, width) - v));
           }
         }
       }
@@ -140,9 +140,9 @@ static void pack_columns(const Line<Units>& line, int64_t channel_step, const Pa
   static_assert(kTogether % kPanelRows == 0 && kTogether % kTileLanes == 0, "rows and lanes in whole panels");
   alignas(64) typename Units::Unit rows[kLanes][kTogether];
   for (int64_t channel = 0; channel < panels.channels; channel += kTogether) {
-    const int64_t channels = smaller(kTogether, panels.channels - channel);
+    const int64_t channels = min(kTogether, panels.channels - channel);
     for (int64_t k = 0; k < line.columns; k += kLanes) {
-      const int64_t positions = smaller(kLanes, line.columns - k);
+      const int64_t positions = min(kLanes, line.columns - k);
       for (int64_t unit = 0; unit < line.units; ++unit) {
         for (int64_t c = 0; c < channels; c += kLanes) {
           Vec square[kLanes];
@@ -191,7 +191,7 @@ static void pack_panels(const Operand& x, const Block& block, int64_t offset,
                         const Panels<typename Units::Unit>& panels) {
   using Element = typename Units::Element;
   const int64_t image = block.unit * Units::kImages;
-  const int64_t pairs = Units::kImages == 2 ? smaller(block.units, (x.images - image) / 2) : 0;
+  const int64_t pairs = Units::kImages == 2 ? min(block.units, (x.images - image) / 2) : 0;
   const Element* const data = static_cast<const Element*>(x.data) + offset + image * x.n;
   const int64_t step = x.columns.stride * x.w;
   x.rows.for_each_segment(block.row, block.rows, [&](int64_t row_slot, int64_t row, int64_t rows) {

@@ -9,21 +9,10 @@
 #include <cstdint>
 
 #include "../common/conv.h"
+#include "integers.h"
 #include "vec.h"
 
 namespace edgepop::cpu::EDGEPOP_ISA {
-
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }  // a >= 0
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t gcd(int64_t a, int64_t b) {
-  while (b != 0) {
-    const int64_t rest = a % b;
-    a = b;
-    b = rest;
-  }
-  return a;
-}
 
 struct Range {
   int64_t begin, end;
@@ -46,21 +35,21 @@ struct Axis {
   // Positions of the block [first, first + length) that `tap` finds inside the input, counted from `first`.
   Range valid(int64_t tap, int64_t first, int64_t length) const {
     const int64_t before = pad - tap * dilation, last = in - 1 + before;
-    const int64_t begin = before > 0 ? larger(ceil_div(before, stride) - first, 0) : 0;
-    const int64_t end = last < 0 ? 0 : smaller(last / stride + 1 - first, length);
-    return {begin, larger(begin, end)};
+    const int64_t begin = before > 0 ? max(ceil_div(before, stride) - first, 0) : 0;
+    const int64_t end = last < 0 ? 0 : min(last / stride + 1 - first, length);
+    return {begin, max(begin, end)};
   }
 
   // Calls run(slot, input, count) for the inputs of a block: `count` slots in a row take inputs `stride` apart.
   template <class Run>
   void for_each_segment(int64_t first, int64_t length, const Run& run) const {
-    for (int64_t c = 0; c < smaller(taps, period); ++c) {
+    for (int64_t c = 0; c < min(taps, period); ++c) {
       const int64_t members = ceil_div(taps - c, period);
       for (int64_t m = 0; m < (overlap ? 1 : members); ++m) {
         const int64_t input = first * stride + (c + m * period) * dilation - pad;
         const int64_t begin = input < 0 ? ceil_div(-input, stride) : 0;
         const int64_t count = overlap ? length + (members - 1) * shift : length;
-        const int64_t end = input >= in ? 0 : smaller(count, (in - 1 - input) / stride + 1);
+        const int64_t end = input >= in ? 0 : min(count, (in - 1 - input) / stride + 1);
         if (begin < end) run(c * span + m * shift + begin, input + begin * stride, end - begin);
       }
     }
@@ -75,7 +64,7 @@ static inline Axis axis(int64_t in, int64_t out, int64_t taps, int64_t stride, i
   a.overlap = dilation / common <= block;
   a.shift = a.overlap ? dilation / common : block;
   a.span = block + (ceil_div(taps, a.period) - 1) * a.shift;
-  a.slots = smaller(taps, a.period) * a.span;
+  a.slots = min(taps, a.period) * a.span;
   return a;
 }
 
@@ -85,7 +74,7 @@ static inline Axis positions(const Axis& a) { return axis(a.out, a.out, 1, 1, 1,
 // The largest block size not above `most` that cuts `total` evenly.
 static inline int64_t even_block(int64_t total, int64_t most) {
   if (total <= 0) return 1;
-  const int64_t size = larger(smaller(total, most), 1);
+  const int64_t size = max(min(total, most), 1);
   return ceil_div(total, ceil_div(total, size));
 }
 
@@ -127,8 +116,8 @@ static inline Block block_at(const Walk& k, int64_t index) {
   const int64_t across = ceil_div(k.w.out, k.w.block), down = ceil_div(k.h.out, k.h.block);
   const int64_t column = index % across * k.w.block, row = index / across % down * k.h.block;
   const int64_t unit = index / across / down * k.unit_block;
-  return {unit,   smaller(k.unit_block, k.units - unit),  row, smaller(k.h.block, k.h.out - row),
-          column, smaller(k.w.block, k.w.out - column)};
+  return {unit,   min(k.unit_block, k.units - unit),  row, min(k.h.block, k.h.out - row),
+          column, min(k.w.block, k.w.out - column)};
 }
 
 }  // namespace edgepop::cpu::EDGEPOP_ISA

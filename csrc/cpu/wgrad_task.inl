@@ -16,7 +16,7 @@ static void find_runs(const Job& job, const Block& block, Runs* runs) {
     if (job.swapped) r = {r.lines, r.count, x_at, x_step, dy_at, dy_step};
     if (r.count == r.rows_step && r.count == r.lanes_step) {
       r.count *= r.lines;
-      r.lines = smaller(r.lines, 1);
+      r.lines = min(r.lines, 1);
     }
     runs[t] = r;
   }
@@ -73,7 +73,7 @@ static void sum_channels(const Job& job, Range blocks, Range down, Range across,
   const Operand &x = job.lane_side, &dy = job.row_side;
   const Axis &h = job.walk.h, &w = job.walk.w;
   const Tile corner = job.tile(0, down.begin, across.begin);
-  const int64_t wide = across.end - across.begin, channels = smaller(job.lanes - corner.lane, wide * kTileLanes);
+  const int64_t wide = across.end - across.begin, channels = min(job.lanes - corner.lane, wide * kTileLanes);
   const Panels<Unit> lanes = {scratch.lanes, scratch.lane_panel / kTileVectors, channels, kLanes};
   const Panels<Unit> rows = {scratch.rows, scratch.row_panel / kTileVectors, channels, kLanes};
   for (int64_t index = blocks.begin; index < blocks.end; ++index) {
@@ -94,7 +94,7 @@ static void sum_channels(const Job& job, Range blocks, Range down, Range across,
             const int64_t first_dy = block.unit * dy.n + block.row * dy.h + block.column * dy.w + channel;
             const int64_t first_x = block.unit * x.n + top * x.h + left * x.w + channel;
             at = {static_cast<const Unit*>(dy.data) + first_dy, static_cast<const Unit*>(x.data) + first_x,
-                  dy.h, dy.w, h.stride * x.h, w.stride * x.w, smaller(kLanes, job.lanes - channel),
+                  dy.h, dy.w, h.stride * x.h, w.stride * x.w, min(kLanes, job.lanes - channel),
                   block.rows * dy.h, block.rows * h.stride * x.h};
           }
           multiply_block<Math>(job, block, at, sum + v * kLanes, index > blocks.begin);
@@ -118,9 +118,9 @@ static void sum_blocks(const Job& job, Range blocks, int64_t group, Range down, 
   using Unit = typename Math::Unit;
   const Tile corner = job.tile(group, down.begin, across.begin);
   const int64_t high = down.end - down.begin, wide = across.end - across.begin;
-  const Panels<Unit> lanes = {scratch.lanes, scratch.lane_panel, smaller(job.lanes - corner.lane, wide * kTileLanes),
+  const Panels<Unit> lanes = {scratch.lanes, scratch.lane_panel, min(job.lanes - corner.lane, wide * kTileLanes),
                               kTileLanes};
-  const Panels<Unit> rows = {scratch.rows, scratch.row_panel, smaller(job.rows - corner.row, high * kTileRows),
+  const Panels<Unit> rows = {scratch.rows, scratch.row_panel, min(job.rows - corner.row, high * kTileRows),
                              kPanelRows};
   for (int64_t index = blocks.begin; index < blocks.end; ++index) {
     const Block block = block_at(job.walk, index);
