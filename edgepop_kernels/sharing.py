@@ -60,13 +60,15 @@ class _SharedSelection:
 
     def _clear(self):
         for layer in self.layers:
-            note(layer, shared_cut=None)
+            if isinstance(layer, MaskedLayer):
+                note(layer, shared_cut=None)
 
     def __setstate__(self, state):
         # Layers keep their group out of their own state: copied alone, one would take its whole network along.
         self.__dict__.update(state)
         for layer in self.layers:
-            layer.group = self
+            if isinstance(layer, MaskedLayer):
+                layer.group = self
 
     def selection_of(self, layer: MaskedLayer) -> Selection:
         """The selection of one layer, whose rule ranks it together with others."""
@@ -84,7 +86,7 @@ class _SharedSelection:
         for handle in self.handles:
             handle.remove()
         for layer in self.layers:
-            if layer.group is self:
+            if getattr(layer, "group", None) is self:  # not materialized since, nor taken over
                 layer.group = layer.shared_cut = None
 
 

@@ -243,3 +243,16 @@ def test_a_replica_cannot_rank_with_the_others():
         setattr(replica, name, p)
     with pytest.raises(RuntimeError, match="DataParallel"):
         replica(torch.randn(2, 8))
+
+
+def test_a_part_is_materialized_while_the_rest_shares_on():
+    model = ek.share_selection(nn.Sequential(ek.FusedSubnetLinear(8, 8), nn.ReLU(), ek.FusedSubnetLinear(8, 3)))
+    x = torch.randn(2, 8)
+    expected = model(x)
+    ek.materialize(model[0])
+    copied = copy.deepcopy(model)
+    for network in (model, copied):
+        assert_close("y", network(x), expected, x.dtype)
+        assert not {"group", "shared_cut"} & vars(network[0]).keys()
+        assert type(ek.materialize(network)[2]) is nn.Linear
+        assert_close("y", network(x), expected, x.dtype)
