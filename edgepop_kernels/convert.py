@@ -16,7 +16,7 @@ from .nn import (
     FusedSupermaskLinear,
     MaskedLayer,
 )
-from .nn.masked import past_no_forward
+from .nn.products import past_no_forward
 from .rules import Frozen, Rule, Threshold, TopK
 from .sharing import layer_masks, unshare_selection
 

@@ -394,8 +394,11 @@ class TestOnDevice:
         ours, theirs, options = OPTIMIZERS[name]
         model = network(self.SHAPES).cuda()
         other = [nn.Parameter(p.detach().clone()) for p in trained(model)]
-        optimizers = ours(model, **options), theirs(other, **options)
-        for step in range(50):
+        self._steps(50, model, other, ours(model, **options), theirs(other, **options))
+
+    def _steps(self, count, model, other, *optimizers):
+        """As many of either optimizer; in the end the parameters are the same to rounding."""
+        for step in range(count):
             for params in (trained(model), other):
                 give_gradients(params, step)
             for optimizer in optimizers:
@@ -411,16 +414,9 @@ class TestOnDevice:
         model = network(self.SHAPES).cuda()
         other = [nn.Parameter(p.detach().clone()) for p in trained(model)]
         rate = torch.tensor(options["lr"], device="cuda")
-        optimizers = ours(model, **options | {"lr": rate, "capturable": True}), theirs(other, **options)
-        for step in range(5):
-            for params in (trained(model), other):
-                give_gradients(params, step)
-            for optimizer in optimizers:
-                optimizer.step()
-            assert_cuts(model)
-        for p, q in zip(trained(model), other, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
-        assert all(state["step"].is_cuda and state["step"].item() == 5 for state in optimizers[0].state.values())
+        optimizer = ours(model, **options | {"lr": rate, "capturable": True})
+        self._steps(5, model, other, optimizer, theirs(other, **options))
+        assert all(state["step"].is_cuda and state["step"].item() == 5 for state in optimizer.state.values())
 
     def test_parameters_on_both_devices(self):
         here = network(self.SHAPES)

@@ -4,8 +4,9 @@ Each is a subclass of the layer it replaces and keeps its constructor, attribute
 consequence of the scores, found in every forward; it exists as a tensor only in ``mask()``.
 """
 
-from .masked import MaskedConv2d, MaskedLayer, MaskedLinear
+from .masked import MaskedLayer
 from .norm import NonAffineBatchNorm
+from .products import MaskedConv2d, MaskedLinear
 from .sparse import FusedSparseConv, FusedSparseLinear
 from .subnet import FusedSubnetConv, FusedSubnetLinear
 from .supermask import FusedSupermaskConv, FusedSupermaskLinear

@@ -1,10 +1,9 @@
-"""What all masked layers share: scores, rule, selection, freezing; and the products over torch's two layers."""
+"""What all masked layers share: scores, rule, selection, freezing."""
 
 import dataclasses
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .. import capture, checks, functional, init
@@ -361,71 +360,3 @@ def remember(layers: list[MaskedLayer], selections: list[Selection]) -> None:
     for layer, selection in zip(layers, selections, strict=True):
         real = isinstance(selection, Cut) and type(selection.data) is torch.Tensor
         note(layer, _last_cut=selection if real else None)
-
-
-class MaskedConv2d(MaskedLayer, nn.Conv2d):
-    """A masked nn.Conv2d: input (N, C, H, W) or (C, H, W), as ``masked_conv2d``."""
-
-    def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
-        """The convolution of ``x`` with the masked weight."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
-        scores, rule = self._masking()
-        geometry = (self.stride, padding, self.dilation, self.groups)
-        return self._product(functional.masked_conv2d, x, self.weight, scores, rule, bias, *geometry, cut=cut)
-
-    def materialize(self) -> nn.Conv2d:
-        """A plain nn.Conv2d whose weight is the effective weight; nothing of this package in it."""
-        plain = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,
-            device="meta",
-        )
-        return _filled(plain, self)
-
-
-def past_no_forward(layer, args):
-    """A hook that does nothing, on every masked nn.Linear: in evaluation nn.TransformerEncoderLayer multiplies by the
-    weights of its linear layers without calling them, masked or not, unless some module in it has a hook."""
-
-
-class MaskedLinear(MaskedLayer, nn.Linear):
-    """A masked nn.Linear: input (..., in_features), as ``masked_linear``."""
-
-    def _take_rule(self, rule):
-        super()._take_rule(rule)
-        self.register_forward_pre_hook(past_no_forward)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not x.is_nested:
-            return self.output(x)
-        sequences = x.unbind()  # of several lengths, as nn.TransformerEncoder makes them of a padded batch
-        joined = self.output(torch.cat(sequences))
-        return torch.nested.as_nested_tensor(list(joined.split([len(s) for s in sequences])), layout=x.layout)
-
-    def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
-        """The product of ``x`` and the masked weight."""
-        scores, rule = self._masking()
-        return self._product(functional.masked_linear, x, self.weight, scores, rule, bias, cut=cut)
-
-    def materialize(self) -> nn.Linear:
-        """A plain nn.Linear whose weight is the effective weight; nothing of this package in it."""
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        return _filled(plain, self)
-
-
-def _filled(plain, layer):
-    plain.weight = nn.Parameter(layer.effective_weight())
-    if layer.bias is not None:
-        bias = layer.effective_bias().detach().clone()
-        plain.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
-    return plain.train(layer.training)

@@ -1,7 +1,7 @@
 """The constructor of the layers whose rule, unless another is given, keeps a fraction of the weights."""
 
 from ..rules import Rule, TopK
-from .masked import MaskedConv2d, MaskedLinear
+from .products import MaskedConv2d, MaskedLinear
 
 
 class RankedConv2d(MaskedConv2d):

@@ -9,7 +9,8 @@ from .. import functional
 from ..autograd import StraightThrough
 from ..cut import Draw, Selection, largest_dropped
 from ..rules import Bernoulli, Frozen, Rule, Threshold
-from .masked import MaskedConv2d, MaskedLayer, MaskedLinear
+from .masked import MaskedLayer
+from .products import MaskedConv2d, MaskedLinear
 
 
 class Supermask(MaskedLayer):
