@@ -60,7 +60,7 @@ def test_train_on_digits(edgepop, tmp_path):
     for words in ("epoch 2/2", "test accuracy", "512 of 1,024 (50.00%)", "(bit-identical)", "step time, reference"):
         assert words in result.stdout
     run = tmp_path / "runs" / NAME
-    made = {"accuracy.png", "best.pt", "config.json", "first.pt", "kept.png", "last.pt", "log.csv", "summary.json"}
+    made = {"accuracy.png", "best-test.pt", "config.json", "first.pt", "kept.png", "last.pt", "log.csv", "summary.json"}
     assert set(os.listdir(run)) == made
     log = rows(run / "log.csv")
     assert [row["epoch"] for row in log] == ["1", "2"]
@@ -366,25 +366,27 @@ def test_exported_masks_are_those_of_the_exported_weights(edgepop, tmp_path):
 
 def test_export_errors_are_one_sentence(edgepop, trained, tmp_path):
     assert_refused(edgepop("export", "nowhere"), "the run folder nowhere does not exist")
-    assert_refused(edgepop("export", tmp_path), "cannot read", "best.pt")
+    assert_refused(edgepop("export", tmp_path), "has neither best-validation.pt nor best-test.pt")
+    assert_refused(edgepop("export", tmp_path, "--checkpoint", "last"), "cannot read", "last.pt")
     assert_refused(edgepop("export", trained, "--output", "net.onnx"), "net.onnx", ".pt or .safetensors")
     assert_refused(edgepop("export", trained, "--checkpoint", "worst"), "checkpoint: expected one of last, best, first")
-    (trained / "best.pt").write_bytes((trained / "best.pt").read_bytes()[:-99])
-    assert_refused(edgepop("export", trained), "best.pt is corrupt", "last.pt (epoch 2) is good")
+    (trained / "best-test.pt").write_bytes((trained / "best-test.pt").read_bytes()[:-99])
+    assert_refused(edgepop("export", trained), "best-test.pt is corrupt", "last.pt (epoch 2) is good")
     assert edgepop("train", "dense-digits", *QUICK).exit_code == 0
     assert_refused(edgepop("export", "runs/dense-digits", "--masks"), "has no masks to export")
 
 
 def test_an_export_never_replaces_a_checkpoint(edgepop, trained, tmp_path):
     before = {file.name: file.read_bytes() for file in trained.iterdir()}
+    assert {"best-test.pt", "first.pt", "last.pt"} < set(before)
     (tmp_path / "link").symlink_to(trained)
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved" / "last.pt").write_bytes(before["last.pt"])  # a checkpoint on its own is exported too
     for source, output in (
         (trained, trained / "last.pt"),
-        (trained, tmp_path / "runs" / ".." / "link" / "best.pt"),
+        (trained, tmp_path / "runs" / ".." / "link" / "best-validation.pt"),
         ("moved", trained / "first.pt"),  # of another run
-        ("moved", "moved/best.pt"),  # one that is not there yet
+        ("moved", "moved/best-test.pt"),  # one that is not there yet
     ):
         refused = edgepop("export", source, "--output", output, "--checkpoint", "last")
         assert_refused(refused, f"cannot export to {output}", "a checkpoint of a run", "expected another name")

@@ -175,9 +175,9 @@ def test_a_corrupt_last_checkpoint_is_reported_with_a_good_one(tmp_path, kind):
         resume(run)
     sentence = str(error.value)
     assert f"the checkpoint {run / 'last.pt'} is corrupt" in sentence
-    assert f"{run / 'best.pt'} (epoch 1) is good: give that instead" in sentence
+    assert f"{run / 'best-test.pt'} (epoch 1) is good: give that instead" in sentence
     assert "\n" not in sentence
-    damage(run / "best.pt", kind)
+    damage(run / "best-test.pt", kind)
     with pytest.raises(UserError, match=r"first\.pt \(epoch 0\) is good"):
         resume(run)
     damage(run / "first.pt", kind)

@@ -19,12 +19,16 @@ import torch
 from .errors import UserError
 from .files import read_bytes, write_atomic
 
-FORMAT = 2
+FORMAT = 3
 NAMES = ("last", "best", "first")  # the order in which a reader wants them
+BEST = ("best-validation", "best-test")  # files of "best", named by the images that it was picked on; a run has one
+FILES = tuple(f"{stem}.pt" for stem in ("last", *BEST, "first"))
 
 
 def path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.pt"
+    """File of the checkpoint ``name``: of NAMES, where "best" is whichever the run has, or of BEST."""
+    files = [folder / f"{stem}.pt" for stem in (BEST if name == "best" else [name])]
+    return next((file for file in files if file.exists()), files[-1])
 
 
 def torch_bytes(content: dict) -> bytes:
@@ -48,6 +52,8 @@ def load(file: Path) -> dict:
 def load_run(folder: Path, name: str = "last") -> dict:
     """The state ``name`` of a run folder; where it is damaged, the error names the newest checkpoint that is not."""
     try:
+        if name == "best" and not path(folder, name).exists():
+            raise UserError(f"{folder} has neither {' nor '.join(f'{stem}.pt' for stem in BEST)}")
         return load(path(folder, name))
     except UserError as error:
         for other in NAMES:

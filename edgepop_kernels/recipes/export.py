@@ -18,12 +18,12 @@ SUFFIXES = (".pt", ".safetensors")
 def export(place: Path, name: str, output: Path | None, masks: bool) -> list[Path]:
     """Write checkpoint ``name`` of the run folder ``place`` to ``output``; returns the files written.
 
-    output: a .pt (a state_dict) or .safetensors file, default ``place/<name>-plain.pt``. The state_dict is that of the
-    recipe's network in torch's layers, as ``edgepop_kernels.materialize`` leaves it. masks: a second file
-    ``<stem>-masks`` with each layer's mask, that of the weights in the first, as ``edgepop_kernels.pack_mask`` packs
-    it, 1 bit per weight.
+    output: a .pt (a state_dict) or .safetensors file, default ``place/<checkpoint>-plain.pt``, "best" under the name
+    of its file. The state_dict is that of the recipe's network in torch's layers, as ``edgepop_kernels.materialize``
+    leaves it. masks: a second file ``<stem>-masks`` with each layer's mask, that of the weights in the first, as
+    ``edgepop_kernels.pack_mask`` packs it, 1 bit per weight.
     """
-    output = output or place / f"{name}-plain.pt"
+    output = output or place / f"{checkpoint.path(place, name).stem}-plain.pt"
     if output.suffix not in SUFFIXES:
         raise UserError(f"cannot export to {output}: expected a name ending in {' or '.join(SUFFIXES)}")
     if _is_checkpoint(output, place):
@@ -63,7 +63,7 @@ def _is_checkpoint(output: Path, place: Path) -> bool:
     """Whether ``output`` is where a run, ``place`` or another, has a checkpoint or will have one."""
     folder = output.parent
     in_a_run = folder.resolve() == place.resolve() or runs.is_run(folder)
-    return in_a_run and output in [checkpoint.path(folder, name) for name in checkpoint.NAMES]
+    return in_a_run and output in [folder / file for file in checkpoint.FILES]
 
 
 def _write(file: Path, tensors: dict[str, torch.Tensor], about: dict[str, str]) -> None:

@@ -174,7 +174,7 @@ def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
                 scalars(row)
             improved = complete and trainer.best_epoch == trainer.epoch
             # best before last: killed in between, the resumed run repeats the epoch and writes both again.
-            names, state = ["best", "last"] if improved else ["last"], trainer.state()
+            names, state = ["best-test", "last"] if improved else ["last"], trainer.state()
             world.lead(lambda names=names, state=state: checkpoint.save(run, names, state))
             stopped = world.agree(None, stop.requested is not None)
             if stopped and trainer.epoch < trainer.recipe.epochs:
