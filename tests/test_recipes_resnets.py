@@ -40,6 +40,71 @@ def test_thirty_percent_is_what_hidden_networks_lists(name, millions):
     assert name != "resnet50" or found == 25_502_912
 
 
+def torchvisions(name):
+    """Key -> shape of the state_dict of torchvision's network of this name, 1000 classes: written out from its rule."""
+    found = {}
+
+    def conv(key, outputs, inputs, kernel):
+        found[f"{key}.weight"] = (outputs, inputs, kernel, kernel)
+
+    def norm(key, channels):
+        found.update({f"{key}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")})
+        found[f"{key}.num_batches_tracked"] = ()
+
+    conv("conv1", 64, 3, 7)
+    norm("bn1", 64)
+    inputs = 64
+    counts = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3)}.get(name, (3, 4, 6, 3))
+    for stage, count in enumerate(counts):
+        width = 64 << stage
+        inner = 2 * width if name == "wide-resnet50-2" else width
+        outputs = width if name == "resnet18" else 4 * width
+        for block in range(count):
+            key = f"layer{stage + 1}.{block}"
+            if name == "resnet18":
+                shapes = [(width, inputs, 3), (width, width, 3)]
+            else:
+                shapes = [(inner, inputs, 1), (inner, inner, 3), (outputs, inner, 1)]
+            for number, shape in enumerate(shapes, 1):
+                conv(f"{key}.conv{number}", *shape)
+                norm(f"{key}.bn{number}", shape[0])
+            if block == 0 and inputs != outputs:
+                conv(f"{key}.downsample.0", outputs, inputs, 1)
+                norm(f"{key}.downsample.1", outputs)
+            inputs = outputs
+    return found | {"fc.weight": (1000, inputs), "fc.bias": (1000,)}
+
+
+@pytest.mark.parametrize(("name", "keys"), [("resnet18", 122), ("resnet50", 320)] + [(n, 0) for n in resnets.IMAGENET])
+def test_imagenet_networks_have_torchvisions_names_and_shapes(name, keys):
+    expected = torchvisions(name)
+    assert not keys or len(expected) == keys
+    with torch.device("meta"):
+        state = resnets.build(name, 3, 1000).state_dict()
+    assert {key: tuple(value.shape) for key, value in state.items()} == expected
+
+
+@pytest.mark.parametrize("name", resnets.RESNETS)
+def test_a_completed_network_has_the_keys_of_torchs_own_layers_and_the_same_answers(name):
+    bare = Layers(
+        conv=lambda *sizes, **options: nn.Conv2d(*sizes, **options | {"bias": name == "wide-resnet28-8"}),
+        linear=partial(nn.Linear, bias=False),
+        norm=ek.NonAffineBatchNorm,
+    )
+    model = resnets.build(name, 3, 7, bare, width_multiplier=0.05)
+    for _ in range(3):
+        model(torch.randn(3, 3, 33, 35))  # statistics other than those at the start
+    model.eval()
+    x = torch.randn(2, 3, 33, 35)
+    before = model(x)
+    assert resnets.complete(model) is model
+    plain = resnets.build(name, 3, 7, width_multiplier=0.05).eval()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(x), before)
+    torch.testing.assert_close(plain(x), before)
+    assert not [m for m in model.modules() if type(m) is ek.NonAffineBatchNorm]
+
+
 def test_cifar_resnet18():
     with torch.device("meta"):
         model = resnets.build("cifar-resnet18", 3, 10)
