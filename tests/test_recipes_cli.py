@@ -23,7 +23,8 @@ import edgepop_kernels as ek
 from edgepop_kernels.recipes import cli, dense, files, plots, registry, trainer
 from edgepop_kernels.recipes.report import Report
 
-QUICK = ["--epochs", "2", "--widths", "16", "--backend", "reference", "--threads", "1", "--no-plots"]
+DENSE = ["--epochs", "2", "--widths", "16", "--threads", "1", "--no-plots"]
+QUICK = [*DENSE, "--backend", "reference"]
 
 
 @pytest.fixture(autouse=True)
@@ -99,11 +100,11 @@ def test_runs_never_overwrite_each_other(edgepop, tmp_path):
 
 
 def test_the_dense_baseline_has_no_mask(edgepop, tmp_path):
-    result = edgepop("train", "dense-digits", *QUICK)
+    result = edgepop("train", "dense-digits", *DENSE)
     assert result.exit_code == 0, result.output
     assert "kept" not in result.stdout
     assert rows(tmp_path / "runs" / "results.csv")[0]["keep"] == ""
-    assert_refused(edgepop("train", "dense-digits", "--keep", "0.5"), "keep: the method dense has no such setting")
+    assert_refused(edgepop("train", "dense-digits", "--keep", "0.5"), "--keep: the method dense has no such setting")
 
 
 def test_the_data_folder_chooses_the_recipe(edgepop, tmp_path):
@@ -115,10 +116,23 @@ def test_the_data_folder_chooses_the_recipe(edgepop, tmp_path):
     assert result.exit_code == 0, result.output
 
 
-def test_without_a_data_folder_every_recipe_trains_on_digits_and_says_so(edgepop, tmp_path):
-    result = edgepop("train", "edge-popup-conv2", *QUICK, "--width-multiplier", 0.05)
+@pytest.mark.parametrize(
+    ("recipe", "dataset"),
+    [("edge-popup-conv2", "cifar10"), ("edge-popup-resnet50", "imagenet"), ("supermask-init-mnist", "mnist")],
+)
+def test_a_recipe_without_its_data_is_refused_and_says_how_to_give_it(edgepop, tmp_path, recipe, dataset):
+    sentence = assert_refused(edgepop("train", recipe))
+    assert sentence == (
+        f"edgepop: {dataset} is read from a folder: give it with --data FOLDER, or train on the embedded digits with "
+        "--dataset digits"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_recipe_trains_on_the_embedded_digits_where_that_is_asked(edgepop, tmp_path):
+    conv = ["--epochs", 1, "--backend", "reference", "--threads", 1, "--no-plots", "--width-multiplier", 0.05]
+    result = edgepop("train", "edge-popup-conv2", "--dataset", "digits", *conv)
     assert result.exit_code == 0, result.output
-    assert "no --data: edge-popup-conv2 trains on the embedded digits, not on cifar10" in result.stdout
     assert rows(tmp_path / "runs" / "results.csv")[0]["dataset"] == "digits"
 
 
@@ -127,15 +141,15 @@ def test_without_a_data_folder_every_recipe_trains_on_digits_and_says_so(edgepop
     [
         (["no-such-recipe"], ["there is no recipe 'no-such-recipe'", "`edgepop recipes` lists them"]),
         (["edge-popup-digit"], ["did you mean edge-popup-digits"]),
-        (["--keep", "0"], ["keep: expected a number in (0, 1], got 0.0"]),
-        (["--keep", "much"], ["keep: expected a number in (0, 1], got 'much'"]),
-        (["--epochs", "1.5"], ["epochs: expected a whole number, at least 1, got '1.5'"]),
+        (["--keep", "0"], ["--keep: expected a number in (0, 1], got 0.0"]),
+        (["--keep", "much"], ["--keep: expected a number in (0, 1], got 'much'"]),
+        (["--epochs", "1.5"], ["--epochs: expected a whole number, at least 1, got '1.5'"]),
         (["--out"], ["--out", "requires an argument"]),
-        (["--threads", "100000000"], ["threads: expected a whole number in [0, 1024], got 100000000"]),
-        (["--lr", "-1"], ["lr: expected a number above 0, got -1.0"]),
-        (["--widths", "3,,4"], ["widths: expected whole numbers above 0", "'3,,4'"]),
-        (["--dataset", "imagenette"], ["dataset: expected one of digits, mnist", "'imagenette'"]),
-        (["--backend", "warp"], ["backend: expected one of auto", "'warp'"]),
+        (["--threads", "100000000"], ["--threads: expected a whole number in [0, 1024], got 100000000"]),
+        (["--lr", "-1"], ["--lr: expected a number above 0, got -1.0"]),
+        (["--widths", "3,,4"], ["--widths: expected whole numbers above 0", "'3,,4'"]),
+        (["--dataset", "imagenette"], ["--dataset: expected one of digits, mnist", "'imagenette'"]),
+        (["--backend", "warp"], ["--backend: expected one of auto", "'warp'"]),
         (["--frobnicate"], ["No such option: --frobnicate"]),
         (["one", "two"], ["unexpected extra argument"]),
         (["--data", "nowhere"], ["the data folder nowhere does not exist"]),
@@ -146,8 +160,8 @@ def test_without_a_data_folder_every_recipe_trains_on_digits_and_says_so(edgepop
         (["--resume", "nowhere"], ["the run folder nowhere does not exist"]),
         (["--resume", "."], [". is not a run folder"]),
         (["edge-popup-digits", "--resume", "."], ["a resumed run has its own"]),
-        (["--resume", ".", "--out", "elsewhere"], ["out: a resumed run stays in its folder", "got elsewhere"]),
-        (["--resume", ".", "--out", "runs"], ["out: a resumed run stays in its folder", "got runs"]),
+        (["--resume", ".", "--out", "elsewhere"], ["--out: a resumed run stays in its folder", "got elsewhere"]),
+        (["--resume", ".", "--out", "runs"], ["--out: a resumed run stays in its folder", "got runs"]),
         (["--out", "/dev/null/runs"], ["cannot make the folder /dev/null/runs: Not a directory"]),
         (["--out", "/proc/runs"], ["cannot make the folder /proc/runs: No such file or directory"]),
     ],
@@ -264,7 +278,7 @@ def test_a_loss_that_is_no_number_names_epoch_and_step_and_keeps_the_last_checkp
 
 
 def test_a_diverging_run_stops(edgepop):
-    assert_refused(edgepop("train", "dense-digits", *QUICK, "--lr", "1e30"), "not a finite number in epoch 1, step ")
+    assert_refused(edgepop("train", "dense-digits", *DENSE, "--lr", "1e30"), "not a finite number in epoch 1, step ")
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(edgepop, tmp_path, monkeypatch):
@@ -369,10 +383,12 @@ def test_export_errors_are_one_sentence(edgepop, trained, tmp_path):
     assert_refused(edgepop("export", tmp_path), "has neither best-validation.pt nor best-test.pt")
     assert_refused(edgepop("export", tmp_path, "--checkpoint", "last"), "cannot read", "last.pt")
     assert_refused(edgepop("export", trained, "--output", "net.onnx"), "net.onnx", ".pt or .safetensors")
-    assert_refused(edgepop("export", trained, "--checkpoint", "worst"), "checkpoint: expected one of last, best, first")
+    assert_refused(
+        edgepop("export", trained, "--checkpoint", "worst"), "--checkpoint: expected one of last, best, first"
+    )
     (trained / "best-test.pt").write_bytes((trained / "best-test.pt").read_bytes()[:-99])
     assert_refused(edgepop("export", trained), "best-test.pt is corrupt", "last.pt (epoch 2) is good")
-    assert edgepop("train", "dense-digits", *QUICK).exit_code == 0
+    assert edgepop("train", "dense-digits", *DENSE).exit_code == 0
     assert_refused(edgepop("export", "runs/dense-digits", "--masks"), "has no masks to export")
 
 

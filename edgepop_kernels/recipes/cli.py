@@ -39,6 +39,8 @@ def _one_sentence():
         yield
     except UsageError as error:
         sentence, code = error.format_message(), 2
+    except ConfigError as error:
+        sentence, code = str(error) if error.setting is None else f"{_option(error.setting)}: {error.text}", 2
     except UserError as error:
         sentence, code = str(error), 2
     except Interrupted as error:
@@ -50,6 +52,10 @@ def _one_sentence():
     if parallel.leads():
         typer.echo(f"edgepop: {sentence}", err=True)
     raise typer.Exit(code)
+
+
+def _option(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
 
 
 app = typer.Typer(
@@ -72,7 +78,7 @@ def _with_settings(function):
             fields.setdefault(field.name, []).append(field)
     options = []
     for name, (field, *others) in fields.items():
-        flag = f"--{name.replace('_', '-')}"
+        flag = _option(name)
         # A method may allow other values than the rest.
         allowed = dict.fromkeys(f.metadata["allowed"] for f in (field, *others))
         text = f"{field.metadata['help']}: {'; or '.join(allowed)}."
@@ -113,26 +119,23 @@ def train(
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars.")] = False,
     **asked,
 ):
-    """Train a recipe (default: edge-popup), on handwritten digits unless --data is given, and print a summary."""
+    """Train a recipe (default: edge-popup on handwritten digits, or on what --data holds), and print a summary."""
     report = Report(Console(quiet=not parallel.leads()))
     outputs = job.Outputs(plots=plots, tensorboard=tensorboard)
     if resume is not None:
         if recipe is not None:
-            raise ConfigError(f"recipe: a resumed run has its own, leave it out with --resume, got {recipe!r}")
+            raise ConfigError(f"RECIPE: a resumed run has its own, leave it out with --resume, got {recipe!r}")
         if runs is not None:
-            raise ConfigError(f"out: a resumed run stays in its folder, leave it out with --resume, got {runs}")
+            raise ConfigError(f"--out: a resumed run stays in its folder, leave it out with --resume, got {runs}")
         job.resume(resume, asked, images, outputs, report)
         return
     if recipe is None:
         dataset = asked.get("dataset") or ("digits" if images is None else data.detect(images))
         if dataset not in registry.DEFAULTS:
-            raise ConfigError(f"dataset: expected one of {', '.join(registry.DEFAULTS)}, got {dataset!r}")
+            raise ConfigError(f"expected one of {', '.join(registry.DEFAULTS)}, got {dataset!r}", "dataset")
         recipe = registry.DEFAULTS[dataset]
         asked = {"dataset": dataset} | asked
-    settings = registry.find(recipe).recipe.override(**asked)
-    if images is None and "dataset" not in asked and settings.dataset != "digits":
-        report.line(f"no --data: {recipe} trains on the embedded digits, not on {settings.dataset}")
-        settings = settings.override(dataset="digits")
+    settings = registry.find(recipe).recipe.asked(**asked)
     run = job.experiment if isinstance(settings, Experiment) else job.start
     run(recipe, settings, images, runs or Path("runs"), outputs, report)
 
@@ -156,7 +159,7 @@ def export_run(
 ):
     """Write a trained run as plain torch weights (W * M)."""
     if which not in checkpoint.NAMES:
-        raise ConfigError(f"checkpoint: expected one of {', '.join(checkpoint.NAMES)}, got {which!r}")
+        raise ConfigError(f"--checkpoint: expected one of {', '.join(checkpoint.NAMES)}, got {which!r}")
     for file in export.export(run, which, output, masks):
         typer.echo(file)
 

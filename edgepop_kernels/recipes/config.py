@@ -27,29 +27,64 @@ OPTIMIZERS = ("sgd", "adam", "score-sgd", "score-adam")
 MOST_THREADS = 1024
 
 
-def setting(default: Any, text: str, allowed: str, check: Callable[[Any], bool]) -> Any:
-    """A field: its default, its help text, and what values are allowed, in words and as a test."""
-    return dataclasses.field(default=default, metadata={"help": text, "allowed": allowed, "check": check})
+@dataclass(frozen=True)
+class When:
+    """Where a setting has an effect: with ``words``, if ``holds`` of the recipe."""
+
+    words: str
+    holds: Callable[["Recipe"], bool]
 
 
-def choice(default: str, names: tuple[str, ...], text: str) -> Any:
-    return setting(default, text, f"one of {', '.join(names)}", lambda value: value in names)
+ALWAYS = When("every recipe", lambda recipe: True)
 
 
-def whole(default: int, least: int, text: str) -> Any:
-    return setting(default, text, f"a whole number, at least {least}", lambda value: value >= least)
+def only(name: str, *values: Any) -> When:
+    """Where the setting ``name`` has one of these values."""
+    words = " or ".join(filter(None, (", ".join(map(str, values[:-1])), str(values[-1]))))
+    return When(f"{name} {words}", lambda recipe: getattr(recipe, name) in values)
 
 
-def positive(default: float, text: str) -> Any:
-    return setting(default, text, "a number above 0", lambda value: 0 < value < math.inf)
+def but(name: str, value: Any) -> When:
+    """Where the setting ``name`` has any other value."""
+    return When(f"a {name} other than {value}", lambda recipe: getattr(recipe, name) != value)
 
 
-def fraction(default: float, text: str) -> Any:
-    return setting(default, text, "a number in [0, 1)", lambda value: 0 <= value < 1)
+def setting(
+    default: Any,
+    text: str,
+    allowed: str,
+    check: Callable[[Any], bool],
+    *,
+    panel: str | None = None,
+    when: When = ALWAYS,
+) -> Any:
+    """A field: its default, its help text, and what values are allowed, in words and as a test.
+
+    panel: the group of the command line's help that it stands in; None: that of the field which it redefines, else the
+    method's. when: where it has an effect; elsewhere it may not be asked for.
+    """
+    metadata = {"help": text, "allowed": allowed, "check": check, "panel": panel, "when": when}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def flag(default: bool, text: str) -> Any:
-    return setting(default, text, "true or false", lambda value: True)
+def choice(default: str, names: tuple[str, ...], text: str, **where: Any) -> Any:
+    return setting(default, text, f"one of {', '.join(names)}", lambda value: value in names, **where)
+
+
+def whole(default: int, least: int, text: str, **where: Any) -> Any:
+    return setting(default, text, f"a whole number, at least {least}", lambda value: value >= least, **where)
+
+
+def positive(default: float, text: str, **where: Any) -> Any:
+    return setting(default, text, "a number above 0", lambda value: 0 < value < math.inf, **where)
+
+
+def fraction(default: float, text: str, **where: Any) -> Any:
+    return setting(default, text, "a number in [0, 1)", lambda value: 0 <= value < 1, **where)
+
+
+def flag(default: bool, text: str, **where: Any) -> Any:
+    return setting(default, text, "true or false", lambda value: True, **where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,43 +92,83 @@ class Recipe:
     """Settings every method has. Raises ConfigError, naming the setting, for a value that is not allowed."""
 
     method: ClassVar[str]
+    masks: ClassVar[bool] = True  # whether its networks have masked layers
 
-    dataset: str = choice("digits", DATASETS, "data set")
-    model: str = choice("mlp", MODELS, "network")
+    dataset: str = choice("digits", DATASETS, "data set", panel="Data")
+    image_size: int = whole(224, 1, "side of the crops, in pixels", panel="Data", when=only("dataset", "imagenet"))
+    model: str = choice("mlp", MODELS, "network", panel="Network")
     widths: tuple[int, ...] = setting(
         (300, 100),
         "hidden widths of the mlp",
         "whole numbers above 0, separated by commas",
         lambda value: len(value) > 0 and all(width > 0 for width in value),
+        panel="Network",
+        when=only("model", "mlp"),
     )
-    width_multiplier: float = positive(1.0, "factor on the channels of the conv networks")
-    epochs: int = whole(30, 1, "passes over the training set")
-    image_size: int = whole(224, 1, "side of the crops of imagenet, in pixels")
-    batch_size: int = whole(64, 1, "images per step, of all processes together")
-    accumulate: int = whole(1, 1, "parts that each process computes its share of a batch in, to need less memory")
-    optimizer: str = choice("sgd", OPTIMIZERS, "optimizer; score-*: the same steps, with the next masks' cuts")
-    lr: float = positive(0.1, "learning rate at its highest")
-    momentum: float = fraction(0.9, "momentum of sgd")
+    width_multiplier: float = positive(
+        1.0, "factor on the channels of the conv networks", panel="Network", when=but("model", "mlp")
+    )
+    epochs: int = whole(30, 1, "passes over the training set", panel="Training")
+    batch_size: int = whole(64, 1, "images per step, of all processes together", panel="Training")
+    accumulate: int = whole(
+        1, 1, "parts that each process computes its share of a batch in, to need less memory", panel="Training"
+    )
+    optimizer: str = choice(
+        "sgd", OPTIMIZERS, "optimizer; score-*: the same steps, with the next masks' cuts", panel="Training"
+    )
+    lr: float = positive(0.1, "learning rate at its highest", panel="Training")
+    momentum: float = fraction(0.9, "momentum of sgd", panel="Training", when=only("optimizer", "sgd", "score-sgd"))
     weight_decay: float = setting(
-        1e-4, "weight decay on what trains", "a number, at least 0", lambda value: 0 <= value < math.inf
+        1e-4,
+        "weight decay on what trains",
+        "a number, at least 0",
+        lambda value: 0 <= value < math.inf,
+        panel="Training",
     )
-    warmup: int = whole(0, 0, "epochs of linear warm-up before the cosine")
-    label_smoothing: float = fraction(0.0, "share of the target spread over all classes")
-    dtype: str = choice("float32", ("float32", "bfloat16"), "type of activations and products (bfloat16: autocast)")
-    channels_last: bool = flag(False, "keep images and weights in channels_last memory format")
-    device: str = choice("auto", ("auto", "cpu", "cuda"), "where to train; auto takes a GPU where there is one")
-    backend: str = choice("auto", BACKENDS, "kernels of the masked layers")
+    warmup: int = whole(0, 0, "epochs of linear warm-up before the cosine", panel="Training")
+    label_smoothing: float = fraction(0.0, "share of the target spread over all classes", panel="Training")
+    seed: int = setting(
+        0,
+        "seed of everything random",
+        "a whole number in [0, 2**32)",
+        lambda value: 0 <= value < 2**32,
+        panel="Training",
+    )
+    dtype: str = choice(
+        "float32",
+        ("float32", "bfloat16"),
+        "type of activations and products (bfloat16: autocast)",
+        panel="Machine",
+    )
+    channels_last: bool = flag(
+        False,
+        "keep images and weights in channels_last memory format",
+        panel="Machine",
+        when=but("model", "mlp"),
+    )
+    device: str = choice(
+        "auto", ("auto", "cpu", "cuda"), "where to train; auto takes a GPU where there is one", panel="Machine"
+    )
+    backend: str = choice(
+        "auto",
+        BACKENDS,
+        "kernels of the masked layers",
+        panel="Machine",
+        when=When("methods that mask layers", lambda recipe: recipe.masks),
+    )
     threads: int = setting(
         0,
         "CPU threads; 0 leaves PyTorch's choice",
         f"a whole number in [0, {MOST_THREADS}]",
         lambda value: 0 <= value <= MOST_THREADS,
+        panel="Machine",
     )
     workers: int = whole(
-        4, 0, "processes that decode the images of imagenet, at most one a core; results do not depend on it"
-    )
-    seed: int = setting(
-        0, "seed of everything random", "a whole number in [0, 2**32)", lambda value: 0 <= value < 2**32
+        4,
+        0,
+        "processes that decode images, at most one a core; results do not depend on it",
+        panel="Machine",
+        when=only("dataset", "imagenet"),
     )
 
     def __post_init__(self):
@@ -103,7 +178,7 @@ class Recipe:
             raise self.wrong("warmup", f"fewer than the {self.epochs} epochs")
 
     def wrong(self, name: str, allowed: str) -> ConfigError:
-        return ConfigError(f"{name}: expected {allowed}, got {getattr(self, name)!r}")
+        return ConfigError(f"expected {allowed}, got {getattr(self, name)!r}", name)
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         """The untrained network for images [C, H, W] = ``image``, on the CPU, drawn from torch's global generator."""
@@ -119,9 +194,17 @@ class Recipe:
             return self.lr * (epoch + 1) / self.warmup
         return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / (self.epochs - self.warmup)))
 
+    def trainings(self) -> int:
+        """How many times a network is trained for ``epochs``."""
+        return 1
+
+    def in_effect(self) -> list[dataclasses.Field]:
+        """The settings that have an effect beside the values of the others."""
+        return [field for field in dataclasses.fields(self) if field.metadata["when"].holds(self)]
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, the method's name among them: what JSON and checkpoints hold."""
-        settings = dataclasses.asdict(self)
+        """Plain values of the settings in effect, and the method's name: what JSON and checkpoints hold."""
+        settings = {field.name: getattr(self, field.name) for field in self.in_effect()}
         return {"method": self.method} | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
     def override(self, **settings: Any) -> "Recipe":
@@ -129,8 +212,26 @@ class Recipe:
         known = {field.name for field in dataclasses.fields(self)}
         for name, value in settings.items():
             if name not in known:
-                raise ConfigError(f"{name}: the method {self.method} has no such setting, got {value!r}")
+                raise ConfigError(f"the method {self.method} has no such setting, got {value!r}", name)
         return dataclasses.replace(self, **settings)
+
+    def asked(self, **settings: Any) -> "Recipe":
+        """``override`` by what somebody asks for: also ConfigError for a setting that has no effect beside the rest."""
+        recipe = self.override(**settings)
+        for field in dataclasses.fields(recipe):
+            when = field.metadata["when"]
+            if field.name in settings and not when.holds(recipe):
+                value = getattr(recipe, field.name)
+                raise ConfigError(f"has an effect with {when.words} only, got {value!r}", field.name)
+        return recipe
+
+
+def panel(field: dataclasses.Field) -> str | None:
+    """The group that a setting stands in; None: its method's own."""
+    return field.metadata["panel"] or _PANELS.get(field.name)
+
+
+_PANELS = {field.name: field.metadata["panel"] for field in dataclasses.fields(Recipe)}
 
 
 class Entry(NamedTuple):
@@ -154,5 +255,5 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
     except (ValueError, TypeError):
         right = False
     if not right:
-        raise ConfigError(f"{field.name}: expected {field.metadata['allowed']}, got {value!r}")
+        raise ConfigError(f"expected {field.metadata['allowed']}, got {value!r}", field.name)
     return value

@@ -9,7 +9,7 @@ from torch import nn
 import edgepop_kernels as ek
 
 from . import models
-from .config import Entry, Recipe
+from .config import Entry, Recipe, choice
 from .edge_popup import IMAGENET
 from .layers import Layers
 
@@ -22,6 +22,9 @@ class Dense(Recipe):
     """
 
     method: ClassVar[str] = "dense"
+    masks: ClassVar[bool] = False
+
+    optimizer: str = choice("sgd", ("sgd", "adam"), "optimizer")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         model = plain_network(self, image, classes)

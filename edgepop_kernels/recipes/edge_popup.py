@@ -14,7 +14,7 @@ from torch import nn
 import edgepop_kernels as ek
 
 from . import models
-from .config import Entry, Recipe, choice, setting
+from .config import Entry, Recipe, choice, only, setting
 from .layers import Layers
 
 # Name -> (initialisation, whether it takes ``keep`` and ``scale``). "default" leaves what torch's layers start with.
@@ -31,6 +31,7 @@ INITS = {
 # Of the residual networks of the papers on edge-popup and Discovering Neural Wirings.
 IMAGENET = dict(dataset="imagenet", epochs=100, batch_size=256, lr=0.256, momentum=0.875, weight_decay=1 / 32768)
 IMAGENET |= dict(warmup=5, label_smoothing=0.1)
+SCALABLE = tuple(name for name, (_, scalable) in INITS.items() if scalable)
 SCALES = ("none", "paper", "hidden-networks")
 
 
@@ -42,7 +43,9 @@ class EdgePopup(Recipe):
 
     keep: float = setting(0.5, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
     init: str = choice("signed_constant", tuple(INITS), "how the fixed weights are drawn")
-    scale: str = choice("none", SCALES, "how their deviation follows keep; paper: times 1/sqrt(keep)")
+    scale: str = choice(
+        "none", SCALES, "how their deviation follows keep; paper: times 1/sqrt(keep)", when=only("init", *SCALABLE)
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -6,7 +6,14 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A setting with a value that is not allowed: the text names the setting, the value and what is allowed."""
+    """A setting with a value that is not allowed: the text names the setting, the value and what is allowed.
+
+    With ``setting``, ``text`` says the rest, and the command line names the option in its place.
+    """
+
+    def __init__(self, text: str, setting: str | None = None):
+        super().__init__(text if setting is None else f"{setting}: {text}")
+        self.text, self.setting = text, setting
 
 
 class NotFinite(UserError):

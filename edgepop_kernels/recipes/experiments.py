@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import plots
-from .config import Recipe, choice, setting
+from .config import Recipe, When, choice, setting
 from .data import Batches, Dataset
 from .errors import UserError
 from .files import csv_bytes, write_atomic
@@ -33,15 +33,17 @@ class Result:
 class Experiment(Recipe):
     """A recipe of several trainings: ``run`` instead of ``network``. Adam at a constant rate, no weight decay."""
 
+    accumulate: int = setting(
+        1,
+        "parts of a batch",
+        "1, a comparison computes whole batches",
+        lambda value: value == 1,
+        when=When("recipes of one training", lambda recipe: False),
+    )
     optimizer: str = choice("adam", ("sgd", "adam"), "optimizer")
     weight_decay: float = setting(
         0.0, "weight decay on what trains", "a number, at least 0", lambda value: 0 <= value < math.inf
     )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.accumulate > 1:
-            raise self.wrong("accumulate", "1, a comparison computes whole batches")
 
     def run(self, data: Dataset, device: torch.device) -> Result:
         """All trainings, on ``device``; seeds the global generators."""

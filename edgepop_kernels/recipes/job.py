@@ -111,7 +111,7 @@ def resume(place: Path, asked: dict, images: Path | None, outputs: Outputs, repo
         saved = registry.from_dict(state["config"])
         recipe = saved.override(workers=asked.get("workers", saved.workers))
         _refuse_changes(run, saved, recorded.to_dict(), "config.json")
-        _refuse_changes(run, saved, saved.override(**asked).to_dict(), "the command line")
+        _refuse_changes(run, saved, saved.asked(**asked).to_dict(), "the command line")
         device = world.each(lambda: _prepare(recipe, outputs, world))
         held.enter_context(_backend(recipe))
         place_now = images or (Path(record["data"]) if record["data"] else None)

@@ -19,11 +19,12 @@ import edgepop_kernels as ek
 from ..methods.criteria import CRITERIA, MASK_0, MASK_1, SIGNS, prune, scores, treat_kept, treat_pruned
 from . import models
 from .checkpoint import seed_everything
-from .config import Entry, choice, flag, positive, setting, whole
+from .config import Entry, When, but, choice, flag, positive, setting, whole
 from .data import Batches, Dataset
 from .experiments import Experiment, Result, fit
 from .layers import Layers
 from .plots import Chart
+from .resnets import RESNETS
 from .trainer import evaluate
 
 # The nine that the paper compares.
@@ -37,8 +38,8 @@ def names(default: str, allowed: tuple[str, ...], text: str) -> Any:
     return setting(default, text, words, lambda value: set(value.split(",")) <= set(allowed))
 
 
-def share(default: float, text: str) -> Any:
-    return setting(default, text, "a number in (0, 1]", lambda value: 0 < value <= 1)
+def share(default: float, text: str, **where: Any) -> Any:
+    return setting(default, text, "a number in (0, 1]", lambda value: 0 < value <= 1, **where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,12 @@ class LotteryTickets(Experiment):
     batch_size: int = whole(60, 1, "images per step")
     lr: float = positive(0.0012, "learning rate at its highest")
     rounds: int = whole(24, 1, "pruning rounds")
-    keep: float = share(0.8, "fraction of weights kept; of a hidden linear layer, by each pruning round")
-    keep_conv: float = share(0.9, "the same of a convolution")
+    keep: float = share(
+        0.8,
+        "fraction of weights kept; of a hidden linear layer, by each pruning round",
+        when=When("networks that have hidden linear layers", lambda recipe: recipe.model not in RESNETS),
+    )
+    keep_conv: float = share(0.9, "the same of a convolution", when=but("model", "mlp"))
     keep_output: float = share(0.9, "the same of the output layer")
     criteria: str = names(COMPARED, tuple(CRITERIA), "mask criteria compared")
     sign: str = choice("any", SIGNS, "weights whose sign training changed (same) or kept (different) go first")

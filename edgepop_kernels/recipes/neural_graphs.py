@@ -13,31 +13,36 @@ from torch import nn
 from ..methods.dynamic_graphs import DynamicGraph
 from ..methods.graphs import StaticGraph
 from . import wired
-from .config import Entry, Recipe, choice, flag, whole
+from .config import Entry, Recipe, choice, flag, only, positive, whole
 
-NETWORKS = (*(f"tiny-{time}" for time in wired.GRAPHS), "mobilenet")
+TINY = tuple(f"tiny-{time}" for time in wired.GRAPHS)
+NETWORKS = (*TINY, "mobilenet")
 SMALL_IMAGE = 64  # pixels a side, up to which MobileNet's first convolution has no stride
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralGraph(Recipe):
-    """The largest weights are the edges; every weight trains, edge or not. width_multiplier: of the MobileNet whose
-    number of edges the graphs have."""
+    """The largest weights are the edges; every weight trains, edge or not."""
 
     method: ClassVar[str] = "neural-graph"
 
     model: str = choice("tiny-static", NETWORKS, "network")
     wiring: str = choice("learned", ("learned", "random"), "edges found by training, or drawn once and held")
-    nodes: int = whole(800, wired.FEWEST_NODES, "nodes of a tiny graph")
-    edges: int = whole(32_000, 1, "edges of a tiny graph")
-    small_classifier: bool = flag(False, "mobilenet: keep only width_multiplier of the classifier's weights")
+    width_multiplier: float = positive(
+        1.0, "that of the MobileNet whose number of edges the graphs have", when=only("model", "mobilenet")
+    )
+    nodes: int = whole(800, wired.FEWEST_NODES, "nodes of a tiny graph", when=only("model", *TINY))
+    edges: int = whole(32_000, 1, "edges of a tiny graph", when=only("model", *TINY))
+    small_classifier: bool = flag(
+        False, "keep only width_multiplier of the classifier's weights", when=only("model", "mobilenet")
+    )
     schedule: str = choice("steps", ("steps", "cosine"), "lr: times 0.1 after half and three quarters, or a cosine")
 
     def __post_init__(self):
         super().__post_init__()
         if self.model == "mobilenet" and self.width_multiplier > 1:
             raise self.wrong("width_multiplier", "at most 1 for mobilenet")
-        if self.edges > self.nodes**2 // 4:
+        if self.model in TINY and self.edges > self.nodes**2 // 4:
             raise self.wrong("edges", f"at most a quarter of nodes^2, {self.nodes**2 // 4}")
 
     def lr_at(self, epoch: int) -> float:

@@ -53,7 +53,8 @@ def goal(name: str, recipe: Recipe) -> str | None:
         return None
     listed = RECIPES[name].recipe
     machine = {setting: getattr(listed, setting) for setting in ("seed", "threads", "device", "backend", "workers")}
-    return RECIPES[name].goal if recipe.override(**machine) == listed else None
+    # As dicts: what has no effect may differ.
+    return RECIPES[name].goal if recipe.override(**machine).to_dict() == listed.to_dict() else None
 
 
 def from_dict(config: dict[str, Any]) -> Recipe:
@@ -62,4 +63,7 @@ def from_dict(config: dict[str, Any]) -> Recipe:
     method = settings.pop("method", None)
     if method not in METHODS:
         raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    return METHODS[method]().override(**settings)
+    try:
+        return METHODS[method]().override(**settings)
+    except ConfigError as error:
+        raise ConfigError(str(error)) from error  # of a file, not of an option

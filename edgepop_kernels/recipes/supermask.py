@@ -14,7 +14,7 @@ from torch import nn
 import edgepop_kernels as ek
 
 from . import models
-from .config import Entry, Recipe, choice, flag, setting
+from .config import Entry, Recipe, choice, flag, only, setting
 from .edge_popup import INITS
 from .layers import Layers
 
@@ -28,8 +28,16 @@ class Supermask(Recipe):
     method: ClassVar[str] = "supermask"
 
     rule: str = choice("threshold", RULES, "how a mask follows from sigmoid(scores)")
-    cutoff: float = setting(0.5, "sigmoid above which a weight is kept", "a number in [0, 1]", lambda c: 0 <= c <= 1)
-    at_eval: str = choice("sample", ("sample", "round"), "what bernoulli does at evaluation")
+    cutoff: float = setting(
+        0.5,
+        "sigmoid above which a weight is kept",
+        "a number in [0, 1]",
+        lambda value: 0 <= value <= 1,
+        when=only("rule", "threshold"),
+    )
+    at_eval: str = choice(
+        "sample", ("sample", "round"), "what bernoulli does at evaluation", when=only("rule", "bernoulli")
+    )
     scores_init: float = setting(1.0, "constant the scores start at", "a number in [-20, 20]", lambda s: -20 <= s <= 20)
     rescale: bool = flag(False, "dynamic weight rescaling: weights times numel / kept")
     init: str = choice("xavier_normal", tuple(INITS), "how the fixed weights are drawn")

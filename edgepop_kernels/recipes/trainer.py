@@ -41,9 +41,10 @@ class Trainer:
         )
         if self.batches.smallest() < self.share.parts:
             raise ConfigError(
-                f"batch_size: {recipe.batch_size} leaves {self.batches.smallest()} of {len(data.train)} images for an "
+                f"{recipe.batch_size} leaves {self.batches.smallest()} of {len(data.train)} images for an "
                 f"epoch's last batch, which is computed in {self.share.parts} parts (processes times accumulate): "
-                "expected at least 1 image each"
+                "expected at least 1 image each",
+                "batch_size",
             )
         self.data_digest = data.digest()
         self.model = make_network(recipe, data, device)

@@ -12,7 +12,7 @@ from torch import nn
 import edgepop_kernels as ek
 
 from . import models
-from .config import Entry, Recipe, choice, flag, setting
+from .config import Entry, Recipe, but, choice, flag, setting
 from .edge_popup import IMAGENET, INITS
 from .layers import Layers
 
@@ -24,7 +24,7 @@ class Wirings(Recipe):
     method: ClassVar[str] = "wirings"
 
     keep: float = setting(0.1, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
-    first_dense: bool = flag(False, "keep the whole first layer")
+    first_dense: bool = flag(False, "keep the whole first layer", when=but("keep", 1.0))
     init: str = choice("kaiming_normal", tuple(INITS), "how the weights are drawn")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:

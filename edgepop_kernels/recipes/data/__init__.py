@@ -41,7 +41,8 @@ def load(name: str, place: Path | None, image_size: int = 224) -> Dataset | Imag
         return digits.load()
     if place is None:
         raise UserError(
-            f"{name} is read from a folder: give it with --data FOLDER, or try the recipe on --dataset digits"
+            f"{name} is read from a folder: give it with --data FOLDER, or train on the embedded digits with "
+            "--dataset digits"
         )
     if name in _TORCHVISION_FOLDER:
         return idx.load(name, place, _TORCHVISION_FOLDER[name])
