@@ -16,9 +16,9 @@ def tensor(name, value):
         raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
 
 
-def rule(value):
+def rule(value, example="TopK(0.5)", kinds=_RULES):
     if not isinstance(value, Rule):
-        raise TypeError(f"rule: expected one of {_RULES}, got {_shown(value)}")
+        raise TypeError(f"rule: expected a rule such as {example}, one of {kinds}, got {_shown(value)}")
 
 
 def mask_tensor(name, value, shape=None):

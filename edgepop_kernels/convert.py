@@ -2,11 +2,11 @@
 
 import fnmatch
 from collections.abc import Iterable
+from copy import deepcopy
 
 import torch
 from torch import nn
 
-from . import checks
 from .nn import (
     FusedSparseConv,
     FusedSparseLinear,
@@ -17,10 +17,9 @@ from .nn import (
     MaskedLayer,
 )
 from .nn.products import past_no_forward
-from .rules import Frozen, Rule, Threshold, TopK
+from .rules import Frozen, Rule, Threshold, TopK, checked_keep, ranked_rule
 from .sharing import layer_masks, unshare_selection
 
-_PLAIN = (nn.Conv2d, nn.Linear)
 # The layers of each method, for nn.Conv2d and nn.Linear, and its rule where none is given.
 _METHODS = {
     "subnet": (FusedSubnetConv, FusedSubnetLinear, TopK()),
@@ -36,6 +35,7 @@ def convert(
     method: str = "subnet",
     include: str | Iterable[str] = "*",
     exclude: str | Iterable[str] = (),
+    keep: float | None = None,
     **options,
 ) -> nn.Module:
     """Turns nn.Conv2d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
@@ -44,21 +44,70 @@ def convert(
     method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup), "supermask" (FusedSupermask*:
                       frozen weights), "sparse" (FusedSparse*: trained weights that score themselves)
     include, exclude  fnmatch patterns on the layers' qualified names, e.g. ``"layer4.*"``, ``["fc", "conv1"]``
+    keep              fraction of weights kept, in (0, 1], in ``rule``'s place: ``TopK(keep)``; not for supermasks
     options           scores_init, mask_bias, rescale of supermasks; layers without bias have none to mask
 
     Weights, biases, hooks and identity stay; scores are new. hidden-networks' SubnetConv layers are taken
-    too, with their scores and, where ``rule`` is None, their prune_rate (there the fraction kept). Raises ValueError
-    where there is no layer to convert, or a pattern in ``include`` or ``exclude`` matches none.
+    too, with their scores and, where neither ``rule`` nor ``keep`` is given, their prune_rate (there the fraction
+    kept). Raises TypeError or ValueError, and leaves the model as it was, for a wrong argument, where there is no layer
+    to convert, and where a pattern in ``include`` or ``exclude`` matches none.
     """
-    if method not in _METHODS:
-        raise ValueError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    conv, linear, default = _layers(method)
     allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set()
     for option in options.keys() - allowed:
         raise TypeError(f"{option}: method {method!r} takes {', '.join(sorted(allowed)) or 'no options'}")
-    if rule is not None:
-        checks.rule(rule)
-        if isinstance(rule, Frozen):
-            raise ValueError("rule: a fixed mask comes from freeze() on the converted layers; expected another rule")
+    if keep is not None:
+        checked_keep(keep)
+        if method == "supermask":
+            raise ValueError(
+                f"keep: a supermask's rule is a threshold or a draw; expected rule=Threshold(...), got {keep=}"
+            )
+        rule = ranked_rule(keep, rule)
+    if isinstance(rule, Frozen):
+        raise ValueError("rule: a fixed mask comes from freeze() on the converted layers; expected another rule")
+    chosen = [
+        (module, conv if isinstance(module, nn.Conv2d) else linear, _rule(module, rule, default, method))
+        for module in _chosen(model, include, exclude)
+    ]
+    for _, kind, layer_rule in chosen:
+        kind._check(layer_rule, **options)
+    for module, kind, layer_rule in chosen:
+        _convert_layer(module, kind, layer_rule, options)
+    return model
+
+
+def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
+    """Turns every masked layer of ``model`` back into torch's own with weight W * M, in place, and returns it.
+
+    copy  True: ``model`` stays as it is, scores and all, and a copy is turned and returned
+
+    Nothing of this package is left: no scores, no buffers, no hooks. In place the weights not kept are gone. They are
+    0, and train from there like the others: to train on with them at 0, train the masked network after
+    ``train_weights(model)``, and materialize it at the end.
+    """
+    layers = _masked_layers(model)
+    masks = layer_masks(layers)  # all before any weight changes: one threshold may hang on all of them
+    if copy:
+        model = deepcopy(model)
+        layers = _masked_layers(model)
+    for module in model.modules():
+        unshare_selection(module)
+    for layer, mask in zip(layers, masks, strict=True):
+        _materialize_layer(layer, mask)
+    return model
+
+
+def _layers(method):
+    if not isinstance(method, str) or method not in _METHODS:
+        raise ValueError(
+            "method: expected 'subnet' (edge-popup), 'supermask' or 'sparse' (Discovering Neural Wirings, DNW), "
+            f"got {method!r}"
+        )
+    return _METHODS[method]
+
+
+def _chosen(model, include, exclude):
+    """The layers to convert. Raises TypeError, ValueError."""
     candidates = {
         name: m
         for name, m in model.named_modules()
@@ -69,42 +118,38 @@ def convert(
             "model: it has no nn.Conv2d or nn.Linear to convert; masked layers change their rule by layer.rule = ..."
         )
     include, exclude = _patterns("include", include, candidates), _patterns("exclude", exclude, candidates)
-    for name, module in candidates.items():
-        if _matches(name, include) and not _matches(name, exclude):
-            _convert_layer(module, rule, method, options)
-    return model
+    included = [name for name in candidates if _matches(name, include)]
+    if not included:
+        raise ValueError("include: expected a pattern, or several, of the layers to convert, got none")
+    names = [name for name in included if not _matches(name, exclude)]
+    if not names:
+        raise ValueError(f"exclude: expected to leave one of the layers {_list(included)} to convert, got {exclude}")
+    return [candidates[name] for name in names]
 
 
-def materialize(model: nn.Module) -> nn.Module:
-    """Turns every masked layer of ``model`` back into torch's own with weight W * M, in place, and returns it.
-
-    Nothing of this package is left: no scores, no buffers, no hooks. The weights not kept are gone.
-    """
-    layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
-    masks = layer_masks(layers)  # all before any weight changes: one threshold may hang on all of them
-    for module in model.modules():
-        unshare_selection(module)
-    for layer, mask in zip(layers, masks, strict=True):
-        _materialize_layer(layer, mask)
-    return model
+def _rule(module, rule, default, method):
+    if rule is not None:
+        return rule
+    kept = getattr(module, "prune_rate", None)
+    return default if kept is None or method == "supermask" else TopK(kept)
 
 
-def _convert_layer(module, rule, method, options):
+def _convert_layer(module, kind, rule, options):
     # The class is exchanged rather than the module: hooks, references from elsewhere and the root itself stay valid.
     scores = getattr(module, "scores", None)
-    kept = getattr(module, "prune_rate", None)
-    conv, linear, default = _METHODS[method]
-    if rule is None:
-        rule = default if kept is None or method == "supermask" else TopK(kept)
     if scores is not None:
         module.__dict__.pop("prune_rate", None)
         del module.scores
-    module.__class__ = conv if isinstance(module, nn.Conv2d) else linear
+    module.__class__ = kind
     if options.get("mask_bias") and module.bias is None:
         options = options | {"mask_bias": False}
     module.mask_with(rule, **options)
     if scores is not None and module.scores is not None:
         module.scores = nn.Parameter(scores.detach().to(torch.float32), requires_grad=scores.requires_grad)
+
+
+def _masked_layers(model):
+    return [m for m in model.modules() if isinstance(m, MaskedLayer)]
 
 
 def _is_hidden_networks_layer(module):
@@ -133,11 +178,19 @@ def _materialize_layer(layer, mask):
 
 
 def _patterns(argument, patterns, candidates):
+    if not isinstance(patterns, Iterable):
+        raise TypeError(f"{argument}: expected a pattern of layers' names, or several, got {patterns!r}")
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"{argument}: expected patterns of layers' names, got {pattern!r}")
         if pattern != "*" and not any(fnmatch.fnmatchcase(name, pattern) for name in candidates):
-            raise ValueError(f"{argument}: {pattern!r} matches none of the layers {', '.join(candidates) or '(none)'}")
+            raise ValueError(f"{argument}: {pattern!r} matches none of the layers {_list(candidates)}")
     return patterns
+
+
+def _list(names):
+    return ", ".join(name or "(the model itself)" for name in names)
 
 
 def _matches(name, patterns):

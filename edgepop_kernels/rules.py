@@ -127,4 +127,13 @@ class Frozen:
     packed bits of ``edgepop_kernels.pack_mask``. No gradient goes to it; a trained weight gets it only where kept."""
 
 
+def ranked_rule(keep: float | None, rule: "Rule | None") -> "Rule":
+    """The rule asked for by ``keep`` or ``rule``, of which one may be given; ``TopK(0.5)`` where neither is."""
+    if keep is None:
+        return TopK() if rule is None else rule
+    if rule is not None:
+        raise ValueError(f"keep: expected keep or rule, which says what is kept too, got keep={keep} and rule={rule}")
+    return TopK(keep)
+
+
 Rule = TopK | GlobalTopK | Percentile | Threshold | Bernoulli | Frozen

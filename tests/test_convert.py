@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 from unittest import mock
 
 import pytest
@@ -56,6 +57,66 @@ def test_convert_a_single_layer_and_leave_subclasses():
     assert isinstance(ek.convert(layer), ek.FusedSubnetLinear)
     network = ek.convert(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8)))
     assert fused(network) == ["1"]  # the attention's projection is read as a plain weight, not called
+
+
+@pytest.mark.parametrize("wrong", [0.5, "topk", 1, ek.TopK], ids=str)
+@pytest.mark.parametrize("method", ["subnet", "sparse", "supermask"])
+def test_what_is_no_rule_is_answered_by_the_right_call(wrong, method):
+    example = "Threshold(0.5) or Bernoulli()" if method == "supermask" else "TopK(0.5), or keep=0.5"
+    expected = rf"^rule: expected a rule such as {re.escape(example)}, one of .+, got {re.escape(repr(wrong)[:9])}"
+    for call in (lambda: ek.convert(network(), wrong, method=method), lambda: layer_of(method)(3, 4, rule=wrong)):
+        with pytest.raises(TypeError, match=expected):
+            call()
+
+
+@pytest.mark.parametrize("method", ["edge-popup", "dnw", "topk", None, ["subnet"]], ids=str)
+def test_what_is_no_method_is_answered_by_those_there_are(method):
+    with pytest.raises(ValueError, match=r"^method: expected 'subnet' \(edge-popup\), .*'sparse' \(.*DNW\), got "):
+        ek.convert(network(), method=method)
+
+
+def layer_of(method):
+    layers = {"subnet": ek.FusedSubnetLinear, "supermask": ek.FusedSupermaskLinear, "sparse": ek.FusedSparseLinear}
+    return layers[method]
+
+
+def test_keep_alone_is_top_k():
+    for method in ("subnet", "sparse"):
+        model = ek.convert(network(), keep=0.3, method=method)
+        assert model[0].rule == model[5][2].rule == ek.TopK(0.3)
+    theirs = nn.Sequential(SubnetConv(3, 5, 3))
+    assert ek.convert(theirs, keep=0.4)[0].keep == 0.4  # it stands before their prune_rate
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        (dict(rule=ek.Threshold(0.5), method="sparse"), "rule"),
+        (dict(rule=ek.TopK(0.5), method="supermask"), "rule"),
+        (dict(rule=ek.Frozen()), "rule"),
+        (dict(rule=0.5), "rule"),
+        (dict(method="supermask", scores_init="one"), "scores_init"),
+        (dict(method="supermask", dropout=0.5), "dropout"),
+        (dict(exclude="*"), "exclude"),
+        (dict(exclude=["0", "[35]*"]), "exclude"),
+        (dict(keep=0.5, rule=ek.TopK(0.5)), "keep"),
+    ],
+    ids=str,
+)
+def test_a_refused_conversion_leaves_the_model_as_it_was(options, argument):
+    model = network()
+    before, random = copy.deepcopy(model), torch.get_rng_state()
+    with pytest.raises((TypeError, ValueError), match=rf"^{argument}: ."):
+        ek.convert(model, **options)
+    assert repr(model) == repr(before) and torch.equal(torch.get_rng_state(), random)
+    assert all(
+        torch.equal(p, q) and p.requires_grad for p, q in zip(model.parameters(), before.parameters(), strict=True)
+    )
+    theirs = nn.Sequential(nn.Linear(3, 3), SubnetConv(3, 5, 3))
+    theirs[1].prune_rate = 0.0
+    with pytest.raises(ValueError, match=r"^keep: "):
+        ek.convert(theirs)
+    assert type(theirs[0]) is nn.Linear and theirs[1].prune_rate == 0.0
 
 
 def test_convert_that_converts_nothing_is_an_error():
@@ -119,6 +180,54 @@ def test_materialize_leaves_nothing_of_ours():
     assert not plain._forward_hooks and not plain._forward_pre_hooks
     assert not any("edgepop" in key for m in plain.modules() for key in m.__dict__)
     assert torch.equal(plain[0].weight != 0, masks[0]) and torch.equal(plain[3].weight != 0, masks[1])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(rule=ek.TopK(0.4)),
+        dict(rule=ek.GlobalTopK(0.4)),
+        dict(method="sparse", keep=0.2),
+        dict(method="supermask", rule=ek.Bernoulli(at_eval="round"), mask_bias=True, rescale=True),
+    ],
+    ids=str,
+)
+def test_a_plain_copy_leaves_the_network_as_it_is(options):
+    model = ek.share_selection(ek.convert(network(), **options)).eval()
+    if options.get("method") == "supermask":
+        for layer in (model[0], model[3], model[5][0], model[5][2]):
+            nn.init.normal_(layer.scores)
+    else:
+        model[0].freeze(torch.rand(4, 2, 3, 3) < 0.5, keep_scores=True)
+    x = torch.randn(2, 2, 4, 4)
+    y, before, kinds = model(x), copy.deepcopy(model.state_dict()), [type(m) for m in model.modules()]
+    plain = ek.materialize(model, copy=True)
+    assert_close("y", plain(x), y, x.dtype)
+    assert not any(type(m).__module__.startswith("edgepop_kernels") for m in plain.modules())
+    assert not plain._forward_hooks and not plain._forward_pre_hooks
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.zero_()
+    assert [type(m) for m in model.modules()] == kinds and torch.equal(model(x), y)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    assert model.state_dict().keys() == before.keys() and model._forward_hooks
+    model(x).sum().backward()
+    assert model[5][2].bias_scores.grad is not None if "rescale" in options else model[5][2].bias.grad is not None
+
+
+def test_materialized_weights_train_all_and_kept_ones_alone_before():
+    """As the docstring says: zeros move once they are plain weights, and stay under ``train_weights``."""
+
+    def trained(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.randn(2, 2, 4, 4)).square().sum().backward()
+        optimizer.step()
+        return model
+
+    model = ek.convert(network(), keep=0.3)
+    mask = model[5][2].mask()
+    assert torch.equal(ek.materialize(trained(ek.train_weights(copy.deepcopy(model))))[5][2].weight != 0, mask)
+    assert trained(ek.materialize(model))[5][2].weight[~mask].count_nonzero() > 0
 
 
 def test_shared_selection_is_one_call_and_changes_nothing():

@@ -36,6 +36,7 @@ class MaskedLayer(nn.Module):
         *("_last_cut", "_captured_cuts", "_known", "_updater"),
     )
     rules: tuple[type, ...] = (Ranked, Threshold, Bernoulli)  # what a layer of this kind takes
+    _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
     _rule: Rule
     loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
     shared_cut: Selection | None = None  # this forward's selection, set by share_selection
@@ -45,6 +46,14 @@ class MaskedLayer(nn.Module):
     _known: "_Known | None" = None
     _updater = None  # of an optimizer with fused_backward
 
+    @classmethod
+    def _check(cls, rule: Rule) -> None:
+        """Raises TypeError or ValueError for arguments that ``mask_with`` does not take."""
+        kinds = ", ".join(kind.__name__ for kind in Rule.__args__ if issubclass(kind, cls.rules))
+        checks.rule(rule, cls._example, kinds)
+        if not isinstance(rule, cls.rules):
+            raise ValueError(f"rule: {cls.__name__} takes one of {kinds}, got {rule}")
+
     def mask_with(self, rule: Rule) -> None:
         """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
         self._take_rule(rule)
@@ -53,15 +62,9 @@ class MaskedLayer(nn.Module):
         self.reset_scores()
 
     def _take_rule(self, rule):
-        self._check_rule(rule)
+        self._check(rule)
         self._rule = rule
         self.register_buffer("mask_bits", None)
-
-    def _check_rule(self, rule):
-        checks.rule(rule)
-        if not isinstance(rule, self.rules):
-            allowed = ", ".join(kind.__name__ for kind in Rule.__args__ if issubclass(kind, self.rules))
-            raise ValueError(f"rule: {type(self).__name__} takes one of {allowed}, got {rule}")
 
     @property
     def rule(self) -> Rule:
@@ -71,7 +74,7 @@ class MaskedLayer(nn.Module):
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
-        self._check_rule(rule)
+        self._check(rule)
         if isinstance(self._rule, Frozen):
             raise ValueError(f"rule: this layer is frozen; call thaw() before it takes {rule}")
         self._rule = rule

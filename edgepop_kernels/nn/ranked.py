@@ -1,11 +1,11 @@
 """The constructor of the layers whose rule, unless another is given, keeps a fraction of the weights."""
 
-from ..rules import Rule, TopK
+from ..rules import Rule, ranked_rule
 from .products import MaskedConv2d, MaskedLinear
 
 
 class RankedConv2d(MaskedConv2d):
-    """A masked nn.Conv2d: its arguments, then keep: fraction of weights kept, in (0, 1]; rule: its substitute."""
+    """A masked nn.Conv2d: its arguments, then keep: fraction of weights kept; or rule."""
 
     def __init__(
         self,
@@ -21,18 +21,17 @@ class RankedConv2d(MaskedConv2d):
         device=None,
         dtype=None,
         *,
-        keep: float = 0.5,
+        keep: float | None = None,
         rule: Rule | None = None,
     ):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        ranked = TopK(keep)
-        self.mask_with(ranked if rule is None else rule)
+        self.mask_with(ranked_rule(keep, rule))
 
 
 class RankedLinear(MaskedLinear):
-    """A masked nn.Linear: its arguments, then keep: fraction of weights kept, in (0, 1]; rule: its substitute."""
+    """A masked nn.Linear: its arguments, then keep: fraction of weights kept; or rule."""
 
     def __init__(
         self,
@@ -42,9 +41,8 @@ class RankedLinear(MaskedLinear):
         device=None,
         dtype=None,
         *,
-        keep: float = 0.5,
+        keep: float | None = None,
         rule: Rule | None = None,
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
-        ranked = TopK(keep)
-        self.mask_with(ranked if rule is None else rule)
+        self.mask_with(ranked_rule(keep, rule))

@@ -38,7 +38,8 @@ class SelfScored(MaskedLayer):
 class FusedSparseConv(SelfScored, RankedConv2d):
     """nn.Conv2d that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
 
-    nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1]; rule: in place of ``TopK(keep)``.
+    nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
+    how they are chosen, ``TopK(keep)`` if not given.
     Input (N, C, H, W) or (C, H, W), as ``masked_conv2d`` with ``scores=None``.
     """
 
@@ -46,6 +47,7 @@ class FusedSparseConv(SelfScored, RankedConv2d):
 class FusedSparseLinear(SelfScored, RankedLinear):
     """nn.Linear that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
 
-    nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1]; rule: in place of ``TopK(keep)``.
+    nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
+    how they are chosen, ``TopK(keep)`` if not given.
     Input (..., in_features), as ``masked_linear`` with ``scores=None``.
     """

@@ -6,7 +6,8 @@ from .ranked import RankedConv2d, RankedLinear
 class FusedSubnetConv(RankedConv2d):
     """nn.Conv2d that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 
-    nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1]; rule: in place of ``TopK(keep)``.
+    nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
+    how they are chosen, ``TopK(keep)`` if not given.
     The weight stays as initialised, the scores are trained. A hidden-networks SubnetConv state_dict (``weight``,
     ``scores``) loads as it is. Input (N, C, H, W) or (C, H, W), as ``masked_conv2d``.
     """
@@ -15,6 +16,7 @@ class FusedSubnetConv(RankedConv2d):
 class FusedSubnetLinear(RankedLinear):
     """nn.Linear that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 
-    nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1]; rule: in place of ``TopK(keep)``.
+    nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
+    how they are chosen, ``TopK(keep)`` if not given.
     Input (..., in_features), as ``masked_linear``.
     """

@@ -24,11 +24,17 @@ class Supermask(MaskedLayer):
 
     added = (*MaskedLayer.added, "scores_init", "rescale", "bias_scores", "bias_mask")
     rules = (Threshold, Bernoulli)
+    _example = "Threshold(0.5) or Bernoulli()"
+
+    @classmethod
+    def _check(cls, rule: Rule, *, scores_init: float = 1.0, mask_bias: bool = False, rescale: bool = False) -> None:
+        super()._check(rule)
+        if isinstance(scores_init, bool) or not isinstance(scores_init, int | float) or not math.isfinite(scores_init):
+            raise ValueError(f"scores_init: expected a finite number, got {scores_init!r}")
 
     def mask_with(self, rule: Rule, *, scores_init: float = 1.0, mask_bias: bool = False, rescale: bool = False):
         """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
-        if isinstance(scores_init, bool) or not isinstance(scores_init, int | float) or not math.isfinite(scores_init):
-            raise ValueError(f"scores_init: expected a finite number, got {scores_init!r}")
+        self._check(rule, scores_init=scores_init)
         if mask_bias and self.bias is None:
             raise ValueError("mask_bias: expected False for a layer without bias, got True")
         self.scores_init, self.rescale = float(scores_init), bool(rescale)
