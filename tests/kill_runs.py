@@ -21,7 +21,7 @@ import torch
 import torch._dynamo
 from recipe_runs import NAME, RECIPE, assert_same_run, resume, start, state
 
-from edgepop_kernels.recipes import data, timing
+from edgepop_kernels.recipes import data
 from edgepop_kernels.recipes.files import read_csv
 from edgepop_kernels.recipes.runs import EPOCH_COLUMNS, RESULT_COLUMNS
 
@@ -95,7 +95,6 @@ def told(run: Path) -> str:
 def main(runs: int, seed: int) -> None:
     torch.set_num_threads(1)
     data.load("digits", None)  # what takes seconds to import is imported once, not in every child
-    timing.MOST_ROUNDS = 1
     place = Path(tempfile.mkdtemp(prefix="kill_runs-"))
     started = time.monotonic()
     finished(forked(lambda: start(place / "straight", SETTINGS)))

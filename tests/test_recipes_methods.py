@@ -42,7 +42,8 @@ def test_a_short_run_learns(name, tmp_path):
     if name == "supermask-digits":
         recipe = recipe.override(scores_init=0.05)  # from 1, eight epochs are too few to drop anything
     summary = start(tmp_path, recipe, name=name)
-    assert summary.accuracy > 0.6 and summary.unchanged
+    assert summary.accuracy > 0.6
+    assert summary.unchanged is (None if name == "wirings-digits" else True)  # there every weight trains
 
 
 def test_neural_graphs_learn_or_hold_their_wiring(tmp_path):

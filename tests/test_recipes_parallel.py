@@ -12,7 +12,7 @@ from recipe_runs import assert_same, rows, start, state
 from two_ranks import BERNOULLI, EDGE_POPUP
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import parallel, timing
+from edgepop_kernels.recipes import parallel
 from edgepop_kernels.recipes.data import Share
 from edgepop_kernels.recipes.errors import UserError
 from edgepop_kernels.recipes.randomness import PartRandom
@@ -21,11 +21,9 @@ NAMES = {"edge-popup": EDGE_POPUP, "bernoulli": BERNOULLI}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick():
+def _threads():
     threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "MOST_ROUNDS", 1)
-        yield
+    yield
     torch.set_num_threads(threads)
 
 

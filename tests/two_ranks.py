@@ -9,7 +9,7 @@ from pathlib import Path
 
 from recipe_runs import SignalAt, quiet, resume, start
 
-from edgepop_kernels.recipes import data, job, parallel, registry, timing
+from edgepop_kernels.recipes import data, job, parallel, registry
 from edgepop_kernels.recipes.errors import Interrupted, UserError
 
 # 50 steps of batches of 29, the last of 16: uneven halves too.
@@ -27,7 +27,6 @@ def refused(action):
 
 
 def main(folder: Path) -> None:
-    timing.MOST_ROUNDS = 1
     saw = {"leads": parallel.leads()}
     start(folder / "edge-popup", EDGE_POPUP)
     start(folder / "bernoulli", BERNOULLI)

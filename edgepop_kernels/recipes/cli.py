@@ -117,11 +117,14 @@ def train(
     ] = None,
     plots: Annotated[bool, typer.Option(help="Draw accuracy.png and kept.png.")] = True,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars.")] = False,
+    step_times: Annotated[
+        bool, typer.Option(help="Measure step times after the training, for up to 10 s; not of comparisons.")
+    ] = True,
     **asked,
 ):
     """Train a recipe (default: edge-popup on handwritten digits, or on what --data holds), and print a summary."""
     report = Report(Console(quiet=not parallel.leads()))
-    outputs = job.Outputs(plots=plots, tensorboard=tensorboard)
+    outputs = job.Outputs(plots=plots, tensorboard=tensorboard, step_times=step_times)
     if resume is not None:
         if recipe is not None:
             raise ConfigError(f"RECIPE: a resumed run has its own, leave it out with --resume, got {recipe!r}")

@@ -24,10 +24,11 @@ from .trainer import Trainer, frozen_digest, kept_per_layer
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a run writes beside checkpoints and tables."""
+    """What a run writes beside checkpoints and tables. step_times: measured when everything else is written."""
 
     plots: bool = True
     tensorboard: bool = False
+    step_times: bool = True
 
 
 def start(name: str, recipe: Recipe, images: Path | None, folder: Path, outputs: Outputs, report: Report) -> Summary:
@@ -136,20 +137,37 @@ def _refuse_changes(run: Path, recipe: Recipe, other: dict, source: str) -> None
 def _finish(trainer: Trainer, run: Path, record: dict, outputs: Outputs, report: Report) -> Summary:
     report.started(record["recipe"], run, trainer)
     _fit(trainer, run, outputs, report)
-    return trainer.world.lead(lambda: _conclude(trainer, run, record, outputs, report))
+    summary = trainer.world.lead(lambda: _conclude(trainer, run, record, outputs, report))
+    if outputs.step_times and trainer.world.rank == 0:
+        _measure(trainer, run, report)
+    return summary
 
 
 def _conclude(trainer: Trainer, run: Path, record: dict, outputs: Outputs, report: Report) -> Summary:
     summary = _summarise(trainer)
     write_atomic(run / "summary.json", (json.dumps(summary.to_dict(), indent=2) + "\n").encode())
     runs.append_result(run.parent, _result_row(trainer, run, record, summary))
+    pictures = [*plots.draw(run), *trainer.recipe.pictures(trainer.model, run)] if outputs.plots else []
     report.summary(summary, registry.goal(record["recipe"], trainer.recipe))
-    if outputs.plots:
-        for picture in [*plots.draw(run), *trainer.recipe.pictures(trainer.model, run)]:
-            report.line(f"plot: {picture}")
-    if not summary.unchanged:
+    for picture in pictures:
+        report.line(f"plot: {picture}")
+    if summary.unchanged is False:
         raise AssertionError(f"weights that do not train have changed: {run}")
     return summary
+
+
+def _measure(trainer: Trainer, run: Path, report: Report) -> None:
+    """step_times.json. The run is finished: whoever does not want to wait has it whole."""
+    report.line(f"measuring step times for up to {timing.SECONDS:g} s (Ctrl-C or --no-step-times skips it)")
+    try:
+        times = timing.measure(trainer)
+        if times is None:
+            report.line(f"no step times: two rounds of steps take longer than {timing.SECONDS:g} s")
+            return
+        write_atomic(run / "step_times.json", (json.dumps(times.to_dict(), indent=2) + "\n").encode())
+        report.step_times(times)
+    except KeyboardInterrupt:
+        report.line("measurement of step times skipped; the run is complete without it")
 
 
 def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
@@ -185,24 +203,18 @@ def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
 
 
 def _summarise(trainer: Trainer) -> Summary:
-    layers = kept_per_layer(trainer.model)
-    backend = trainer.recipe.backend
-    paths = list(dict.fromkeys([backend, "reference"])) if layers else [backend]
     return Summary(
         accuracy=trainer.history[-1]["test_accuracy"],
         best_accuracy=trainer.best_accuracy,
         best_epoch=trainer.best_epoch,
-        layers=layers,
+        layers=kept_per_layer(trainer.model),
         frozen_before=trainer.frozen_digest,
         frozen_after=frozen_digest(trainer.model),
-        backend=backend,
-        step_times=timing.step_times(trainer, paths),
     )
 
 
 def _result_row(trainer: Trainer, run: Path, record: dict, summary: Summary) -> dict:
     recipe = trainer.recipe.to_dict()
-    milliseconds = {name: round(1e3 * seconds, 4) for name, seconds in summary.step_times.items()}
     return {name: recipe.get(name, "") for name in runs.RESULT_COLUMNS} | {
         "run": run.name,
         "started": record["started"],
@@ -212,10 +224,7 @@ def _result_row(trainer: Trainer, run: Path, record: dict, summary: Summary) -> 
         "best_epoch": summary.best_epoch,
         "kept": summary.kept,
         "weights": summary.weights,
-        "weights_unchanged": summary.unchanged,
-        "step_ms": milliseconds[summary.backend],
-        "reference_step_ms": milliseconds.get("reference", ""),
-        "reference_over_fused": "" if summary.ratio is None else round(summary.ratio, 3),
+        "weights_unchanged": "" if summary.unchanged is None else summary.unchanged,
     }
 
 

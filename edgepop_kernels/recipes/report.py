@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from . import timing
+from .timing import StepTimes
 from .trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The numbers a finished run ends with. Times in seconds; ``step_times`` maps a backend to its median step."""
+    """The numbers a finished run ends with. The digests of what does not train are None where everything does."""
 
     accuracy: float
     best_accuracy: float
     best_epoch: int
     layers: list[tuple[str, int, int]]
-    frozen_before: str
-    frozen_after: str
-    backend: str
-    step_times: dict[str, float]
+    frozen_before: str | None
+    frozen_after: str | None
 
     @property
     def kept(self) -> int:
@@ -34,15 +34,9 @@ class Summary:
         return sum(weights for _, _, weights in self.layers)
 
     @property
-    def unchanged(self) -> bool:
-        return self.frozen_before == self.frozen_after
-
-    @property
-    def ratio(self) -> float | None:
-        """Reference step over fused step; None where only one path was measured."""
-        if len(self.step_times) < 2:
-            return None
-        return self.step_times["reference"] / self.step_times[self.backend]
+    def unchanged(self) -> bool | None:
+        """Whether what does not train is as it was; None where everything trains."""
+        return None if self.frozen_before is None else self.frozen_before == self.frozen_after
 
     def to_dict(self) -> dict:
         return {
@@ -50,8 +44,7 @@ class Summary:
             "best_accuracy": self.best_accuracy,
             "best_epoch": self.best_epoch,
             "layers": [{"name": name, "kept": kept, "weights": weights} for name, kept, weights in self.layers],
-            "frozen_weights_sha256": [self.frozen_before, self.frozen_after],
-            "step_seconds": self.step_times,
+            "frozen_weights_sha256": None if self.unchanged is None else [self.frozen_before, self.frozen_after],
         }
 
 
@@ -116,12 +109,25 @@ class Report:
             table.add_row(
                 "kept in all", f"{summary.kept:,} of {summary.weights:,} ({summary.kept / summary.weights:.2%})"
             )
+        if summary.unchanged is not None:
             same = "bit-identical" if summary.unchanged else "CHANGED"
             table.add_row("weights before", f"sha256 {summary.frozen_before[:16]}")
             table.add_row("weights after", f"sha256 {summary.frozen_after[:16]} ({same})")
-        for backend, seconds in summary.step_times.items():
-            path = "reference" if backend == "reference" else f"fused ({backend})" if summary.layers else "dense"
-            table.add_row(f"step time, {path}", f"{1e3 * seconds:.3f} ms")
-        if summary.ratio is not None:
-            table.add_row("reference / fused", f"{summary.ratio:.2f}x")
         self.console.print(table)
+
+    def step_times(self, times: StepTimes) -> None:
+        ratios = times.ratios()
+        for name, (low, median, high) in times.quartiles().items():
+            # "auto" and the kernels by name are ours; "reference" may be the run's own as well.
+            path = f"fused ({name})" if name == times.own and name not in ("dense", "reference") else name
+            half = f"half of {times.rounds} steps in {1e3 * low:.4g} to {1e3 * high:.4g}"
+            line = f"step time, {path}: {1e3 * median:.3f} ms, {half}"
+            if name in ratios:
+                low, median, high = ratios[name]
+                line += f"; {median:.2f} times the run's own, half in {low:.4g} to {high:.4g}"
+            self.line(line)
+        if times.busy:
+            self.line(
+                f"busy machine: the middle half of a path's steps is wider than {timing.BUSY:.0%} of their median, so "
+                "these times are rough"
+            )

@@ -27,9 +27,6 @@ RESULT_COLUMNS = [
     "kept",
     "weights",
     "weights_unchanged",
-    "step_ms",
-    "reference_step_ms",
-    "reference_over_fused",
 ]
 
 

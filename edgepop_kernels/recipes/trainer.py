@@ -240,14 +240,17 @@ def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.dtype == "bfloat16")
 
 
-def frozen_digest(model: nn.Module) -> str:
-    """SHA-256 of every parameter that does not train: equal before and after, or masked training changed a weight."""
+def frozen_digest(model: nn.Module) -> str | None:
+    """SHA-256 of every parameter that does not train: equal before and after, or masked training changed a weight.
+    None where all train."""
+    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if not frozen:
+        return None
     sha = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            sha.update(name.encode())
-            # flatten: a 1x1 kernel in channels_last counts as contiguous, and has no last stride of 1.
-            sha.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for name, parameter in frozen:
+        sha.update(name.encode())
+        # flatten: a 1x1 kernel in channels_last counts as contiguous, and has no last stride of 1.
+        sha.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
 
 
