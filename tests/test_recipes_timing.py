@@ -78,7 +78,7 @@ def test_results_are_written_before_a_measurement_that_ctrl_c_then_skips(tmp_pat
     monkeypatch.setattr(timing, "measure", interrupted)
     summary, said = train(tmp_path)
     assert summary.accuracy > 0.5
-    assert {"summary.json", "results.csv", "log.csv", "last.pt", "best.pt"} <= seen[0]
+    assert {"summary.json", "results.csv", "log.csv", "last.pt", "best-test.pt"} <= seen[0]
     lines = said.splitlines()
     assert lines[-2:] == [
         "measuring step times for up to 10 s (Ctrl-C or --no-step-times skips it)",
