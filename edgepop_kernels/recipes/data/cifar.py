@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy
 import torch
 
 from ..errors import UserError, reason
@@ -30,11 +31,11 @@ class Variant:
 
 def _parse_pickle(label_key: bytes) -> Callable[[bytes, str], Split]:
     def parse(content: bytes, source: str) -> Split:
-        batch = read_dict(content, source)
+        batch = read_dict(content, source, (b"data", label_key))
         images, labels = batch.get(b"data"), batch.get(label_key)
-        if not isinstance(images, torch.Tensor) or images.dim() != 2 or images.shape[1] != PIXELS:
+        if not isinstance(images, numpy.ndarray) or images.dtype != numpy.uint8 or images.shape[1:] != (PIXELS,):
             raise UserError(f"{source} has no array b'data' of {PIXELS} bytes per image")
-        if isinstance(labels, torch.Tensor):
+        if isinstance(labels, numpy.ndarray):
             labels = labels.flatten().tolist()
         if not isinstance(labels, list) or not all(type(label) is int for label in labels):
             raise UserError(f"{source} has no list {label_key!r} of whole numbers")
@@ -42,7 +43,7 @@ def _parse_pickle(label_key: bytes) -> Callable[[bytes, str], Split]:
             raise UserError(f"{source} has {len(images)} images but {len(labels)} labels")
         if any(abs(label) > 255 for label in labels):
             raise UserError(f"{source} has the label {max(labels, key=abs)}, which no CIFAR set has")
-        return Split(images.view(-1, *IMAGE), torch.tensor(labels, dtype=torch.int64))
+        return Split(torch.from_numpy(images).view(-1, *IMAGE), torch.tensor(labels, dtype=torch.int64))
 
     return parse
 
