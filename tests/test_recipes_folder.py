@@ -48,6 +48,10 @@ def images_of(batches, epoch=0, start=0, share=data.WHOLE):
 def test_classes_are_numbered_by_name_and_other_files_left_alone(files):
     loaded = data.load("imagenet", files, image_size=16)
     assert (loaded.classes, loaded.image, len(loaded.train), len(loaded.test)) == (3, (3, 16, 16), 15, 6)
+    assert loaded.class_names == tuple(sorted(path.name for path in (files / "train").iterdir() if path.is_dir()))
+    about = data.Batches(loaded, 4, seed=0).preprocessing()
+    assert (about["shorter_side"], about["crop"], about["interpolation"]) == (18, "middle", "bilinear")
+    assert (about["image"], about["values"]) == ([3, 16, 16], [0, 255])
     assert loaded.train.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert loaded.train.names[5] == b"bee/0.JPEG"
     assert data.detect(files) == "imagenet"

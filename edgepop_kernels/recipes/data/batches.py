@@ -54,11 +54,35 @@ class Batches:
     processes that share a batch agree on it without a word.
     """
 
-    def __init__(self, data, batch_size: int, seed: int, *, channels_last: bool = False, workers: int = 0):
-        """workers: processes that read and decode, where images are in files; 0 reads in this one."""
+    def __init__(
+        self,
+        data,
+        batch_size: int,
+        seed: int,
+        *,
+        channels_last: bool = False,
+        workers: int = 0,
+        moments: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
+        """workers: processes that read and decode, where images are in files; 0 reads in this one. moments: mean and
+        deviation of the pixels, float32 [C, 1, 1], other than those of ``data``."""
         self.data, self.batch_size, self.seed, self.workers = data, batch_size, seed, workers
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.mean, self.deviation = (s.to(data.device) for s in data.moments())
+        self.mean, deviation = (s.to(data.device) for s in moments or data.moments())
+        # A channel of one value everywhere has deviation 0: its pixels become 0, not NaN.
+        self.deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+    def preprocessing(self) -> dict:
+        """What turns a test image into the network's input, as plain data: pixels, whole numbers in ``values``, minus
+        mean, over deviation, per channel."""
+        return {
+            "layout": "NCHW",
+            "image": list(self.data.image),
+            **self.data.preparation,
+            "values": [0, self.data.highest],
+            "mean": self.mean.flatten().tolist(),
+            "deviation": self.deviation.flatten().tolist(),
+        }
 
     def steps(self) -> int:
         """Steps of one epoch; the last batch may be smaller."""
@@ -99,9 +123,7 @@ class Batches:
             yield Part(self._normalised(images), labels, len(labels) / request.size)
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        # A channel of one value everywhere has deviation 0: its pixels become 0, not NaN.
-        scale = torch.where(self.deviation > 0, self.deviation, torch.ones_like(self.deviation))
-        return images.float().sub_(self.mean).div_(scale).contiguous(memory_format=self.format)
+        return images.float().sub_(self.mean).div_(self.deviation).contiguous(memory_format=self.format)
 
 
 def _grouped(parts: Iterable[Part], count: int) -> Iterator[list[Part]]:

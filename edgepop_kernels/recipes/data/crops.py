@@ -26,9 +26,14 @@ def random_crop(image: "Image", side: int, random: torch.Generator) -> torch.Ten
     return values.flip(2) if mirrored else values
 
 
+def prepared(side: int) -> dict:
+    """What ``middle_crop`` does to an image, as plain data."""
+    return {"shorter_side": round(side * MARGIN), "interpolation": "bilinear", "crop": "middle"}
+
+
 def middle_crop(image: "Image", side: int) -> torch.Tensor:
     """The middle of the image resized so that its shorter side is 256/224 of ``side``: uint8 [3, S, S]."""
-    scale = round(side * MARGIN) / min(image.size)
+    scale = prepared(side)["shorter_side"] / min(image.size)
     width, height = (max(side, round(extent * scale)) for extent in image.size)
     resized = image.resize((width, height), _bilinear())
     left, top = (width - side) // 2, (height - side) // 2

@@ -31,7 +31,8 @@ class Split:
 class Dataset:
     """A training and a test part, normalised by the mean and deviation per channel of the training part.
 
-    augment: random crop (zero padding of 4 pixels) and horizontal flip of the training images.
+    augment: random crop (zero padding of 4 pixels) and horizontal flip of the training images. class_names: in the
+    order of the labels, where they are known. highest: pixels are whole numbers from 0 to this.
     """
 
     name: str
@@ -39,6 +40,9 @@ class Dataset:
     train: Split
     test: Split
     augment: bool = False
+    class_names: tuple[str, ...] | None = None
+    highest: int = 255
+    preparation: ClassVar[dict] = {}
     test_batch: ClassVar[int] = 1000  # images; without gradients, more fit than in a training step
 
     @property
@@ -83,8 +87,11 @@ class Dataset:
         return sha.hexdigest()
 
 
-def checked(name: str, classes: int, train: Split, test: Split, augment: bool, source: str) -> Dataset:
+def checked(
+    name: str, class_names: tuple[str, ...], train: Split, test: Split, augment: bool, source: str, highest: int = 255
+) -> Dataset:
     """The data set, once its parts are known to agree; ``source`` names the folder or file in the UserError."""
+    classes = len(class_names)
     for part, split in (("training", train), ("test", test)):
         if len(split) == 0:
             raise UserError(f"{source}: the {part} part of {name} is empty")
@@ -100,7 +107,7 @@ def checked(name: str, classes: int, train: Split, test: Split, augment: bool, s
         )
     if train.images.min() == train.images.max():
         raise UserError(f"{source}: every training pixel of {name} is {int(train.images.flatten()[0])}")
-    return Dataset(name, classes, train, test, augment)
+    return Dataset(name, classes, train, test, augment, class_names, highest)
 
 
 def _size(split: Split) -> str:

@@ -20,4 +20,5 @@ def load() -> Dataset:
     images = torch.from_numpy(bundle.images).to(torch.uint8).unsqueeze(1)  # [1797, 1, 8, 8]
     labels = torch.from_numpy(bundle.target).long()
     train, test = Split(images[:TRAIN], labels[:TRAIN]), Split(images[TRAIN:], labels[TRAIN:])
-    return checked("digits", 10, train, test, augment=False, source="scikit-learn's digits")
+    names = tuple(map(str, range(10)))
+    return checked("digits", names, train, test, augment=False, source="scikit-learn's digits", highest=16)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..errors import UserError, reason
 from .batches import Request, generator
-from .crops import middle_crop, random_crop
+from .crops import middle_crop, prepared, random_crop
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 # Of ImageNet's training pixels, in 0..255: what every published network of it is trained with.
@@ -46,12 +46,18 @@ class ImageFolder:
     train: FileSplit
     test: FileSplit
     side: int
+    class_names: tuple[str, ...] | None = None
     test_batch: ClassVar[None] = None  # as many as to train on
+    highest: ClassVar[int] = 255
     device: torch.device = CPU
 
     @property
     def image(self) -> tuple[int, int, int]:
         return 3, self.side, self.side
+
+    @property
+    def preparation(self) -> dict:
+        return prepared(self.side)
 
     def to(self, device: torch.device) -> "ImageFolder":
         return replace(self, device=device)
@@ -107,7 +113,8 @@ def load(folder: Path, side: int) -> ImageFolder:
     for name in sorted(set(classes) ^ set(_classes(folder / "val"))):
         here, there = ("train", "val") if name in classes else ("val", "train")
         raise UserError(f"{folder}: the class {name} is in {here} but not in {there}")
-    return ImageFolder("imagenet", len(classes), *(_split(folder / part, classes) for part in ("train", "val")), side)
+    splits = [_split(folder / part, classes) for part in ("train", "val")]
+    return ImageFolder("imagenet", len(classes), *splits, side, tuple(classes))
 
 
 def _classes(part: Path) -> list[str]:

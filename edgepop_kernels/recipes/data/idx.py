@@ -15,6 +15,13 @@ from ..errors import UserError, reason
 from .dataset import Dataset, Split, checked
 
 UNSIGNED_BYTE = 8
+CLASS_NAMES = {
+    "mnist": tuple(map(str, range(10))),
+    "fashion-mnist": (
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+}
 # MNIST's training images are 47 MB. A header that announces more than this is damaged: refuse before allocating.
 MAX_BYTES = 1 << 31
 
@@ -23,7 +30,7 @@ def load(name: str, folder: Path, subfolder: str) -> Dataset:
     """The set in ``folder``, ``folder/raw`` or ``folder/<subfolder>/raw`` (torchvision's layout)."""
     return checked(
         name,
-        10,
+        CLASS_NAMES[name],
         *(
             Split(
                 read(_find(folder, subfolder, part, "images-idx3-ubyte"), dimensions=3).unsqueeze(1),
