@@ -14,6 +14,7 @@ from edgepop_kernels.methods import criteria
 from edgepop_kernels.recipes import bayesian_tickets, cli, data, experiments, lottery_tickets, supermask_init
 from edgepop_kernels.recipes.errors import ConfigError
 from edgepop_kernels.recipes.jitter import jitter
+from edgepop_kernels.recipes.session import Session
 
 CPU = torch.device("cpu")
 
@@ -54,7 +55,7 @@ def test_the_rate_falls_where_training_stands_still(digits):
     """Two epochs without a better training accuracy, then lr / 10: a patience of 2."""
     recipe = supermask_init.SupermaskInit(lr=0.3, epochs=6, optimizer="sgd")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    rates, seen = [], []
+    rates = []
 
     class Watched(torch.optim.SGD):
         def step(self, closure=None):
@@ -66,9 +67,10 @@ def test_the_rate_falls_where_training_stands_still(digits):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments, "make_optimizer", watched)
         batches = data.Batches(digits, 1437, 0)
-        found = experiments.fit(recipe, model, batches, patience=2, on_epoch=seen.append)
+        found, picked = experiments.fit(recipe, model, batches, Session(), patience=2, pick=True)
     assert rates == pytest.approx([0.3, 0.3, 0.3, 0.03, 0.03, 0.003])
-    assert seen == found.test and len(set(found.train)) == 1
+    assert len(found.test) == 6 and len(set(found.train)) == 1
+    assert torch.equal(picked["1.weight"], model[1].weight)
 
 
 def test_jitter_moves_images_as_one(digits):
@@ -131,14 +133,14 @@ def test_pruned_weights_that_are_not_zero_stand_still(digits):
     batches = data.Batches(digits, 60, 0)
     start = {"fc1": torch.randn(32, 64) / 8, "fc2": torch.randn(10, 32) / 6}
     masks = {name: weight > 0 for name, weight in start.items()}
-    done = recipe._round(batches, start, masks, fused=False)
+    final = recipe._round(Session(), batches, start, masks, fused=False)[1]["final"]
     for name, mask in masks.items():
-        assert torch.equal(done.final[name][~mask], start[name][~mask])
-        assert (done.final[name][mask] != start[name][mask]).any()
+        assert torch.equal(final[name][~mask], start[name][~mask])
+        assert (final[name][mask] != start[name][mask]).any()
     zero = {name: weight * masks[name] for name, weight in start.items()}
-    fused, plain = (recipe._round(batches, zero, masks, fused=how) for how in (True, False))
+    fused, plain = (recipe._round(Session(), batches, zero, masks, fused=how)[1]["final"] for how in (True, False))
     for name in masks:
-        torch.testing.assert_close(fused.final[name], plain.final[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(fused[name], plain[name], rtol=1e-3, atol=1e-4)
 
 
 def test_the_command_writes_tables_and_pictures(tmp_path):
@@ -157,23 +159,18 @@ def test_the_command_writes_tables_and_pictures(tmp_path):
     assert done.exit_code == 0 and not list((tmp_path / "bayesian-tickets-digits-1").glob("*.png"))
 
 
-def test_a_comparison_has_nothing_to_resume_or_export(tmp_path, monkeypatch):
+def test_a_comparison_has_no_network_to_export(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "bayesian-tickets-digits"
     command = ["train", name, "--epochs", "1", "--widths", "8", "--threads", "1", "--no-plots"]
     assert CliRunner().invoke(cli.app, command).exit_code == 0
     before = sorted(os.listdir(f"runs/{name}"))
-    for arguments in (
-        ["train", "--resume", f"runs/{name}"],
-        ["train", "--resume", f"runs/{name}/last.pt"],
-        ["export", f"runs/{name}"],
-        ["export", f"runs/{name}", "--masks", "--checkpoint", "first"],
-    ):
-        done = CliRunner().invoke(cli.app, arguments)
+    for arguments in ([], ["--masks", "--checkpoint", "first"]):
+        done = CliRunner().invoke(cli.app, ["export", f"runs/{name}", *arguments])
         assert done.exit_code == 2
         assert done.stderr == (
-            f"edgepop: runs/{name} is a comparison of several trainings (bayesian-tickets), which has no checkpoints "
-            "to resume or export: none of its trainings is saved\n"
+            f"edgepop: runs/{name} is a comparison of several trainings (bayesian-tickets): it keeps their accuracies, "
+            "and no trained network to export or evaluate\n"
         )
     assert sorted(os.listdir(f"runs/{name}")) == before
 

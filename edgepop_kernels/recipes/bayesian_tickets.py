@@ -6,6 +6,7 @@ not published; the layers are those of ``methods.bayesian``.
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from .checkpoint import seed_everything
 from .config import Entry, choice, positive, setting
 from .data import Batches, Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
+from .session import Outcome, Session
 from .trainer import kept_per_layer
 
 
@@ -31,11 +33,19 @@ class BayesianTickets(Experiment):
     criterion: str = choice("low_variance", bayesian.CRITERIA, "what ranks the weights")
     lr: float = positive(0.001, "learning rate at its highest")
 
-    def run(self, data: Dataset, device: torch.device) -> Result:
-        return self.tickets(data, device, [self.criterion])
+    def trainings(self) -> int:
+        return 3
+
+    def compare(self, data: Dataset, device: torch.device, session: Session) -> None:
+        self._compare(data, device, session, [self.criterion])
 
     def tickets(self, data: Dataset, device: torch.device, criteria: list[str]) -> Result:
-        """The posterior and the whole network once, and the masked network of each criterion."""
+        """As ``run``, with the masked network of each criterion."""
+        session = Session()
+        self._compare(data, device, session, criteria)
+        return self.result(session.finished)
+
+    def _compare(self, data, device, session, criteria):
         seed_everything(self.seed)
         sizes = (torch.Size(data.image).numel(), *self.widths, data.classes)
         layers: list[nn.Module] = [nn.Flatten()]
@@ -45,14 +55,25 @@ class BayesianTickets(Experiment):
         means = bayesian.initial_means(posterior)
         batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
         examples = len(data.train)
-        lines = {"posterior": fit(self, posterior, batches, penalty=lambda: bayesian.kl(posterior) / examples).test}
-        lines["unmasked"] = fit(self, bayesian.ticket(posterior, means, "random", 1.0), batches).test
-        kept = []
+
+        def train_posterior():
+            penalty = lambda: bayesian.kl(posterior) / examples  # noqa: E731
+            found = fit(self, posterior, batches, session, penalty=penalty).accuracies
+            return Outcome(found.train, found.test), posterior.state_dict()
+
+        def train_ticket(criterion, keep):
+            posterior.load_state_dict(trained)
+            ticket = bayesian.ticket(posterior, means, criterion, keep)
+            found = fit(self, ticket, batches, session).accuracies
+            return Outcome(found.train, found.test, kept_per_layer(ticket)), {}
+
+        trained = session.training("posterior", train_posterior, lasting=True)
+        session.training("unmasked", lambda: train_ticket("random", 1.0))
         for criterion in criteria:
-            ticket = bayesian.ticket(posterior, means, criterion, self.keep)
-            lines[f"keep {self.keep:g} by {criterion}"] = fit(self, ticket, batches).test
-            kept = kept_per_layer(ticket)
-        return Result([epochs_chart(lines)], kept)
+            session.training(f"keep {self.keep:g} by {criterion}", partial(train_ticket, criterion, self.keep))
+
+    def result(self, finished: dict[str, Outcome]) -> Result:
+        return Result([epochs_chart({name: done.test for name, done in finished.items()})], finished)
 
 
 _SOURCE = "scelesticsiva 2020, Finding lottery tickets, the Bayesian way"

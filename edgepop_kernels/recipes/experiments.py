@@ -1,37 +1,52 @@
 """Comparisons of several trainings: accuracies side by side, and what each layer kept. The base of such recipes.
 
-``job.experiment`` runs one; ``write`` leaves its numbers as CSV and PNG in the run folder.
+A recipe says which trainings there are (``compare``) and what they show (``result``), after each of them as at the end:
+``comparison.run`` trains in a run folder, and ``write`` leaves the numbers there as CSV and PNG.
 """
 
+import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import plots
+from . import checkpoint, plots
 from .config import Recipe, When, choice, setting
 from .data import Batches, Dataset
-from .errors import UserError
+from .data.batches import generator
+from .errors import NotFinite, UserError
 from .files import csv_bytes, write_atomic
 from .plots import Chart
+from .session import Accuracies, Outcome, Session
 from .trainer import autocast, evaluate, make_optimizer
 
 
 @dataclass(frozen=True)
 class Result:
-    """charts: the first is the one to look at; layers: (name, weights kept, weights) of the masked ones."""
+    """charts: the first is the one to look at; variants: what is compared, each by the outcome it ends with.
+
+    notes: what has to be known beside the numbers, a sentence each.
+    """
 
     charts: list[Chart]
-    layers: list[tuple[str, int, int]] = field(default_factory=list)
+    variants: dict[str, Outcome]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def layers(self) -> list[tuple[str, int, int]]:
+        """(name, weights kept, weights) of the masked layers of the last variant."""
+        return list(self.variants.values())[-1].layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Recipe):
-    """A recipe of several trainings: ``run`` instead of ``network``. Adam at a constant rate, no weight decay."""
+    """A recipe of several trainings: ``compare`` instead of ``network``. Adam at a constant rate, no weight decay."""
 
     accumulate: int = setting(
         1,
@@ -45,9 +60,23 @@ class Experiment(Recipe):
         0.0, "weight decay on what trains", "a number, at least 0", lambda value: 0 <= value < math.inf
     )
 
-    def run(self, data: Dataset, device: torch.device) -> Result:
-        """All trainings, on ``device``; seeds the global generators."""
+    def trainings(self) -> int:
+        """How many trainings ``compare`` does."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many trainings it compares")
+
+    def compare(self, data: Dataset, device: torch.device, session: Session) -> None:
+        """All trainings, each by ``session.training``, on ``device``; seeds the global generators."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it compares")
+
+    def result(self, finished: dict[str, Outcome]) -> Result:
+        """What the trainings ``finished`` so far, at least one, have shown."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its trainings show")
+
+    def run(self, data: Dataset, device: torch.device) -> Result:
+        """``compare`` outside a run folder: nothing is shown or saved."""
+        session = Session()
+        self.compare(data, device, session)
+        return self.result(session.finished)
 
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model on the device, in the recipe's memory format."""
@@ -59,20 +88,12 @@ class Experiment(Recipe):
 
 
 def refuse_comparison(place: Path, recipe: Recipe) -> None:
-    """UserError where ``recipe``, that of the run folder ``place``, is an experiment's: it leaves no checkpoints."""
+    """UserError where ``recipe``, that of the run folder ``place``, is an experiment's: it leaves no network."""
     if isinstance(recipe, Experiment):
         raise UserError(
-            f"{place} is a comparison of several trainings ({recipe.method}), which has no checkpoints to resume or "
-            "export: none of its trainings is saved"
+            f"{place} is a comparison of several trainings ({recipe.method}): it keeps their accuracies, and no "
+            "trained network to export or evaluate"
         )
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """Fractions after each epoch; ``train`` over the epoch's own batches, as they were trained on."""
-
-    train: list[float]
-    test: list[float]
 
 
 def epochs_chart(lines: dict[str, list[float]], name: str = "curves", title: str = "test accuracy") -> Chart:
@@ -81,53 +102,101 @@ def epochs_chart(lines: dict[str, list[float]], name: str = "curves", title: str
     return Chart(name, title, "epoch", list(range(1, count + 1)), lines)
 
 
+@dataclass
+class _Place:
+    """Where a training is, beside the states of its network and optimizer. Plain data.
+
+    factor: on the recipe's lr; right: answers in the epoch that has begun; best, waited: of the training accuracy;
+    picked: a copy of the network's state at its best test accuracy, where that is asked for.
+    """
+
+    factor: float
+    epoch: int = 0
+    step: int = 0
+    right: int = 0
+    train: list[float] = field(default_factory=list)
+    test: list[float] = field(default_factory=list)
+    best: float = -math.inf
+    waited: int = 0
+    picked: dict[str, Tensor] | None = None
+
+
+class Fitted(NamedTuple):
+    accuracies: Accuracies
+    picked: dict[str, Tensor] | None
+
+
 def fit(
     recipe: Experiment,
     model: nn.Module,
     batches: Batches,
+    session: Session,
     *,
     lr: float | None = None,
     penalty: Callable[[], Tensor | float] = lambda: 0.0,
-    augment: Callable[[Tensor], Tensor] = lambda images: images,
+    augment: Callable[[Tensor, torch.Generator], Tensor] = lambda images, generator: images,
     patience: float = math.inf,
-    on_epoch: Callable[[float], None] = lambda accuracy: None,
-) -> Accuracies:
-    """Trains for the recipe's epochs. lr: other than the recipe's; penalty: added to the loss of every step; augment:
-    applied to the training images, float32 [B, C, H, W].
+    pick: bool = False,
+) -> Fitted:
+    """Trains for the recipe's epochs, as the current training of the session. lr: other than the recipe's; penalty:
+    added to the loss of every step; augment: applied to the training images, float32 [B, C, H, W].
 
-    patience: lr times 0.1 after so many epochs in a row whose training accuracy is no best by 1e-4. on_epoch: called
-    with the test accuracy. Raises UserError where an epoch ends with a loss that is no number.
+    patience: lr times 0.1 after so many epochs in a row whose training accuracy is no best by 1e-4. pick: a state_dict
+    of the first epoch with the best test accuracy is returned too. Raises NotFinite where the loss of a step is no
+    number, and Interrupted.
     """
     optimizer = make_optimizer(recipe, model)
-    factor = 1.0 if lr is None else lr / recipe.lr
-    found, best, waited = Accuracies([], []), -math.inf, 0
-    for epoch in range(recipe.epochs):
+    place = _Place(1.0 if lr is None else lr / recipe.lr)
+    if (begun := session.begun()) is not None:
+        model.load_state_dict(begun["model"])
+        optimizer.load_state_dict(begun["optimizer"])
+        place = _Place(**begun["place"])
+        checkpoint.set_random_state(begun["random"])
+    right = torch.tensor(place.right, device=batches.mean.device)
+    finite = torch.tensor(True, device=batches.mean.device)  # looked at once an epoch, and before a save
+
+    def check_finite() -> None:
+        if not finite:
+            raise NotFinite(
+                f"the loss is not a finite number in epoch {place.epoch + 1}: try a lower lr than {recipe.lr:g}"
+            )
+
+    def state() -> dict:
+        check_finite()
+        place.right = right.item()
+        states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        return states | {"place": vars(place), "random": checkpoint.random_state()}
+
+    while place.epoch < recipe.epochs:
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = factor * recipe.lr_at(epoch)
-        right = torch.zeros((), dtype=torch.int64, device=batches.mean.device)
-        for images, labels in batches.train(epoch):
+            group["lr"] = place.factor * recipe.lr_at(place.epoch)
+        for images, labels in batches.train(place.epoch, place.step):
+            drawn = generator(recipe.seed, place.epoch, place.step)
             optimizer.zero_grad(set_to_none=True)
             with autocast(recipe, images.device):
-                logits = model(augment(images))
+                logits = model(augment(images, drawn))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
             (loss + penalty()).backward()
             optimizer.step()
             right += (logits.argmax(1) == labels).sum()
-        if not loss.isfinite():
-            raise UserError(
-                f"the loss is not a finite number after epoch {epoch + 1}: try a lower lr than {recipe.lr:g}"
-            )
-        found.train.append(right.item() / len(batches.data.train))
-        found.test.append(evaluate(recipe, model, batches)[1])
-        on_epoch(found.test[-1])
-        if found.train[-1] > best + 1e-4:
-            best, waited = found.train[-1], 0
+            place.step += 1
+            finite &= loss.isfinite()
+            session.step(place.epoch, place.step, batches.steps(), state)
+        check_finite()
+        place.train.append(right.item() / len(batches.data.train))
+        place.test.append(evaluate(recipe, model, batches)[1])
+        if pick and place.test[-1] > max(place.test[:-1], default=-1.0):
+            place.picked = copy.deepcopy(model.state_dict())
+        if place.train[-1] > place.best + 1e-4:
+            place.best, place.waited = place.train[-1], 0
         else:
-            waited += 1
-        if waited == patience:
-            factor, waited = 0.1 * factor, 0
-    return found
+            place.waited += 1
+        if place.waited == patience:
+            place.factor, place.waited = 0.1 * place.factor, 0
+        place.epoch, place.step = place.epoch + 1, 0
+        right.zero_()
+    return Fitted(Accuracies(place.train, place.test), place.picked)
 
 
 def write(result: Result, folder: Path, pictures: bool) -> list[Path]:
@@ -145,7 +214,30 @@ def write(result: Result, folder: Path, pictures: bool) -> list[Path]:
     return files
 
 
+TRAININGS = ["training", "kept", "weights", "test_accuracy_before", "train_accuracy", "test_accuracy"]
+
+
+def write_trainings(finished: dict[str, Outcome], folder: Path) -> Path:
+    """trainings.csv: the trainings in their order, with the accuracies after the last epoch, and on the test part
+    before the first; kept and weights of the masked layers, empty where there are none."""
+    rows = [
+        dict(
+            training=name,
+            kept=done.kept if done.layers else "",
+            weights=done.weights if done.layers else "",
+            test_accuracy_before="" if done.before is None else done.before,
+            train_accuracy=done.train[-1],
+            test_accuracy=done.test[-1],
+        )
+        for name, done in finished.items()
+    ]
+    path = folder / "trainings.csv"
+    write_atomic(path, csv_bytes(TRAININGS, rows))
+    return path
+
+
 def _table(path, columns):
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    """Lines that are not finished end in empty cells."""
+    rows = [dict(zip(columns, row, strict=True)) for row in itertools.zip_longest(*columns.values(), fillvalue="")]
     write_atomic(path, csv_bytes(columns, rows))
     return path

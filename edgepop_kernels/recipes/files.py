@@ -17,7 +17,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     The temporary name is fixed, so a process killed half way leaves one file that the next write overwrites. Two
     writers of one path have to hold ``locked(path.parent)``.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -29,6 +29,19 @@ def write_atomic(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"cannot write {path}: {reason(error)}") from error
+
+
+def remove(path: Path) -> None:
+    """Remove ``path`` and what a process that was killed while it wrote it left, where they are there."""
+    try:
+        for file in (path, _temporary(path)):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot remove {path}: {reason(error)}") from error
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 import edgepop_kernels as ek
 
-from . import checkpoint, data, experiments, parallel, plots, registry, runs, timing
+from . import checkpoint, comparison, data, experiments, parallel, plots, registry, runs, timing
 from .config import Recipe
 from .errors import ConfigError, Interrupted, NotFinite, UserError
 from .experiments import Experiment
@@ -55,33 +55,27 @@ def start(name: str, recipe: Recipe, images: Path | None, folder: Path, outputs:
 def experiment(
     name: str, recipe: Experiment, images: Path | None, folder: Path, outputs: Outputs, report: Report
 ) -> experiments.Result:
-    """Run a recipe of several trainings in a new folder ``folder/name``, as ``start`` a recipe of one; without
-    checkpoints. Raises UserError."""
-    if outputs.tensorboard:
-        raise UserError(f"{name} compares several trainings and writes no TensorBoard scalars: leave out --tensorboard")
-    with parallel.join() as world:
-        if world.size > 1:
-            raise UserError(f"{name} compares several trainings in one process: start it without torchrun")
-    device = _prepare(recipe, outputs, world)
-    recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
-    with _backend(recipe):
+    """Run a recipe of several trainings in a new folder ``folder/name``, as ``start`` a recipe of one. Raises UserError
+    and Interrupted."""
+    with parallel.join() as world, contextlib.ExitStack() as held:
+        _refuse_for_comparison(name, outputs, world)
+        device = _prepare(recipe, outputs, world)
+        recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
+        held.enter_context(_backend(recipe))
         dataset = data.load(recipe.dataset, images, recipe.image_size)
         run = runs.create(folder, name)
-        with locked(run, wait=False):
-            runs.write_record(run, _record(name, recipe, images, _environment(device, world)))
-            report.line(f"{name}: {recipe.model} on {dataset.name} ({len(dataset.train):,} training images)")
-            report.line(f"run folder: {run}")
-            result = recipe.run(dataset, device)
-            for chart in result.charts:
-                report.line(f"{chart.title}, at {chart.x} {chart.at[-1]:.4g}:")
-                for label, line in chart.lines.items():
-                    report.line(f"  {label:<40}{line[-1]:.2%}")
-            goal = registry.goal(name, recipe)
-            if goal is not None:
-                report.line(f"aims at: {goal}")
-            for file in experiments.write(result, run, outputs.plots):
-                report.line(f"written: {file}")
-            return result
+        held.enter_context(locked(run, wait=False))
+        record = _record(name, recipe, images, _environment(device, world))
+        state = comparison.begin(run, recipe, dataset)
+        runs.write_record(run, record)
+        return comparison.run(recipe, dataset, device, run, record, state, outputs.plots, report)
+
+
+def _refuse_for_comparison(name: str, outputs: Outputs, world: World) -> None:
+    if outputs.tensorboard:
+        raise UserError(f"{name} compares several trainings and writes no TensorBoard scalars: leave out --tensorboard")
+    if world.size > 1:
+        raise UserError(f"{name} compares several trainings in one process: start it without torchrun")
 
 
 def _record(name: str, recipe: Recipe, images: Path | None, environment: dict) -> dict:
@@ -94,8 +88,10 @@ def _record(name: str, recipe: Recipe, images: Path | None, environment: dict) -
     }
 
 
-def resume(place: Path, asked: dict, images: Path | None, outputs: Outputs, report: Report) -> Summary:
-    """Continue a run bit for bit. place: its folder (from last.pt), or one of its checkpoints.
+def resume(
+    place: Path, asked: dict, images: Path | None, outputs: Outputs, report: Report
+) -> Summary | experiments.Result:
+    """Continue a run bit for bit. place: its folder (from last.pt), or one of its checkpoints; a comparison's folder.
 
     asked: settings given beside it; one that differs from the run's is a ConfigError naming it, because the result
     would be neither this run nor a new one: all but ``workers``, on which nothing depends. images: where the data are
@@ -107,8 +103,14 @@ def resume(place: Path, asked: dict, images: Path | None, outputs: Outputs, repo
         record = world.lead(lambda: runs.read_record(run))
         world.lead(lambda: held.enter_context(locked(run, wait=False)))
         recorded = registry.from_dict(record["config"])
-        experiments.refuse_comparison(run, recorded)
-        state = world.lead(lambda: checkpoint.load(place) if is_file else checkpoint.load_run(run))
+        compares = isinstance(recorded, Experiment)
+        if compares:
+            _refuse_for_comparison(record["recipe"], outputs, world)
+            if is_file:
+                raise UserError(f"cannot resume from {place}: a comparison is continued from its folder, give {run}")
+            state = comparison.load(run)
+        else:
+            state = world.lead(lambda: checkpoint.load(place) if is_file else checkpoint.load_run(run))
         saved = registry.from_dict(state["config"])
         recipe = saved.override(workers=asked.get("workers", saved.workers))
         _refuse_changes(run, saved, recorded.to_dict(), "config.json")
@@ -117,12 +119,14 @@ def resume(place: Path, asked: dict, images: Path | None, outputs: Outputs, repo
         held.enter_context(_backend(recipe))
         place_now = images or (Path(record["data"]) if record["data"] else None)
         dataset = world.each(lambda: data.load(recipe.dataset, place_now, recipe.image_size))
-        trainer = Trainer(recipe, dataset, device, world)
-        trainer.load_state(state)
         for name, here in _environment(device, world).items():
             if record["environment"].get(name) != here:
                 was = record["environment"].get(name)
                 report.line(f"note: {name} was {was} and is {here}: the run goes on, but not bit for bit")
+        if compares:
+            return comparison.run(recipe, dataset, device, run, record, state, outputs.plots, report)
+        trainer = Trainer(recipe, dataset, device, world)
+        trainer.load_state(state)
         return _finish(trainer, run, record, outputs, report)
 
 

@@ -8,7 +8,7 @@ action). A round's network before its training is a supermask: its accuracy tell
 import itertools
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +25,13 @@ from .experiments import Experiment, Result, fit
 from .layers import Layers
 from .plots import Chart
 from .resnets import RESNETS
+from .session import Left, Outcome, Session
 from .trainer import evaluate
 
 # The nine that the paper compares.
 COMPARED = "large_final,small_final,large_init,small_init,large_init_large_final,small_init_small_final"
 COMPARED += ",magnitude_increase,movement,random"
+WHOLE = "whole network"
 
 
 def names(default: str, allowed: tuple[str, ...], text: str) -> Any:
@@ -73,59 +75,75 @@ class LotteryTickets(Experiment):
         if self.pruned != "zero" and (self.kept != "rewind" or self.rescale or self.weight_decay > 0):
             raise self.wrong("pruned", "zero, where kept weights are not just rewound or all weights decay")
 
-    def run(self, data: Dataset, device: torch.device) -> Result:
+    def trainings(self) -> int:
+        return 1 + self.rounds * len(self._lines())
+
+    def _lines(self) -> dict[str, tuple[str, ...]]:
+        """Criterion, mask-1 and mask-0 action of each line, by its label: those of which there is a choice."""
+        choices = [list(dict.fromkeys(part.split(","))) for part in (self.criteria, self.kept, self.pruned)]
+        told = [number for number, options in enumerate(choices) if len(options) > 1] or [0]
+        return {", ".join(line[number] for number in told): line for line in itertools.product(*choices)}
+
+    def compare(self, data: Dataset, device: torch.device, session: Session) -> None:
         batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
         seed_everything(self.seed)
         drawn = {name: ek.init.xavier_normal_(weight) for name, weight in _weights(self._plain(data)).items()}
         initial = {name: weight.to(device) for name, weight in drawn.items()}
-        everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in initial.items()}
-        first = self._round(batches, initial, everything, fused=False)
         gradient = self._gradient(batches, initial) if {"snip", "grad"} & set(self.criteria.split(",")) else None
 
-        choices = [list(dict.fromkeys(part.split(","))) for part in (self.criteria, self.kept, self.pruned)]
-        rounds = {}
-        for combination in itertools.product(*choices):
-            told = [name for name, options in zip(combination, choices, strict=True) if len(options) > 1]
+        def train_everything():
+            everything = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in initial.items()}
+            return self._round(session, batches, initial, everything, fused=False)
+
+        def train_round(line, done):
+            masks, start = self._pruned(line, initial, done, gradient)
+            return self._round(session, batches, start, masks, fused=line[-1] == "zero")
+
+        first = session.training(WHOLE, train_everything, lasting=True)
+        for label, line in self._lines().items():
             seed_everything(self.seed)
-            later = self._rounds(batches, combination, initial, first, gradient)
-            rounds[", ".join(told) or combination[0]] = [first, *later]
+            done = first
+            for number in range(1, self.rounds + 1):
+                done = session.training(_name(label, number), partial(train_round, line, done))
+
+    def result(self, finished: dict[str, Outcome]) -> Result:
+        lines = {}
+        for label in self._lines():
+            names = [WHOLE, *(_name(label, number) for number in range(1, self.rounds + 1))]
+            lines[label] = [finished[name] for name in names if name in finished]
         # Every line prunes as many weights in a round.
-        kept = [sum(int(mask.sum()) for mask in done.masks.values()) for done in next(iter(rounds.values()))]
+        kept = [done.kept for done in max(lines.values(), key=len)]
         axis = dict(x="weights kept, %", at=[100 * count / kept[0] for count in kept], log=True)
-        tickets = {label: [done.after for done in line] for label, line in rounds.items()}
-        supermasks = {label: [done.before for done in line] for label, line in rounds.items()}
-        last = next(iter(rounds.values()))[-1].masks
+        tickets = {label: [done.test[-1] for done in line] for label, line in lines.items()}
+        supermasks = {label: [done.before for done in line] for label, line in lines.items()}
+        last = {label: line[-1] for label, line in lines.items() if len(line) > self.rounds}
         return Result(
             [
                 Chart("tickets", "test accuracy after the round's training", lines=tickets, **axis),
                 Chart("supermasks", "test accuracy before the round's training", lines=supermasks, **axis),
             ],
-            [(name, int(mask.sum()), mask.numel()) for name, mask in last.items()],
+            {WHOLE: finished[WHOLE]} | last,
         )
 
-    def _rounds(self, batches, combination, initial, done, gradient) -> list["Round"]:
-        """All rounds of one line, after the training ``done`` of the whole network."""
-        criterion, kept, pruned = combination
-        found = []
-        for _ in range(self.rounds):
-            masks, start = {}, {}
-            for name, origin in initial.items():
-                alive, begun, final = done.masks[name], done.start[name], done.final[name]
-                score = torch.zeros_like(origin)  # survivors alone are ranked
-                at_start = None if gradient is None else gradient[name][alive]
-                score[alive] = scores(criterion, begun[alive], final[alive], gradient=at_start, sign=self.sign)
-                masks[name] = mask = prune(score, self._keep(name, initial), alive)
-                if pruned == "zero":
-                    start[name] = treat_kept(kept, origin, mask, self.rescale)
-                else:
-                    start[name] = treat_pruned(pruned, begun, final, mask)
-            done = self._round(batches, start, masks, fused=pruned == "zero")
-            found.append(done)
-        return found
+    def _pruned(self, line, initial, done: Left, gradient) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Masks and first weights of a round of ``line`` after the training ``done``."""
+        criterion, kept, pruned = line
+        masks, start = {}, {}
+        for name, origin in initial.items():
+            alive, begun, final = done["masks"][name], done["start"][name], done["final"][name]
+            score = torch.zeros_like(origin)  # survivors alone are ranked
+            at_start = None if gradient is None else gradient[name][alive]
+            score[alive] = scores(criterion, begun[alive], final[alive], gradient=at_start, sign=self.sign)
+            masks[name] = mask = prune(score, self._keep(name, initial), alive)
+            if pruned == "zero":
+                start[name] = treat_kept(kept, origin, mask, self.rescale)
+            else:
+                start[name] = treat_pruned(pruned, begun, final, mask)
+        return masks, start
 
-    def _round(self, batches, start: dict[str, Tensor], masks: dict[str, Tensor], *, fused: bool) -> "Round":
-        """Trains from ``start`` what the masks keep. fused: the pruned weights are 0, a masked layer leaves them out;
-        otherwise they count, and stand still."""
+    def _round(self, session, batches, start, masks, *, fused: bool) -> tuple[Outcome, Left]:
+        """Trains from the weights ``start`` what the masks keep. fused: the pruned weights are 0, a masked layer leaves
+        them out; otherwise they count, and stand still."""
         model = self._masked(batches.data) if fused else self._plain(batches.data)
         model = self.place(_filled(model, start), batches.mean.device)
         for name, layer in _layers(model):
@@ -134,8 +152,10 @@ class LotteryTickets(Experiment):
             else:
                 layer.weight.register_hook(partial(torch.mul, masks[name]))
         before = evaluate(self, model, batches)[1]
-        after = fit(self, model, batches).test[-1]
-        return Round(masks, start, _weights(model), before, after)
+        found = fit(self, model, batches, session).accuracies
+        layers = [(name, int(mask.sum()), mask.numel()) for name, mask in masks.items()]
+        left = {"masks": masks, "start": start, "final": _weights(model)}
+        return Outcome(found.train, found.test, layers, before), left
 
     def _gradient(self, batches, initial: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of the mean loss over the training set at the initial weights."""
@@ -160,14 +180,8 @@ class LotteryTickets(Experiment):
         return self.keep_output if name == list(initial)[-1] else self.keep
 
 
-class Round(NamedTuple):
-    """masks, weights at the start and at the end of a training, by layer; test accuracy before and after it."""
-
-    masks: dict[str, Tensor]
-    start: dict[str, Tensor]
-    final: dict[str, Tensor]
-    before: float
-    after: float
+def _name(label: str, number: int) -> str:
+    return f"{label}, round {number}"
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ RESULT_COLUMNS = [
     "started",
     "recipe",
     "method",
+    "variant",  # of a comparison: which of its trainings
     "dataset",
     "model",
     "keep",
@@ -83,4 +84,4 @@ def write_log(folder: Path, history: list[dict]) -> None:
 
 
 def append_result(runs: Path, row: dict) -> None:
-    append_csv(runs / "results.csv", RESULT_COLUMNS, row, key=("run", "started"))
+    append_csv(runs / "results.csv", RESULT_COLUMNS, row, key=("run", "started", "variant"))

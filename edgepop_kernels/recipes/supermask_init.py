@@ -5,7 +5,6 @@ mshlis 2019: thresholded masks, on biases too, against trained weights, and weig
 
 import copy
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +19,7 @@ from .data import Batches, Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .jitter import jitter
 from .layers import Layers
+from .session import Outcome, Session
 from .trainer import kept_per_layer
 
 
@@ -40,7 +40,10 @@ class SupermaskInit(Experiment):
         if self.augment and self.dataset == "imagenet":
             raise self.wrong("augment", "false for imagenet, whose crops are an augmentation")
 
-    def run(self, data: Dataset, device: torch.device) -> Result:
+    def trainings(self) -> int:
+        return 3
+
+    def compare(self, data: Dataset, device: torch.device, session: Session) -> None:
         seed_everything(self.seed)
         layers = Layers(conv=_biases_masked(ek.FusedSupermaskConv), linear=_biases_masked(ek.FusedSupermaskLinear))
         sizes = dict(widths=self.widths, width_multiplier=self.width_multiplier)
@@ -57,21 +60,35 @@ class SupermaskInit(Experiment):
         batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
         options: dict[str, Any] = dict(patience=self.patience)
         if self.augment:
-            options["augment"] = partial(jitter, generator=torch.Generator().manual_seed(self.seed))
-        best = {"accuracy": -1.0}
+            options["augment"] = jitter
 
-        def remember(accuracy: float) -> None:
-            if accuracy > best["accuracy"]:
-                best.update(accuracy=accuracy, state=copy.deepcopy(masked.state_dict()))
+        def train_masks():
+            found, best = fit(self, masked, batches, session, **options, pick=True)
+            return Outcome(found.train, found.test, kept_per_layer(masked)), best
 
-        found = {"mask only": fit(self, masked, batches, **options, on_epoch=remember)}
-        found["weights only"] = fit(self, weights, batches, **options)
-        masked.load_state_dict(best["state"])
-        ek.train_weights(masked)
-        found["best mask, then weights"] = fit(self, masked, batches, **options, lr=self.fine_tune_lr)
-        test = epochs_chart({name: accuracies.test for name, accuracies in found.items()})
-        training = {name: accuracies.train for name, accuracies in found.items()}
-        return Result([test, epochs_chart(training, "training", "training accuracy")], kept_per_layer(masked))
+        def train_all_weights():
+            found, _ = fit(self, weights, batches, session, **options)
+            return Outcome(found.train, found.test), {}
+
+        def train_kept_weights():
+            masked.load_state_dict(best)
+            ek.train_weights(masked)
+            found, _ = fit(self, masked, batches, session, **options, lr=self.fine_tune_lr)
+            return Outcome(found.train, found.test, kept_per_layer(masked)), {}
+
+        best = session.training("mask only", train_masks, lasting=True)
+        session.training("weights only", train_all_weights)
+        session.training("best mask, then weights", train_kept_weights)
+
+    def result(self, finished: dict[str, Outcome]) -> Result:
+        test = epochs_chart({name: done.test for name, done in finished.items()})
+        training = {name: done.train for name, done in finished.items()}
+        masks = finished["mask only"].test
+        note = (
+            f"best mask: that of epoch {masks.index(max(masks)) + 1}, the first of the best test accuracy "
+            f"({max(masks):.2%}): what is trained on under it was picked on the test part"
+        )
+        return Result([test, epochs_chart(training, "training", "training accuracy")], finished, [note])
 
 
 def _biases_masked(layer):
