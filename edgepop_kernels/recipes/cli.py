@@ -1,9 +1,7 @@
 """The commands `train`, `recipes`, `export` and `bench`: a typer app that the console script mounts."""
 
 import contextlib
-import dataclasses
-import functools
-import inspect
+import difflib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,9 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from . import checkpoint, data, export, job, parallel, registry
+import edgepop_kernels as ek
+
+from . import checkpoint, cli_recipes, cli_settings, data, export, job, parallel, registry
 from .errors import ConfigError, Interrupted, UserError
 from .experiments import Experiment
 from .report import Report
@@ -38,9 +38,10 @@ def _one_sentence():
     try:
         yield
     except UsageError as error:
-        sentence, code = error.format_message(), 2
+        sentence, code = _usage(error), 2
     except ConfigError as error:
-        sentence, code = str(error) if error.setting is None else f"{_option(error.setting)}: {error.text}", 2
+        option = error.setting and cli_settings.option(error.setting)
+        sentence, code = f"{option}: {error.text}" if option else str(error), 2
     except UserError as error:
         sentence, code = str(error), 2
     except Interrupted as error:
@@ -54,75 +55,74 @@ def _one_sentence():
     raise typer.Exit(code)
 
 
-def _option(setting: str) -> str:
-    return f"--{setting.replace('_', '-')}"
+def _usage(error: UsageError) -> str:
+    wrong = getattr(error, "option_name", None)
+    if not hasattr(error, "possibilities"):  # no error about an unknown option
+        return error.format_message()
+    close = difflib.get_close_matches(wrong, error.possibilities or (), n=2, cutoff=0.75)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"`{error.ctx.command_path} --help` lists them"
+    return f"there is no option {wrong}; {hint}"
 
 
 app = typer.Typer(
     cls=OneSentence,
-    help="Train, list, export and measure masked networks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def _with_settings(function):
-    """Gives ``function`` one option per setting of any method, so that a recipe's field is declared once, in its class.
-
-    An option left out is not passed on: the recipe's own value counts.
-    """
-    fields: dict[str, list[dataclasses.Field]] = {}
-    for method in registry.METHODS.values():
-        for field in dataclasses.fields(method):
-            fields.setdefault(field.name, []).append(field)
-    options = []
-    for name, (field, *others) in fields.items():
-        flag = _option(name)
-        # A method may allow other values than the rest.
-        allowed = dict.fromkeys(f.metadata["allowed"] for f in (field, *others))
-        text = f"{field.metadata['help']}: {'; or '.join(allowed)}."
-        if isinstance(field.default, bool):
-            annotation = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)]
-        else:
-            # As text: the recipe converts it, and has the better words where it is wrong.
-            kind = type(field.default).__name__.replace("tuple", "int,int,...")
-            annotation = Annotated[str | None, typer.Option(flag, help=text, metavar=kind, show_default=False)]
-        options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
-    own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-
-    @functools.wraps(function)
-    def wrapped(**arguments):
-        asked = {name: arguments.pop(name) for name in fields}
-        return function(**arguments, **{name: value for name, value in asked.items() if value is not None})
-
-    wrapped.__signature__ = inspect.Signature([*own, *options])
-    return wrapped
+def _show_version(asked: bool):
+    if asked:
+        typer.echo(f"edgepop_kernels {ek.__version__}")
+        raise typer.Exit
 
 
-@app.command()
-@_with_settings
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+):
+    """Train, list, export and measure masked networks."""
+
+
+@app.command(add_help_option=False)
+@cli_settings.with_settings
 def train(
+    context: typer.Context,
     recipe: Annotated[
-        str | None, typer.Argument(help="A name that `recipes` lists; left out: edge-popup on what --data holds.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="a name that `edgepop recipes` lists; left out: edge-popup on digits, or on what --data holds",
+        ),
     ] = None,
     *,
-    images: Annotated[Path | None, typer.Option("--data", help="Folder of the data set's files.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FOLDER", help="where the data set's files are", rich_help_panel="Data"),
+    ] = None,
     runs: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder of the run folders and of results.csv.", show_default="runs"),
+        typer.Option("--out", metavar="FOLDER", help="where run folders and results.csv are made", show_default="runs"),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Continue this run folder, or this checkpoint of one, bit for bit.")
+        Path | None,
+        typer.Option(metavar="RUN", help="continue this run folder, or this checkpoint of one, bit for bit"),
     ] = None,
-    plots: Annotated[bool, typer.Option(help="Draw accuracy.png and kept.png.")] = True,
-    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars.")] = False,
+    plots: Annotated[bool, typer.Option(help="draw accuracy.png and kept.png")] = True,
+    tensorboard: Annotated[bool, typer.Option(help="write TensorBoard scalars")] = False,
     step_times: Annotated[
-        bool, typer.Option(help="Measure step times after the training, for up to 10 s; not of comparisons.")
+        bool, typer.Option(help="measure step times after the training, for up to 10 s; not of comparisons")
     ] = True,
+    shown: Annotated[bool, typer.Option("--help", help="show this, or what RECIPE has, and exit")] = False,
     **asked,
 ):
-    """Train a recipe (default: edge-popup on handwritten digits, or on what --data holds), and print a summary."""
+    """Train a recipe, and print a summary."""
+    if shown:
+        cli_settings.show_help(context, recipe)
+        return
     report = Report(Console(quiet=not parallel.leads()))
     outputs = job.Outputs(plots=plots, tensorboard=tensorboard, step_times=step_times)
     if resume is not None:
@@ -144,13 +144,22 @@ def train(
 
 
 @app.command()
-def recipes():
-    """List the recipes, what each aims at, and who published that."""
-    indent = max(map(len, registry.RECIPES)) + 2
-    for name, (recipe, goal, source) in registry.RECIPES.items():
-        keep = f", keep {recipe.keep}" if hasattr(recipe, "keep") else ""
-        typer.echo(f"{name:<{indent}}{recipe.model} on {recipe.dataset}{keep}, {recipe.epochs} epochs")
-        typer.echo(f"{'':<{indent}}aims at: {goal} ({source})")
+def recipes(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="One of them: all its settings, and a command.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(metavar="NAME", help="Only recipes of this method.")] = None,
+    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Only recipes of this data set.")] = None,
+):
+    """List the recipes, what each aims at, and who published that; or show one."""
+    if recipe is None:
+        lines = cli_recipes.listing(method, dataset)
+    elif method is None and dataset is None:
+        lines = cli_recipes.details(recipe)
+    else:
+        raise ConfigError(f"RECIPE: expected either a recipe or what to list (--method, --dataset), got {recipe!r}")
+    for line in lines:
+        typer.echo(line)
 
 
 @app.command(name="export")

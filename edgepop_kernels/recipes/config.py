@@ -125,7 +125,7 @@ class Recipe:
         lambda value: 0 <= value < math.inf,
         panel="Training",
     )
-    warmup: int = whole(0, 0, "epochs of linear warm-up before the cosine", panel="Training")
+    warmup: int = whole(0, 0, "epochs of linear warm-up at the start", panel="Training")
     label_smoothing: float = fraction(0.0, "share of the target spread over all classes", panel="Training")
     seed: int = setting(
         0,
