@@ -420,6 +420,79 @@ def test_bad_arguments(arguments, error, sentence):
         ek.optim.ScoreSGD(**arguments)
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("in_group", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "sentence"),
+    [
+        ("sgd", "lr", NAN, r"lr: expected a number in \[0, 3\.4028235e\+38\], got nan"),
+        ("sgd", "lr", INF, "lr: .* got inf"),
+        ("sgd", "lr", 1e300, r"lr: .* got 1e\+300"),
+        ("sgd", "momentum", NAN, "momentum: .* got nan"),
+        ("sgd", "dampening", -INF, "dampening: .* got -inf"),
+        ("sgd", "weight_decay", INF, "weight_decay: .* got inf"),
+        ("adam", "lr", NAN, "lr: .* got nan"),
+        ("adam", "eps", INF, "eps: .* got inf"),
+        ("adamw", "weight_decay", INF, "weight_decay: .* got inf"),
+    ],
+)
+def test_settings_that_are_no_numbers_are_named_before_anything_is_added(
+    kind, name, value, sentence, in_group, as_tensor
+):
+    """torch compares the constructor's arguments with 0, which infinity and, for SGD, NaN pass; not those of groups."""
+    ours = PAIRS[kind][0]
+    if as_tensor:
+        value = torch.tensor(value, dtype=torch.float64)
+    p = nn.Parameter(torch.ones(3))
+    optimizer = ours([nn.Parameter(torch.ones(2))])
+    # For Adam torch has its own words for the rate that is NaN.
+    words = sentence if in_group or (kind, name) != ("adam", "lr") else f"{sentence}|Invalid learning rate: "
+    group, arguments = ({name: value}, {}) if in_group else ({}, {name: value})
+    with pytest.raises(ValueError, match=words):
+        ours([{"params": [p]} | group], **arguments)
+    if in_group:
+        with pytest.raises(ValueError, match=words):
+            optimizer.add_param_group({"params": [p]} | group)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_group_is_held_to_the_ranges_of_the_constructor():
+    optimizer = ek.optim.ScoreAdam([nn.Parameter(torch.ones(2))])
+    for group, error, sentence in (
+        ({"lr": -0.1}, ValueError, r"lr: expected a number in \[0, 3\.4028235e\+38\], got -0\.1"),
+        ({"lr": "0.1"}, TypeError, "lr: expected a number in .*, got '0.1'"),
+        ({"lr": None}, TypeError, "lr: expected a number in .*, got None"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"betas\[1\]: expected a number in \[0, 1\), got 1\.0"),
+        ({"betas": (NAN, 0.5)}, ValueError, r"betas\[0\]: .* got nan"),
+    ):
+        with pytest.raises(error, match=sentence):
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]} | group)
+    assert len(optimizer.param_groups) == 1
+    for lr in (0.0, 1, torch.tensor(0.1, dtype=torch.bfloat16), torch.tensor([0.1])):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "lr": lr})
+    assert len(optimizer.param_groups) == 5
+
+
+@pytest.mark.parametrize("fused_backward", [False, True])
+@pytest.mark.parametrize("rate", [NAN, INF])
+def test_a_rate_that_a_schedule_makes_nan_is_refused_before_anything_changes(rate, fused_backward):
+    model = network()
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1, momentum=0.9, fused_backward=fused_backward)
+    train(model, optimizer, 2)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.param_groups[0]["lr"] = rate
+    with pytest.raises(ValueError, match=f"lr: expected a finite number, got {rate}"):
+        train(model, optimizer, 1)
+    for p, start in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, start)
+    optimizer.param_groups[0]["lr"] = -1e-18  # a cosine's last rate, rounded: torch takes it too
+    model.zero_grad()
+    train(model, optimizer, 1)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_gradient_whose_memory_holds_its_negation(name):
     ours, theirs, options = PAIRS[name]

@@ -33,10 +33,11 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     float32 parameters on the CPU are updated by the native kernel, on a GPU by the CUDA kernel where the module was
     compiled with it; others by torch's, and their layers select in forward. A learning rate that is a tensor on the GPU
     is read there: the host does not wait for it, and replays of a CUDA graph follow it. Raises ValueError and TypeError
-    for arguments, as torch does, and in ``step`` for a sparse gradient. With ``fused_backward``, backward raises
-    RuntimeError before anything is changed for what it cannot be part of: scores used twice, a second backward before
-    ``step``, a hook on the scores or a ``.grad`` of theirs, several processes; and under torch.compile(fullgraph=True)
-    forward does.
+    for arguments, as torch does, and for the settings of any param group that are NaN, infinite or out of range, which
+    torch lets by; in ``step`` ValueError for a sparse gradient and for a rate that has become NaN or infinite. With
+    ``fused_backward``, backward raises RuntimeError before anything is changed for what it cannot be part of: scores
+    used twice, a second backward before ``step``, a hook on the scores or a ``.grad`` of theirs, several processes; and
+    under torch.compile(fullgraph=True) forward does.
     """
 
     _moments = ("momentum_buffer",)

@@ -14,6 +14,7 @@ from ..cut import Cut
 from ..nn import MaskedLayer
 from ..rules import Percentile, TopK
 from .backward import StepsInBackward
+from .settings import check_group, check_rate
 
 
 class Update(NamedTuple):
@@ -88,6 +89,12 @@ class ScoreOptimizer:
             self._in_backward = StepsInBackward(self, layers)
         return params
 
+    def add_param_group(self, param_group: dict) -> None:
+        """torch's. Raises TypeError and ValueError for settings that are no numbers in range, NaN among them."""
+        if isinstance(param_group, dict):
+            check_group(self.defaults | param_group)
+        super().add_param_group(param_group)
+
     def __getstate__(self):
         own = {"_scores": self._scores, "_fused": self._in_backward is not None}
         return super().__getstate__() | own
@@ -103,9 +110,9 @@ class ScoreOptimizer:
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One step; the loss that ``closure`` returns, where one is given. Parameters without gradient stand still.
 
-        Raises, before anything is changed, ValueError for a sparse gradient, and RuntimeError where a CUDA graph is
-        captured and the count of steps is kept on the host, and for scores with a gradient beside the one that
-        ``fused_backward`` has spent.
+        Raises, before anything is changed, ValueError for a sparse gradient and for a learning rate that has become NaN
+        or infinite (a tensor is not looked at), and RuntimeError where a CUDA graph is captured and the count of steps
+        is kept on the host, and for scores with a gradient beside the one that ``fused_backward`` has spent.
         """
         loss = None
         if closure is not None:
@@ -118,7 +125,7 @@ class ScoreOptimizer:
                         f"params: a gradient is {p.grad.layout}; {type(self).__name__} takes dense ones, "
                         "torch.optim.SGD and SparseAdam take sparse ones"
                     )
-            self._check_captured(group)
+            self._check_group(group)
         done = [] if self._in_backward is None else self._in_backward.end()
         ours = defaultdict(list)  # of each device: a kernel updates the parameters of one
         for group in self.param_groups:
@@ -131,7 +138,8 @@ class ScoreOptimizer:
             self._find_cuts(params)
         return loss
 
-    def _check_captured(self, group):
+    def _check_group(self, group):
+        check_rate(group["lr"])
         if not group.get("capturable", True) and any(map(capture.capturing, group["params"])):
             raise RuntimeError(f"capturable: a CUDA graph of {type(self).__name__}.step needs capturable=True")
 
@@ -151,11 +159,12 @@ class ScoreOptimizer:
         """The update of ``p`` for a kernel that makes its gradient; None where it takes a step with that gradient."""
         if not self._is_native(group, p) or _has_gaps(p):
             return None
+        check_rate(group["lr"])
         return next(self._updates(group, [p], [p], [None]))
 
     def _step_alone(self, group, p: torch.Tensor, grad: torch.Tensor) -> None:
         """One step of one parameter, which has no gradient before or after."""
-        self._check_captured(group)
+        self._check_group(group)
         p.grad = grad
         try:
             ours = self._advance(group, [p])
