@@ -5,6 +5,12 @@
 
 with g a ReLU and a 3x3 convolution of the node's own, f instance normalisation, the edges the k largest |w_uv|. All
 steps share one set of weights. Every weight trains, edge or not, as in ``graphs``.
+
+>>> import torch
+>>> from edgepop_kernels.methods.dynamic_graphs import DiscreteGraph
+>>> x = torch.randn(2, 3, 8, 8)  # flows into the first 3 of 20 nodes; the last 5 are read
+>>> DiscreteGraph(nodes=20, edges=60, outputs=5)(x).shape
+torch.Size([2, 5, 8, 8])
 """
 
 from pathlib import Path
@@ -13,6 +19,7 @@ from torch import Tensor, nn
 
 import edgepop_kernels as ek
 
+from . import arguments
 from .graphs import picture, share_of
 from .ode import odeint
 
@@ -22,14 +29,15 @@ class Dynamics(nn.Module):
 
     def __init__(self, nodes: int, edges: int):
         super().__init__()
-        if not 1 <= edges <= nodes**2:
-            raise ValueError(f"edges: expected 1 to {nodes**2}, what {nodes} nodes allow, got {edges}")
+        arguments.whole("nodes", nodes, 1)
+        arguments.whole("edges", edges, 1, nodes**2, f", what {nodes} nodes allow")
         self.nodes, self.edges = nodes, edges
         self.conv = nn.Conv2d(nodes, nodes, 3, padding=1, groups=nodes, bias=False)
         self.wires = ek.FusedSparseConv(nodes, nodes, 1, bias=False, keep=share_of(edges, nodes**2))
         self.norm = nn.InstanceNorm2d(nodes, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        arguments.channels(x, self.nodes, self.nodes)
         return self.norm(self.wires(self.conv(x.relu())))
 
     def adjacency(self) -> Tensor:
@@ -38,16 +46,16 @@ class Dynamics(nn.Module):
 
 
 class DynamicGraph(nn.Module):
-    """What the two kinds share. Input (N, inputs, H, W) with inputs <= nodes: the state of the first nodes at the
-    start, the others start at 0; output (N, outputs, H, W): the state of the last nodes at the end. Raises ValueError.
+    """What the two kinds share. Input (N, inputs, H, W) with 1 <= inputs <= nodes: the state of the first nodes at the
+    start, the others start at 0; output (N, outputs, H, W): the state of the last nodes at the end. Raises ValueError
+    and TypeError.
     """
 
     def __init__(self, nodes: int, edges: int, outputs: int):
         super().__init__()
-        if not 1 <= outputs <= nodes:
-            raise ValueError(f"outputs: expected 1 to {nodes}, the number of nodes, got {outputs}")
-        self.outputs = outputs
-        self.dynamics = Dynamics(nodes, edges)
+        dynamics = Dynamics(nodes, edges)
+        arguments.whole("outputs", outputs, 1, nodes, ", the number of nodes")
+        self.outputs, self.dynamics = outputs, dynamics
         ek.share_selection(self)  # the weights stand still within a forward: one selection for all of its steps
 
     def evolve(self, state: Tensor) -> Tensor:
@@ -55,6 +63,7 @@ class DynamicGraph(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not say how its state changes")
 
     def forward(self, x: Tensor) -> Tensor:
+        arguments.channels(x, 1, self.dynamics.nodes)  # padding by a negative number would cut channels off
         state = nn.functional.pad(x, (0, 0, 0, 0, 0, self.dynamics.nodes - x.shape[1]))
         return self.evolve(state)[:, -self.outputs :]
 
@@ -68,12 +77,18 @@ class DynamicGraph(nn.Module):
 
 
 class DiscreteGraph(DynamicGraph):
-    """``steps`` applications of the dynamics."""
+    """``steps`` applications of the dynamics.
+
+    >>> graph = DiscreteGraph(nodes=20, edges=60, outputs=5, steps=2)
+    >>> graph(torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 5, 8, 8])
+    >>> int(graph.adjacency().sum())
+    60
+    """
 
     def __init__(self, nodes: int, edges: int, outputs: int, *, steps: int = 5):
         super().__init__(nodes, edges, outputs)
-        if steps < 1:
-            raise ValueError(f"steps: expected at least 1, got {steps}")
+        arguments.whole("steps", steps, 1)
         self.steps = steps
 
     def evolve(self, state: Tensor) -> Tensor:
@@ -83,12 +98,15 @@ class DiscreteGraph(DynamicGraph):
 
 
 class ContinuousGraph(DynamicGraph):
-    """The dynamics as a differential equation from time 0 to 1; tolerance: relative and absolute, of each step."""
+    """The dynamics as a differential equation from time 0 to 1; tolerance: relative and absolute, of each step.
+
+    >>> ContinuousGraph(nodes=20, edges=60, outputs=5)(torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 5, 8, 8])
+    """
 
     def __init__(self, nodes: int, edges: int, outputs: int, *, tolerance: float = 1e-3):
         super().__init__(nodes, edges, outputs)
-        if not tolerance > 0:
-            raise ValueError(f"tolerance: expected a number above 0, got {tolerance}")
+        arguments.positive("tolerance", tolerance)
         self.tolerance = tolerance
 
     def evolve(self, state: Tensor) -> Tensor:

@@ -4,6 +4,15 @@
 
 Nodes come in blocks, and an edge leads from a block to a later one, so the graph is acyclic and a block is one step.
 Every weight trains, edge or not: w_uv moves by <Z_u, -lr dL/dI_v>, which is what a layer that scores itself computes.
+
+>>> import torch
+>>> from edgepop_kernels.methods.graphs import StaticGraph
+>>> graph = StaticGraph(blocks=(3, 16, 16, 8), edges=100)
+>>> graph(torch.randn(2, 3, 8, 8)).shape
+torch.Size([2, 8, 8, 8])
+>>> small = graph.pruned()  # the same function, without nodes that no output hears of
+>>> int(graph.alive().sum()) <= sum(small.blocks) <= 43
+True
 """
 
 import itertools
@@ -15,6 +24,8 @@ from torch import Tensor, nn
 
 import edgepop_kernels as ek
 
+from . import arguments
+
 
 class ChannelNodes(nn.Module):
     """f of a block of nodes, each a channel (N, C, H, W): norm, ReLU, a 3x3 convolution of its own.
@@ -24,8 +35,9 @@ class ChannelNodes(nn.Module):
 
     def __init__(self, channels: int, norm: str = "instance", stride: int = 1):
         super().__init__()
-        if norm not in ("instance", "batch"):
-            raise ValueError(f"norm: expected 'instance' or 'batch', got {norm!r}")
+        arguments.whole("channels", channels, 1)
+        arguments.one_of("norm", norm, ("instance", "batch"))
+        arguments.whole("stride", stride, 1)
         self.settings = {"norm": norm, "stride": stride}
         self.norm = nn.InstanceNorm2d(channels, affine=True) if norm == "instance" else nn.BatchNorm2d(channels)
         self.conv = nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
@@ -48,18 +60,27 @@ class StaticGraph(nn.Module):
     Input (N, blocks[0], H, W), what flows into the first block; output (N, blocks[-1], H', W'). norm: of all nodes;
     stride: of the first block, H' is H / stride. One 1x1 convolution per block, wires[i] with a weight of shape (nodes
     of later blocks, blocks[i], 1, 1): w_uv at row v, column u; all are ranked together. ``train_weights`` holds the
-    present wiring. Raises ValueError.
+    present wiring. Raises ValueError and TypeError.
+
+    >>> graph = StaticGraph((3, 16, 8), edges=50, norm="batch", stride=2)
+    >>> graph(torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 8, 4, 4])
+    >>> graph.adjacency().shape, int(graph.adjacency().sum())
+    (torch.Size([27, 27]), 50)
     """
 
     def __init__(self, blocks: tuple[int, ...], edges: int, *, norm: str = "instance", stride: int = 1):
         super().__init__()
+        if not isinstance(blocks, Sequence):
+            raise TypeError(f"blocks: expected at least two sizes, got {blocks!r}")
         blocks = tuple(blocks)
-        if len(blocks) < 2 or min(blocks) < 1:
-            raise ValueError(f"blocks: expected at least two sizes, each at least 1, got {blocks}")
+        for size in blocks:
+            arguments.whole("blocks", size, 1)
+        if len(blocks) < 2:
+            raise ValueError(f"blocks: expected at least two sizes, got {blocks}")
         later = [sum(blocks[i + 1 :]) for i in range(len(blocks) - 1)]
         possible = sum(size * rows for size, rows in zip(blocks, later, strict=False))
-        if not 1 <= edges <= possible:
-            raise ValueError(f"edges: expected 1 to {possible}, what these blocks allow, got {edges}")
+        arguments.whole("edges", edges, 1, possible, ", what these blocks allow")
         self.blocks, self.edges = blocks, edges
         self.nodes = nn.ModuleList(ChannelNodes(size, norm, 1 if i else stride) for i, size in enumerate(blocks[:-1]))
         rule = ek.GlobalTopK(share_of(edges, possible))
@@ -74,6 +95,7 @@ class StaticGraph(nn.Module):
         ek.share_selection(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        arguments.channels(x, self.blocks[0], self.blocks[0])
         for i, (nodes, wires) in enumerate(zip(self.nodes, self.wires, strict=True)):
             arriving = wires(nodes(x[:, : self.blocks[i]]))
             x = arriving if i == 0 else x[:, self.blocks[i] :] + arriving

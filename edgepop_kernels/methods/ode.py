@@ -1,6 +1,14 @@
 """Initial value problems dy/dt = f(t, y) by the Runge-Kutta pair of Dormand & Prince 1980, orders 5 and 4.
 
 Written in differentiable operations: gradients flow back through the accepted steps.
+
+>>> import torch
+>>> from edgepop_kernels.methods.ode import odeint
+>>> start = torch.ones(1, requires_grad=True)
+>>> end = odeint(lambda t, y: -2 * t * y, start, 0.0, 1.0, rtol=1e-5, atol=1e-5)  # y = exp(-t^2)
+>>> end.backward()
+>>> f"{end.item():.3f}, and as much of it for each unit of the start: {start.grad.item():.3f}"
+'0.368, and as much of it for each unit of the start: 0.368'
 """
 
 import math
@@ -8,6 +16,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from . import arguments
 
 # The tableau: stage i looks at time t + C[i] h and at y + h sum A[i][j] k_j; the last row of A is the 5th order result.
 _C = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
@@ -29,15 +39,26 @@ def odeint(
 ) -> Tensor:
     """y at ``stop`` from ``y`` at ``start`` < stop; each step's error stays within atol + rtol |y|, root mean square.
 
-    Where f stops being finite, the result is not finite either. Reads the error of each step on the host.
-    Raises ValueError, and RuntimeError where no step is small enough.
+    f(t, y) is dy/dt, of y's shape; y: real, floating point. Where f stops being finite, the result is not finite
+    either. Reads the error of each step on the host. Raises ValueError and TypeError, and RuntimeError where no step is
+    small enough.
+
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> odeint(lambda t, y: -y, one, 0.0, 1.0, rtol=1e-6, atol=1e-6)  # exp(-1)
+    tensor([0.3679], dtype=torch.float64)
     """
+    if not callable(f):
+        raise TypeError(f"f: expected a function of (t, y), got {f!r}")
+    arguments.real("y", y)
+    for name, value in (("start", start), ("stop", stop)):
+        arguments.number(name, value)
     if not start < stop:
         raise ValueError(f"stop: expected a time after start {start}, got {stop}")
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected a number above 0, got {value}")
+        arguments.positive(name, value)
     t, slope = start, f(start, y)
+    arguments.real("f(start, y)", slope)
+    arguments.like("f(start, y)", slope, "y", y)  # another shape would broadcast
     h = _first_step(f, t, y, slope, rtol, atol)
     while t < stop:
         if t + h == t:
