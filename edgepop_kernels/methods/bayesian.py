@@ -1,9 +1,25 @@
 """Lottery tickets by uncertainty: a mean-field posterior over every weight says which of them matter.
 
-Train a network of ``VariationalLinear`` layers by the evidence lower bound, rank its weights by ``scores``, and train a
-deterministic network from the posterior's *initial* means with only the best-ranked weights (``ticket``). Flipout:
-Wen et al. 2018, arXiv 1803.04386. The defaults are those of the variational dense layers of TensorFlow Probability.
+Train a network of variational layers by the evidence lower bound, rank its weights by ``scores``, and train a
+deterministic network from the posterior's *initial* means with only the best-ranked weights (``ticket``).
+
+>>> import torch
+>>> from torch import nn
+>>> from edgepop_kernels.methods import bayesian
+>>> conv, head = bayesian.VariationalConv2d(1, 4, 3, padding="same"), bayesian.VariationalLinear(4 * 8 * 8, 10)
+>>> posterior = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), head)
+>>> means = bayesian.initial_means(posterior)  # before its training
+>>> optimizer = torch.optim.Adam(posterior.parameters(), lr=1e-3)
+>>> images, labels = torch.randn(6, 1, 8, 8), torch.randint(10, (6,))
+>>> bayesian.negative_elbo(posterior, posterior(images), labels, examples=6).backward()  # each step
+>>> optimizer.step()
+>>> network = bayesian.ticket(posterior, means, "low_variance", keep=0.25)  # after it; train this one next
+>>> sum(int(layer.mask().sum()) for layer in (network[0], network[3]))  # a quarter of 4 * 9 + 2560 weights
+649
 """
+
+import copy
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,116 +27,172 @@ from torch import Tensor, nn
 
 import edgepop_kernels as ek
 
-SIGMA_FLOOR = torch.finfo(torch.float32).eps
+from . import arguments
+from .variational import VariationalConv2d, VariationalLayer, VariationalLinear
+
+__all__ = [
+    "CRITERIA",
+    "VariationalConv2d",
+    "VariationalLayer",
+    "VariationalLinear",
+    "initial_means",
+    "kl",
+    "negative_elbo",
+    "scores",
+    "ticket",
+]
+
 CRITERIA = ("low_variance", "high_variance", "magnitude", "signal_to_noise", "random")
-
-
-class VariationalLinear(nn.Module):
-    """A linear layer whose weights are independent Gaussians N(mu, sigma^2), sigma = eps + softplus(rho).
-
-    mu, rho: (out_features, in_features) parameters, started at N(0, 0.1^2) and N(-3, 0.1^2); bias (out_features,) is
-    deterministic. Input (..., in_features), output (..., out_features). In eval mode the means are used.
-    """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, prior_sigma: float = 1.0):
-        super().__init__()
-        if not prior_sigma > 0:
-            raise ValueError(f"prior_sigma: expected a number above 0, got {prior_sigma}")
-        self.in_features, self.out_features, self.prior_sigma = in_features, out_features, float(prior_sigma)
-        self.mu = nn.Parameter(torch.empty(out_features, in_features))
-        self.rho = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        nn.init.normal_(self.mu, 0, 0.1)
-        nn.init.normal_(self.rho, -3, 0.1)
-
-    @property
-    def sigma(self) -> Tensor:
-        return SIGMA_FLOOR + F.softplus(self.rho)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x mu^T + ((x * s_in) (sigma * noise)^T) * s_out + bias: one noise for the batch, one pair of random signs for
-        each example, which decorrelates the examples' gradients (Flipout)."""
-        y = F.linear(x, self.mu, self.bias)
-        if not self.training:
-            return y
-        signs_in, signs_out = _signs(x), _signs(y)
-        perturbation = self.sigma * torch.randn_like(self.sigma)
-        return y + F.linear(x * signs_in, perturbation) * signs_out
-
-    def kl(self) -> Tensor:
-        """KL(N(mu, sigma^2) || N(0, prior_sigma^2)), summed over the weights: a scalar."""
-        variance_ratio = (self.sigma / self.prior_sigma).square()
-        return 0.5 * (variance_ratio + (self.mu / self.prior_sigma).square() - 1 - variance_ratio.log()).sum()
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-
-def _signs(like):
-    return torch.randint(0, 2, like.shape, device=like.device, dtype=like.dtype).mul_(2).sub_(1)
+# What of a module runs with its forward and backward.
+_HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
+_HOOKS += ("_forward_hooks_always_called", "_backward_pre_hooks", "_backward_hooks")
 
 
 def kl(model: nn.Module) -> Tensor:
-    """The KL of all variational layers of ``model``, a scalar."""
-    return sum(m.kl() for m in model.modules() if isinstance(m, VariationalLinear))
+    """The KL of all variational layers of ``model``, a scalar. Raises ValueError where there is none."""
+    return sum(layer.kl() for layer in _variational("model", model).values())
 
 
 def negative_elbo(model: nn.Module, logits: Tensor, labels: Tensor, examples: int) -> Tensor:
-    """Mean cross-entropy plus the KL of all variational layers over ``examples``, the size of the training set."""
+    """Mean cross-entropy plus the KL of all variational layers over ``examples``, the size of the training set: what
+    training minimises, a scalar.
+
+    logits: (N, classes), of ``model``; labels: (N,) int64. Raises ValueError and TypeError.
+
+    >>> model, x, labels = VariationalLinear(64, 10), torch.randn(5, 64), torch.randint(10, (5,))
+    >>> negative_elbo(model, model(x), labels, examples=5).backward()
+    """
+    arguments.whole("examples", examples, 1)
     return F.cross_entropy(logits, labels) + kl(model) / examples
 
 
 @torch.no_grad()
-def scores(layer: VariationalLinear, criterion: str) -> Tensor:
+def scores(layer: VariationalLayer, criterion: str) -> Tensor:
     """What the criterion ranks, float32 of the weight's shape, the best highest.
 
     "low_variance" -sigma^2, "high_variance" sigma^2, "magnitude" |mu|, "signal_to_noise" |mu| / sigma, "random" a draw.
+    Raises ValueError, also where these are no numbers, and TypeError.
+
+    >>> scores(VariationalLinear(64, 10), "signal_to_noise").shape
+    torch.Size([10, 64])
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion: expected one of {', '.join(map(repr, CRITERIA))}, got {criterion!r}")
+    if not isinstance(layer, VariationalLayer):
+        raise TypeError(f"layer: expected a variational layer, got {type(layer).__name__}")
+    arguments.one_of("criterion", criterion, CRITERIA)
     sigma, magnitude = layer.sigma, layer.mu.abs()
-    return {
+    found = {
         "low_variance": lambda: -sigma.square(),
         "high_variance": sigma.square,
         "magnitude": lambda: magnitude,
         "signal_to_noise": lambda: magnitude / sigma,
         "random": lambda: torch.rand_like(magnitude),
     }[criterion]()
+    if found.isnan().any():
+        raise ValueError("layer: its mu or rho holds NaN, as a training that diverged leaves it; nothing ranks that")
+    return found.to(torch.float32)
 
 
 def initial_means(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of mu and bias of every variational layer by ``name.weight`` and ``name.bias``; take them before
-    training."""
-    means = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, VariationalLinear):
-            means[f"{name}.weight"] = layer.mu.detach().clone()
-            if layer.bias is not None:
-                means[f"{name}.bias"] = layer.bias.detach().clone()
-    return means
+    """Copies of mu and bias of every variational layer of ``model``, by the names that ``weight`` and ``bias`` have in
+    the state_dict of its ticket; take them before training. Raises ValueError where there is no such layer.
+
+    >>> list(initial_means(nn.Sequential(nn.Flatten(), VariationalLinear(64, 10))))
+    ['1.weight', '1.bias']
+    """
+    return {name: t.detach().clone() for name, t in _means(_variational("model", model)).items()}
 
 
 def ticket(
-    posterior: nn.Sequential, means: dict[str, Tensor], criterion: str, keep: float, *, layerwise: bool = False
-) -> nn.Sequential:
-    """The deterministic network to train: ``means`` in linear layers of which the best ``keep`` is left.
+    posterior: nn.Module, means: Mapping[str, Tensor], criterion: str, keep: float, *, layerwise: bool = False
+) -> nn.Module:
+    """The deterministic network to train: ``means`` in masked layers of which the best ``keep`` is left.
 
-    posterior: a trained Sequential with VariationalLinear layers; its other modules are taken as they are. One
-    threshold holds for all layers, or with ``layerwise`` one for each. Masked weights get no gradient. keep 1 gives the
-    unmasked network of the comparison. Raises ValueError.
+    posterior: a trained network with variational layers, at any depth, or one such layer. means: what
+    ``initial_means`` gave of it. The result is a deep copy of it in which a FusedSubnetLinear or FusedSubnetConv, with
+    the calls' hooks, takes the place of each variational layer; all else, other layers and their present weights
+    included, is as it stands. One threshold holds for all layers, or with ``layerwise`` one for each. Masked weights
+    get no gradient. keep 1 gives the unmasked network of the comparison. Raises ValueError and TypeError.
+
+    >>> posterior = nn.Sequential(VariationalLinear(64, 32), nn.ReLU(), VariationalLinear(32, 10))
+    >>> network = ticket(posterior, initial_means(posterior), "signal_to_noise", keep=0.1, layerwise=True)
+    >>> [int(network[i].mask().sum()) for i in (0, 2)]
+    [205, 32]
     """
+    arguments.one_of("criterion", criterion, CRITERIA)
     rule = ek.TopK(keep, of="raw") if layerwise else ek.GlobalTopK(keep, of="raw")
-    layers = []
-    for name, module in posterior.named_children():
-        if not isinstance(module, VariationalLinear):
-            layers.append(module)
-            continue
-        options = dict(bias=module.bias is not None, device=module.mu.device, rule=rule)
-        layer = ek.FusedSubnetLinear(module.in_features, module.out_features, **options)
-        with torch.no_grad():
-            layer.weight.copy_(means[f"{name}.weight"])
-            layer.scores.copy_(scores(module, criterion))
-            if module.bias is not None:
-                layer.bias.copy_(means[f"{name}.bias"])
-        layers.append(layer)
-    return ek.train_weights(nn.Sequential(*layers))
+    layers = _variational("posterior", posterior)
+    _check_untied(posterior)
+    _check_means(means, _means(layers))
+    masked = {name: _masked(layer, rule, criterion, means, _prefix(name)) for name, layer in layers.items()}
+    ek.train_weights(nn.ModuleList(masked.values()))
+    copied = {id(layer): masked[name] for name, layer in layers.items()}
+    network = copy.deepcopy(posterior, copied)  # which takes what it finds here for copied already
+    for name, layer in layers.items():
+        _take_hooks(masked[name], layer, copied)
+    return network
+
+
+@torch.no_grad()
+def _masked(layer, rule, criterion, means, prefix):
+    found = layer.masked(rule)
+    found.weight.copy_(means[f"{prefix}weight"])
+    found.scores.copy_(scores(layer, criterion))
+    if layer.bias is not None:
+        found.bias.copy_(means[f"{prefix}bias"])
+    return found.train(layer.training)
+
+
+def _take_hooks(layer, other, copied):
+    """Gives ``layer`` the hooks on forwards and backwards of ``other``."""
+    for name in _HOOKS:
+        getattr(layer, name).update(copy.deepcopy(getattr(other, name), copied))
+    layer._is_full_backward_hook = other._is_full_backward_hook
+
+
+def _variational(argument, model):
+    """The variational layers by their qualified names."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{argument}: expected a network, got {type(model).__name__}")
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, VariationalLayer)}
+    if not layers:
+        raise ValueError(f"{argument}: expected a network with variational layers, {type(model).__name__} has none")
+    return layers
+
+
+def _prefix(name):
+    return f"{name}." if name else ""
+
+
+def _means(layers):
+    found = {}
+    for name, layer in layers.items():
+        found[f"{_prefix(name)}weight"] = layer.mu
+        if layer.bias is not None:
+            found[f"{_prefix(name)}bias"] = layer.bias
+    return found
+
+
+def _check_means(means, expected):
+    if not isinstance(means, Mapping):
+        raise TypeError(f"means: expected what initial_means gives, got {type(means).__name__}")
+    for what, names in (("lacks", expected.keys() - means.keys()), ("has", means.keys() - expected.keys())):
+        if names:
+            listed = ", ".join(map(repr, sorted(names, key=str)))
+            raise ValueError(f"means: expected what initial_means gives of the posterior, it {what} {listed}")
+    for name, mean in means.items():
+        arguments.finite(f"means[{name!r}]", mean)
+        if mean.shape != expected[name].shape:
+            shapes = f"shape {tuple(expected[name].shape)}, got {tuple(mean.shape)}"
+            raise ValueError(f"means[{name!r}]: expected the posterior's {shapes}")
+
+
+def _check_untied(posterior):
+    """A layer's own weights take its place in a ticket: who shared its parameters would be left with the old ones."""
+    owners = {}
+    for name, module in posterior.named_modules():
+        for own, p in module.named_parameters(recurse=False):
+            owners.setdefault(p, []).append((module, f"{_prefix(name)}{own}"))
+    for shared in owners.values():
+        if len(shared) > 1 and any(isinstance(module, VariationalLayer) for module, _ in shared):
+            names = " and ".join(name for _, name in shared)
+            raise ValueError(f"posterior: expected modules shared whole, the parameters {names} are one")
