@@ -1,8 +1,9 @@
-# The two commands: `make train` and `make test`. Both make .venv on their first run.
+# The two commands: `make train` and `make test`. Both make .venv on their first run, and say what takes its time before
+# it does.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
 .PHONY: train test bench accuracy lint sanitize gpu gpu-sanitize clean
@@ -23,17 +24,39 @@ lint: $(VENV)/ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Editable: Python edits count at once; an edit of a native source, or of what is required, installs anew.
+# Editable: Python edits count at once; an edit of a native source, or of what is required, installs anew. What the build
+# needs comes first, for then a missing compiler is known before anything large is on its way; without pip's isolation,
+# whose folder has another name each time, so that ninja compiles only what has changed, and shows how far it is.
 $(VENV)/installed: pyproject.toml constraints.txt $(NATIVE_SOURCES) | $(BIN)/python
-	$(PIP) --editable '.[train,test,bench]'
+	@date +%s > $(VENV)/started
+	@echo "==> 1 of 3: installing what the build needs: setuptools, pybind11, ninja"
+	$(PIP) --quiet setuptools pybind11 ninja
+	@echo "==> 2 of 3: compiling C++, which takes minutes; after a first time, only what has changed"
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@echo "==> 3 of 3: installing torch and the rest: 2.8 GB to download where pip finds torch's CUDA build, else 0.5 GB"
+	$(PIP) --no-build-isolation --editable '.[train,test,bench]'
+	@seconds=$$(($$(date +%s) - $$(cat $(VENV)/started))); \
+	    echo "==> installed in $$((seconds / 60)) min $$((seconds % 60)) s; python, edgepop and pytest are in $(BIN)"
 	@touch $@
 
 $(VENV)/ruff: constraints.txt | $(BIN)/python
-	$(PIP) ruff
+	$(PIP) --quiet ruff
 	@touch $@
 
 $(BIN)/python:
+	@$(PYTHON) -c "$$NEW_ENOUGH"
+	@echo "==> making $(VENV) with $(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
+
+define NEW_ENOUGH
+import sys
+if sys.version_info < (3, 10):
+    sys.exit(f"edgepop_kernels needs Python >= 3.10, and $(PYTHON) is {sys.version.split()[0]}; PYTHON=... names another")
+endef
+export NEW_ENOUGH
+
+# Where the recipe of $(BIN)/python fails, as without Debian's python3-venv, half of .venv would pass for the whole.
+.DELETE_ON_ERROR:
 
 # Without network and without .venv: with the torch that $(PYTHON) has, installed into a folder of its own, from where
 # everything runs. All rows are checked side by side first, which compiles their kernels on every core; then one by one

@@ -40,19 +40,27 @@ ISA_FLAGS["isa_amx"] = [*ISA_FLAGS["isa_avx512bf16"], "-mamx-tile", "-mamx-bf16"
 RULES = """\
 rule cxx
   command = {cxx} -MMD -MF $out.d $flags -c $in -o $out
+  description = compile $out
   depfile = $out.d
   deps = gcc
 rule nvcc
   command = {nvcc} -MMD -MF $out.d $flags -c $in -o $out
+  description = compile $out
   depfile = $out.d
   deps = gcc
 rule link
   command = {link} -shared $in -o $out
+  description = link $out
 """
 
 
 class NinjaBuild(build_ext):
     """Writes one build.ninja into the build folder and runs it; ninja compiles in parallel."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        if self.inplace:  # editable too, for which setuptools names a folder that it throws away: all compiled again
+            self.build_temp = "build/inplace"
 
     def build_extension(self, ext):
         temp = Path(self.build_temp).resolve()
@@ -60,7 +68,9 @@ class NinjaBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         (temp / "build.ninja").write_text(ninja_file(ext.sources, target))
-        subprocess.run([*ninja_command(), "-C", str(temp)], check=True)
+        progress = {"NINJA_STATUS": "[%f/%t, %e s] "}
+        if subprocess.run([*ninja_command(), "-C", str(temp)], check=False, env=progress | os.environ).returncode:
+            sys.exit("edgepop_kernels: the native module was not built, what is written above says why")
 
 
 def ninja_file(sources, target):

@@ -5,7 +5,6 @@ network: the build requirements belong to the extra `test`.
 """
 
 import json
-import os
 import platform
 import re
 import runpy
@@ -17,67 +16,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from source_tree import ROOT, Tree
 
 import edgepop_kernels as ek
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "csrc", "edgepop_kernels")
-SOURCES += ("pyproject.toml", "setup.py", "tests")
 X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="checks the instruction sets of x86-64")
-
-RECORDER = """#!{python} -S
-import json, os, sys
-with open({log!r}, "a") as log:
-    log.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
-open(sys.argv[sys.argv.index("-o") + 1], "w").close()
-"""
-
-
-class Tree:
-    """A copy of the sources with stand-in compilers; runs setup.py in it."""
-
-    def __init__(self, folder):
-        self.root = folder / "tree"
-        self.log = folder / "log"
-        self.bin = folder / "bin"
-        self.bin.mkdir()
-        self.root.mkdir()
-        for name in SOURCES:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-            else:
-                shutil.copy(ROOT / name, self.root / name)
-
-    def compiler(self, name):
-        path = self.bin / name
-        path.write_text(RECORDER.format(python=sys.executable, log=str(self.log)))
-        path.chmod(0o755)
-        return str(path)
-
-    def run(self, *python, **environment):
-        """Python in the tree's root, with a PATH that holds the stand-ins only; returns what it wrote, both streams."""
-        kept = {k: v for k, v in os.environ.items() if k not in ("CXX", "CXXFLAGS", "CUDA_HOME") and "EDGEPOP" not in k}
-        return subprocess.run(
-            [sys.executable, *python],
-            cwd=self.root,
-            env=kept | {"PATH": str(self.bin)} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-
-    def build(self, **environment):
-        """Builds the module; returns the compilers' command lines, one list of words each."""
-        self.log.write_text("")
-        done = self.run("setup.py", "build_ext", **environment)
-        assert done.returncode == 0, done.stdout
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-    def hook(self, call):
-        """Runs one hook of the build backend, as pip does."""
-        done = self.run("-c", f"from setuptools import build_meta; build_meta.{call}", CXX=self.compiler("g++"))
-        assert done.returncode == 0, done.stdout
 
 
 @pytest.fixture
@@ -238,6 +181,30 @@ def test_a_missing_compiler_is_one_sentence(tree, environment, sentence):
     assert done.returncode != 0
     assert sentence in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_failing_compiler_is_heard_and_is_no_traceback(tree):
+    compiler = tree.bin / "failing"
+    compiler.write_text("#!/bin/sh\necho kernel.cpp:3: no such thing\nexit 1\n")
+    compiler.chmod(0o755)
+    done = tree.run("setup.py", "--quiet", "build_ext", CXX=str(compiler))
+    assert done.returncode != 0
+    assert "kernel.cpp:3: no such thing" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("edgepop_kernels: the native module was not built")
+    assert "Traceback" not in done.stdout
+
+
+def test_a_build_in_place_compiles_only_what_has_changed(tree):
+    """An editable install too, which pip builds in a folder of its own; and each says how far it is."""
+    first = tree.run("setup.py", "--quiet", "build_ext", "--inplace", CXX=tree.compiler("g++"))
+    assert first.returncode == 0, first.stdout
+    assert re.search(r"^\[1/\d+, \d+\.\d+ s\] compile cpu/\w+\.o$", first.stdout, re.MULTILINE)
+    (tree.root / "csrc" / "cpu" / "read.cpp").write_text("int changed;")
+    tree.log.write_text("")
+    tree.hook("build_editable('dist')")
+    commands = [json.loads(line) for line in tree.log.read_text().splitlines()]
+    assert set(compiled(commands)) == {"read.cpp"}
+    assert len(commands) == 2
 
 
 @X86
