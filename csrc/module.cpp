@@ -1,10 +1,13 @@
 // The pybind11 module edgepop_kernels._native: addresses and numbers in, nothing of torch.
-// Arguments are checked in Python, once, before an address is taken.
+// Arguments are checked in Python, once, before an address is taken. The last line before the kernels is here: a tensor
+// that has elements and no address (a DTensor and other wrappers keep theirs elsewhere) is refused, not read.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
-#include <variant>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/draw.h"
 #include "cpu/isa.h"
@@ -33,6 +36,13 @@ using MaskArg = std::tuple<int32_t, uintptr_t, Strides, uintptr_t>;
 // batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, then (h, w) of kernel, stride, pad, dilation
 using ConvArg = std::array<int64_t, 16>;
 
+void check(const char* name, uintptr_t address, int64_t count) {
+  if (address == 0 && count > 0) {
+    throw py::type_error(std::string(name) + ": expected a tensor with memory of its own, got one without: a wrapper "
+                         "such as DTensor keeps its values elsewhere");
+  }
+}
+
 Tensor tensor(const TensorArg& arg) {
   Tensor t;
   t.data = reinterpret_cast<void*>(std::get<0>(arg));
@@ -54,8 +64,19 @@ Conv conv(const ConvArg& a) {
   return Conv{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]};
 }
 
+int64_t images(const Conv& c) { return c.batch * c.in_channels * c.in_h * c.in_w; }
+int64_t outputs(const Conv& c) { return c.batch * c.out_channels * c.out_h * c.out_w; }
+int64_t weights(const Conv& c) { return c.out_channels * (c.in_channels / c.groups) * c.kernel_h * c.kernel_w; }
+
+void check(const Conv& c, const TensorArg& w, const MaskArg& m) {
+  check("weight", std::get<0>(w), weights(c));
+  check("scores", std::get<1>(m), weights(c));
+}
+
 void conv_forward(const ConvArg& geometry, const TensorArg& x, const TensorArg& w, const MaskArg& m, uintptr_t bias,
                   const TensorArg& y, int threads) {
+  check("x", std::get<0>(x), images(conv(geometry)));
+  check(conv(geometry), w, m);
   py::gil_scoped_release release;
   cpu::kernels().conv_forward(conv(geometry), tensor(x), tensor(w), mask(m), reinterpret_cast<const float*>(bias),
                               tensor(y), threads);
@@ -63,25 +84,44 @@ void conv_forward(const ConvArg& geometry, const TensorArg& x, const TensorArg& 
 
 void conv_backward_input(const ConvArg& geometry, const TensorArg& dy, const TensorArg& w, const MaskArg& m,
                          const TensorArg& dx, int threads) {
+  check("dy", std::get<0>(dy), outputs(conv(geometry)));
+  check(conv(geometry), w, m);
   py::gil_scoped_release release;
   cpu::kernels().conv_backward_input(conv(geometry), tensor(dy), tensor(w), mask(m), tensor(dx), threads);
 }
 
-// The update of an optimizer: the fields of common/update.h in their order, seven of Sgd or ten of Adam.
-using UpdateArg = std::variant<std::array<float, 7>, std::array<float, 10>>;
+// The update of an optimizer: "sgd" or "adam", and the fields of its struct in common/update.h in their order.
+using UpdateArg = std::pair<std::string, std::vector<float>>;
 using MomentsArg = std::array<uintptr_t, 3>;  // addresses, 0 where there is none
 
-std::variant<Sgd, Adam> update(const UpdateArg& arg) {
-  if (const auto* a = std::get_if<std::array<float, 7>>(&arg)) {
-    return Sgd{(*a)[0], (*a)[1], (*a)[2], (*a)[3], (*a)[4], (*a)[5] != 0, (*a)[6] != 0};
+Update update(const UpdateArg& arg) {
+  const auto& [name, a] = arg;
+  const size_t fields = name == "sgd" ? 7 : name == "adam" ? 10 : 0;
+  if (fields == 0) throw py::value_error("update: expected sgd or adam, got " + name);
+  if (a.size() != fields) {
+    throw py::value_error("update: expected " + std::to_string(fields) + " numbers for " + name + ", got " +
+                          std::to_string(a.size()));
   }
-  const auto& a = std::get<std::array<float, 10>>(arg);
-  return Adam{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]};
+  Update u;
+  if (name == "sgd") {
+    u.sgd = {a[0], a[1], a[2], a[3], a[4], a[5] != 0, a[6] != 0};
+  } else {
+    u.kind = Update::Kind::adam;
+    u.adam = {a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9]};
+  }
+  return u;
+}
+
+void check_backward_weight(const Conv& c, const TensorArg& dy, const TensorArg& x, const TensorArg& w, const MaskArg& m) {
+  check("dy", std::get<0>(dy), outputs(c));
+  check("x", std::get<0>(x), images(c));
+  check(c, w, m);
 }
 
 void conv_backward_weight(const ConvArg& geometry, const TensorArg& dy, const TensorArg& x, const TensorArg& w,
                           const MaskArg& m, int32_t map, const TensorArg& ds, int32_t weight_grad, const TensorArg& dw,
                           int threads) {
+  check_backward_weight(conv(geometry), dy, x, w, m);
   py::gil_scoped_release release;
   cpu::kernels().conv_backward_weight(conv(geometry), tensor(dy), tensor(x), tensor(w), mask(m),
                                       static_cast<ScoreMap>(map), tensor(ds), {}, static_cast<WeightGrad>(weight_grad),
@@ -92,10 +132,9 @@ void conv_backward_weight(const ConvArg& geometry, const TensorArg& dy, const Te
 void conv_update_scores(const ConvArg& geometry, const TensorArg& dy, const TensorArg& x, const TensorArg& w,
                         const MaskArg& m, int32_t map, const UpdateArg& update_arg, const MomentsArg& moments,
                         int32_t weight_grad, const TensorArg& dw, int threads) {
-  const std::variant<Sgd, Adam> coefficients = update(update_arg);
-  cpu::ScoreUpdate step = {reinterpret_cast<float*>(std::get<1>(m)), std::get_if<Sgd>(&coefficients),
-                           std::get_if<Adam>(&coefficients), {}};
+  cpu::ScoreUpdate step = {reinterpret_cast<float*>(std::get<1>(m)), update(update_arg), {}};
   for (size_t i = 0; i < moments.size(); ++i) step.moments[i] = reinterpret_cast<float*>(moments[i]);
+  check_backward_weight(conv(geometry), dy, x, w, m);
   py::gil_scoped_release release;
   cpu::kernels().conv_backward_weight(conv(geometry), tensor(dy), tensor(x), tensor(w), mask(m),
                                       static_cast<ScoreMap>(map), Tensor{}, step, static_cast<WeightGrad>(weight_grad),
@@ -109,6 +148,7 @@ std::vector<cpu::Ranking> rankings_of(const std::vector<RankingArg>& layers) {
   std::vector<cpu::Ranking> rankings;
   rankings.reserve(layers.size());
   for (const auto& [scores, size, stride, of, kept, cut, hint] : layers) {
+    check("scores", scores, size[0] * size[1] * size[2] * size[3]);
     cpu::Ranking r = {reinterpret_cast<const float*>(scores), {}, {}, static_cast<Of>(of), kept,
                       reinterpret_cast<Cut*>(cut), reinterpret_cast<const Cut*>(hint)};
     std::copy(size.begin(), size.end(), r.size);
@@ -142,6 +182,8 @@ void step(const std::vector<ParameterArg>& parameters, const std::vector<Ranking
   std::vector<cpu::Parameter> updated;
   updated.reserve(parameters.size());
   for (const auto& [value, grad, moments, count, arg] : parameters) {
+    check("params", value, count);
+    check("grad", grad, count);
     const auto moment = [&](size_t i) { return reinterpret_cast<float*>(moments[i]); };
     const cpu::Elements elements = {reinterpret_cast<float*>(value), reinterpret_cast<const float*>(grad),
                                     {moment(0), moment(1), moment(2)}};
@@ -154,6 +196,8 @@ void step(const std::vector<ParameterArg>& parameters, const std::vector<Ranking
 
 // The seed is read from its address: the caller's tensor never becomes a number of Python.
 void draw(uintptr_t scores, const Strides& size, const Strides& stride, uintptr_t seed, uintptr_t bits, int threads) {
+  check("scores", scores, size[0] * size[1] * size[2] * size[3]);
+  check("seed", seed, 1);
   int64_t sizes[4], strides[4];
   std::copy(size.begin(), size.end(), sizes);
   std::copy(stride.begin(), stride.end(), strides);
@@ -164,6 +208,8 @@ void draw(uintptr_t scores, const Strides& size, const Strides& stride, uintptr_
 
 void mask_bits(uintptr_t scores, const Strides& size, const Strides& stride, int32_t of, uintptr_t cut, uintptr_t bits,
                int threads) {
+  check("scores", scores, size[0] * size[1] * size[2] * size[3]);
+  check("cut", cut, 1);
   int64_t sizes[4], strides[4];
   std::copy(size.begin(), size.end(), sizes);
   std::copy(stride.begin(), stride.end(), strides);
@@ -205,10 +251,11 @@ void step_on_cuda(const SelectionArg& arg, const std::vector<CudaParameterArg>& 
   std::vector<Sgd> sgd;
   std::vector<Adam> adam;
   for (const UpdateArg& set : set_args) {
-    const std::variant<Sgd, Adam> coefficients = update(set);
-    if (const Sgd* s = std::get_if<Sgd>(&coefficients)) sgd.push_back(*s);
-    if (const Adam* a = std::get_if<Adam>(&coefficients)) adam.push_back(*a);
+    const Update u = update(set);
+    if (u.kind == Update::Kind::sgd) sgd.push_back(u.sgd);
+    if (u.kind == Update::Kind::adam) adam.push_back(u.adam);
   }
+  if (!sgd.empty() && !adam.empty()) throw py::value_error("update: expected one optimizer in a launch, got sgd and adam");
   const auto& [sources, rates, derived] = following_arg;
   cuda::Following following = {{}, {}, reinterpret_cast<void*>(derived)};
   for (const auto& [count, lr] : sources) {

@@ -5,12 +5,18 @@
 Saved for backward: x, weight, scores as they are, and the cut (16 bytes) or the packed mask (1 bit per weight).
 
 ``update`` (None: there is none) is how an optimizer spends dS inside backward: ``optim.backward.Use``.
+
+Each Function says apart what it computes and what it saves, which is how torch.func's transforms want them, and puts
+them together in ``forward``. torch binds the arguments of every call by the signature where they are apart, which takes
+longer than all else in a call: so only calls under a transform, which ``apply`` finds, take that way.
 """
+
+import functools
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from . import ops
+from . import ops, torch_private
 from .reference import map_derivative
 
 
@@ -71,14 +77,41 @@ def _bias_grad(dy, channel_dim, bias_dtype):
     return (dy.sum(dims, dtype=total) if dims else dy).to(bias_dtype)
 
 
+def apply(function: type[torch.autograd.Function], *inputs) -> torch.Tensor:
+    """``function`` of this file, applied; where a transform of torch.func is at work, in the way that it needs."""
+    return (_under_transforms(function) if torch_private.transformed() else function).apply(*inputs)
+
+
+@functools.cache
+def _under_transforms(function):
+    apart = {"forward": staticmethod(function.compute), "setup_context": staticmethod(function.save)}
+    return type(f"{function.__name__}UnderTransforms", (function,), apart | {"vmap": staticmethod(_refuse_vmap)})
+
+
+def _refuse_vmap(info, in_dims, *inputs):
+    raise NotImplementedError(
+        "vmap: masked products and masks have no batching rule; pass the batch as a dimension of x, or loop over it"
+    )
+
+
 class MaskedLinear(torch.autograd.Function):
     """y = x (W*M)^T + b for x of shape (..., in)."""
 
     @staticmethod
-    def forward(ctx, x, weight, scores, cut, bits, of, bias, update):
-        _save(ctx, x, weight, scores, cut, bits, of, update)
-        ctx.bias_dtype = None if bias is None else bias.dtype
+    def compute(x, weight, scores, cut, bits, of, bias, update):
         return ops.masked_linear(x, *_mask(weight, scores, cut, bits, of), bias)
+
+    @staticmethod
+    def save(ctx, inputs, output):
+        *saved, bias, update = inputs
+        _save(ctx, *saved, update)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        y = MaskedLinear.compute(*inputs)
+        MaskedLinear.save(ctx, inputs, y)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -97,11 +130,21 @@ class MaskedConv2d(torch.autograd.Function):
     """y = conv2d(x, W*M) + b for x of shape (N, C, H, W)."""
 
     @staticmethod
-    def forward(ctx, x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, y_channels_last, update):
-        _save(ctx, x, weight, scores, cut, bits, of, update)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.geometry, ctx.x_size, ctx.x_channels_last = geometry, x.shape, x_channels_last
+    def compute(x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, y_channels_last, update):
         return ops.masked_conv2d(x, *_mask(weight, scores, cut, bits, of), bias, *geometry, y_channels_last)
+
+    @staticmethod
+    def save(ctx, inputs, output):
+        *saved, bias, geometry, x_channels_last, _, update = inputs
+        _save(ctx, *saved, update)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.geometry, ctx.x_size, ctx.x_channels_last = geometry, inputs[0].shape, x_channels_last
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        y = MaskedConv2d.compute(*inputs)
+        MaskedConv2d.save(ctx, inputs, y)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -120,10 +163,19 @@ class StraightThrough(torch.autograd.Function):
     """A mask of the scores' shape, or the number of weights it keeps, in float32: dS = g * map'(S)."""
 
     @staticmethod
-    def forward(ctx, scores, mask_or_count, of):
-        ctx.of = of
-        ctx.save_for_backward(scores)
+    def compute(scores, mask_or_count, of):
         return mask_or_count.to(torch.float32)
+
+    @staticmethod
+    def save(ctx, inputs, output):
+        scores, _, ctx.of = inputs
+        ctx.save_for_backward(scores)
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        y = StraightThrough.compute(*inputs)
+        StraightThrough.save(ctx, inputs, y)
+        return y
 
     @staticmethod
     @once_differentiable

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from . import checks, ops, reference
-from .autograd import MaskedConv2d, MaskedLinear
+from .autograd import MaskedConv2d, MaskedLinear, apply
 from .cut import Cut, Draw, Selection, constant_cut
 from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK
 
@@ -141,7 +141,6 @@ def masked_linear(
     bias: torch.Tensor | None = None,
     *,
     cut: Selection | None = None,
-    update=None,
 ) -> torch.Tensor:
     """``F.linear(x, weight * mask, bias)`` with the mask of ``scores`` under ``rule`` applied inside the product.
 
@@ -151,14 +150,18 @@ def masked_linear(
              Neural Wirings); for Frozen the bool mask, or its packed bits
     bias     (out_features,) or None
     cut      the ``select`` of these very scores under this rule, to save the selection or to repeat a draw
-    update   None; the layers' way to an optimizer with ``fused_backward``
     returns  (..., out_features) in x's dtype; under autocast, in autocast's dtype
 
     Gradients are straight-through (Ramanujan et al. 2020): see ``autograd``. Raises TypeError, ValueError.
     """
+    return linear_product(x, weight, scores, rule, bias, cut=cut)
+
+
+def linear_product(x, weight, scores, rule, bias, *, cut, update=None):
+    """``masked_linear`` for layers, whose optimizer may step in backward: ``update``, see autograd."""
     x, weight, bias = _autocast(x, weight, bias)
     checks.linear(x, weight, scores, rule, bias, cut)
-    return MaskedLinear.apply(x, weight, *_masking(weight, scores, rule, cut), bias, update)
+    return apply(MaskedLinear, x, weight, *_masking(weight, scores, rule, cut), bias, update)
 
 
 def masked_conv2d(
@@ -173,7 +176,6 @@ def masked_conv2d(
     groups: int = 1,
     *,
     cut: Selection | None = None,
-    update=None,
 ) -> torch.Tensor:
     """``F.conv2d(x, weight * mask, bias, ...)`` with the mask of ``scores`` under ``rule`` applied inside the kernel.
 
@@ -182,8 +184,13 @@ def masked_conv2d(
     padding  zeros on each side, or "valid", or "same" (stride 1)
     returns  (N, O, H', W') in x's dtype, channels_last where x or weight is
 
-    scores, bias, cut, update, gradients, errors: as in ``masked_linear``.
+    scores, bias, cut, gradients, errors: as in ``masked_linear``.
     """
+    return conv2d_product(x, weight, scores, rule, bias, stride, padding, dilation, groups, cut=cut)
+
+
+def conv2d_product(x, weight, scores, rule, bias, stride, padding, dilation, groups, *, cut, update=None):
+    """``masked_conv2d`` for layers, as ``linear_product``."""
     x, weight, bias = _autocast(x, weight, bias)
     stride, padding, dilation = checks.conv2d(x, weight, scores, rule, bias, stride, padding, dilation, groups, cut)
     unbatched = x.dim() == 3
@@ -195,7 +202,7 @@ def masked_conv2d(
     x_channels_last = _is_channels_last(x)
     y_channels_last = x_channels_last or _is_channels_last(weight)
     geometry = (stride, padding, dilation, groups)
-    y = MaskedConv2d.apply(x, weight, *masking, bias, geometry, x_channels_last, y_channels_last, update)
+    y = apply(MaskedConv2d, x, weight, *masking, bias, geometry, x_channels_last, y_channels_last, update)
     return y[0] if unbatched else y
 
 

@@ -22,8 +22,8 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from . import flops, torch_private
 from .backends import beside, implementation
 
 _library = torch.library.Library("edgepop", "DEF")
@@ -129,36 +129,35 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"edgepop::{_name}", _FAKES[_name], lib=_library)
 
 
-def _watched(tensor):
-    """Whether the call must be seen by torch: it is traced, a mode looks on, or the tensor is not torch's own."""
-    return (
-        torch.compiler.is_compiling()
-        or is_in_torch_dispatch_mode()
-        or type(tensor) not in (torch.Tensor, torch.nn.Parameter)
-    )
-
-
-def lazy(tensor: torch.Tensor | None) -> bool:
-    """Whether the memory of ``tensor`` does not hold its values: they are its negation (``z.conj().imag``), or zeros
-    that nobody has written. torch's dispatcher writes them out for a kernel."""
-    return tensor is not None and (tensor.is_neg() or tensor._is_zerotensor())
+_FLOPS = {
+    torch.ops.edgepop.masked_linear: flops.linear,
+    torch.ops.edgepop.masked_linear_dx: flops.linear,
+    torch.ops.edgepop.masked_linear_dw: flops.linear_dw,
+    torch.ops.edgepop.masked_conv2d: flops.conv2d,
+    torch.ops.edgepop.masked_conv2d_dx: flops.conv2d_dx,
+    torch.ops.edgepop.masked_conv2d_dw: flops.conv2d_dw,
+}
 
 
 def _entry(op):
-    """The op as this package calls it: straight to its kernel where nobody watches and memory is as it seems.
+    """The op as this package calls it: straight to its kernel where nobody watches and every operand is plain memory.
+    Else torch's dispatcher is asked, which has an answer for whatever tensor it is given.
 
     The dispatcher's way to a kernel in Python is long, and cold between the products of a training step, whose data
     have emptied the caches: 120 to 350 us in all of a convolution's step of 3.5 to 10 ms, forward and backward.
     """
     registered, kernel = getattr(torch.ops.edgepop, op).default, _routed(op)
-    tensors = [i for i, a in enumerate(registered._schema.arguments) if str(a.type) in ("Tensor", "Optional[Tensor]")]
+    tensors, plain = torch_private.tensor_arguments(registered), torch_private.PLAIN
 
     def call(*args):
-        if _watched(_deciding(args[0])) or (type(args[0]) is list and any(map(lazy, args[0]))):
+        if torch_private.watched():
+            torch_private.tell_flop_counters(_FLOPS)
             return registered(*args)
-        for i in tensors:  # a loop, not any(): half the time, of which every layer and pass takes its share
+        if type(args[0]) is list and not all(map(torch_private.plain, args[0])):
+            return registered(*args)
+        for i in tensors:  # torch_private.plain in a loop: half the time, of which every layer and pass takes its share
             t = args[i]
-            if t is not None and (t.is_neg() or t._is_zerotensor()):
+            if t is not None and (type(t) not in plain or t.is_neg() or t._is_zerotensor()):
                 return registered(*args)
         return kernel(*args)
 
@@ -168,8 +167,9 @@ def _entry(op):
 def update_of(op: str, *operands: torch.Tensor) -> Callable | None:
     """The ``_update`` of ``op``, masked_linear or masked_conv2d, of the backend that runs its ``_dw``; None where that
     has none, or torch must see the call. operands: dy, x and the weight."""
-    dy = operands[0]
-    return None if _watched(dy) or any(map(lazy, operands)) else beside(f"{op}_dw", f"{op}_update", dy)
+    if torch_private.watched() or not all(map(torch_private.plain, operands)):
+        return None
+    return beside(f"{op}_dw", f"{op}_update", operands[0])
 
 
 select = _entry("select")

@@ -53,12 +53,13 @@ class Host:
 
     def step(self, selection, parameters, sets, following, stream):
         rows = np.array([[grad, *moments, hint, i] for grad, moments, hint, i in parameters], dtype=np.uint64)
-        coefficients = np.array(sets, dtype=np.float32)
+        kinds = {kind for kind, _ in sets}
+        coefficients = np.array([values for _, values in sets], dtype=np.float32)
         sources, rates = np.array(following[0], dtype=np.uint64), np.array(following[1], dtype=np.float64)
         given = [rows.ctypes.data, len(sets), sources.ctypes.data if sources.size else 0, rates.ctypes.data]
         given = np.array([*given, following[2]], dtype=np.uint64)
         addresses = [ctypes.c_void_p(a.ctypes.data) for a in (given, coefficients)]
-        self._call("step_on_host", selection, self.step_chunk, *addresses, ctypes.c_int(coefficients.shape[1]))
+        self._call("step_on_host", selection, self.step_chunk, *addresses, ctypes.c_int(kinds == {"adam"}))
 
     def mask_bits(self, scores, size, stride, of, cut, bits, stream):
         mask = np.array([scores, *size, *stride, of, cut, bits], dtype=np.int64)

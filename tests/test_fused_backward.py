@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import edgepop_kernels as ek
 from edgepop_kernels.backends import native
+from edgepop_kernels.optim.coefficients import Coefficients
 from edgepop_kernels.optim.step import Update
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import guarded
@@ -46,11 +47,11 @@ OPTIMIZERS = {
 
 # The kernel: what it leaves must be the bits of its own dS, stepped with by the optimizer's kernel.
 COEFFICIENTS = {
-    "first": (0.05, 0.9, 0.7, 1e-3, 1.0, 1.0, 1.0),
-    "nesterov": (0.05, 0.9, 0.7, 1e-3, -1.0, 1.0, 0.0),
-    "plain": (0.05, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0),
-    "adam": (0.01, 3.0, 0.1, -0.9, 0.999, 0.001, 1e-8, 1e-3, 1.0, 1.0),
-    "adamw": (0.01, 3.0, 0.1, -0.9, 0.999, 0.001, 1e-8, 0.0, 0.99, -1.0),
+    "first": Coefficients("sgd", (0.05, 0.9, 0.7, 1e-3, 1.0, 1.0, 1.0)),
+    "nesterov": Coefficients("sgd", (0.05, 0.9, 0.7, 1e-3, -1.0, 1.0, 0.0)),
+    "plain": Coefficients("sgd", (0.05, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0)),
+    "adam": Coefficients("adam", (0.01, 3.0, 0.1, -0.9, 0.999, 0.001, 1e-8, 1e-3, 1.0, 1.0)),
+    "adamw": Coefficients("adam", (0.01, 3.0, 0.1, -0.9, 0.999, 0.001, 1e-8, 0.0, 0.99, -1.0)),
 }
 MOMENTS = {"first": 1, "nesterov": 1, "plain": 0, "adam": 3, "adamw": 2}
 

@@ -13,6 +13,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 # A module imports only what stands before it.
 ORDER = [
+    "torch_private",
     "capture",
     "reference",
     "rules",
@@ -20,6 +21,7 @@ ORDER = [
     "checks",
     "tuning",
     "backends",
+    "flops",
     "ops",
     "autograd",
     "functional",

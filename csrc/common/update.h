@@ -9,6 +9,8 @@
 //   Value larger(Value a, b)       the larger of both, NaN where one is NaN
 #pragma once
 
+#include <cstdint>
+
 #include "host_device.h"
 
 namespace edgepop {
@@ -45,6 +47,22 @@ struct Adam {
   float shrink;        // of AdamW: 1 - lr * weight_decay; 1 for Adam
   float sign;          // -1 to maximize, else 1
 };
+
+// One of them with its numbers.
+struct Update {
+  enum class Kind : int32_t { sgd, adam };
+  Kind kind = Kind::sgd;
+  union {
+    Sgd sgd = {};
+    Adam adam;
+  };
+};
+
+// use(its numbers): the one place that asks which optimizer an update is of.
+template <class Use>
+static inline auto visit(const Update& u, const Use& use) {
+  return u.kind == Update::Kind::sgd ? use(u.sgd) : use(u.adam);
+}
 
 // `buffer` may be null without momentum.
 template <class Math>

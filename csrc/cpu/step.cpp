@@ -20,24 +20,6 @@ Elements from(const Elements& e, int64_t begin) {
   return {e.value + begin, e.grad + begin, {at(e.moments[0]), at(e.moments[1]), at(e.moments[2])}};
 }
 
-void update(const UpdateKernels& our, const Parameter& p, int64_t begin, int64_t end) {
-  const Elements elements = from(p.elements, begin);
-  if (const Sgd* sgd = std::get_if<Sgd>(&p.update)) {
-    our.sgd(*sgd, elements, end - begin);
-  } else {
-    our.adam(std::get<Adam>(p.update), elements, end - begin);
-  }
-}
-
-Tally update_scan(const UpdateKernels& our, const Parameter& p, int64_t begin, int64_t n, Of of, Bracket bracket,
-                  int32_t* inside) {
-  const Elements elements = from(p.elements, begin);
-  if (const Sgd* sgd = std::get_if<Sgd>(&p.update)) {
-    return our.sgd_scan(*sgd, elements, n, of, bracket, inside);
-  }
-  return our.adam_scan(std::get<Adam>(p.update), elements, n, of, bracket, inside);
-}
-
 void update_all(const UpdateKernels& our, const Parameter* first, const Parameter* last, int threads) {
   std::vector<Piece> pieces;
   int64_t count = 0;
@@ -49,7 +31,10 @@ void update_all(const UpdateKernels& our, const Parameter* first, const Paramete
   }
   threads = static_cast<int>(std::min<int64_t>(threads, 1 + count / kElementsPerThread));
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (size_t i = 0; i < pieces.size(); ++i) update(our, *pieces[i].parameter, pieces[i].begin, pieces[i].end);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto& [p, begin, end] = pieces[i];
+    our.step(p->update, from(p->elements, begin), end - begin);
+  }
 }
 
 }  // namespace
@@ -59,7 +44,7 @@ void step(const std::vector<Parameter>& parameters, const std::vector<Ranking>& 
   const Parameter* const ranked = parameters.data();
   update_all(our, ranked + rankings.size(), ranked + parameters.size(), threads);
   select(rankings, threads, [&](size_t i, int64_t begin, int64_t n, Bracket bracket, int32_t* inside) {
-    return update_scan(our, ranked[i], begin, n, rankings[i].of, bracket, inside);
+    return our.step_scan(ranked[i].update, from(ranked[i].elements, begin), n, rankings[i].of, bracket, inside);
   });
 }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <variant>
 #include <vector>
 
 #include "../common/update.h"
@@ -16,7 +15,7 @@ namespace edgepop::cpu {
 struct Parameter {
   Elements elements;
   int64_t count;
-  std::variant<Sgd, Adam> update;
+  Update update;
 };
 
 // Updates every parameter. Parameter i below rankings.size() is the scores of ranking i, which keeps at least one:

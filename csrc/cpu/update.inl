@@ -53,6 +53,9 @@ struct AdamStep {
   }
 };
 
+inline SgdStep step_of(const Sgd& s, const Elements& e) { return {s, e}; }
+inline AdamStep step_of(const Adam& s, const Elements& e) { return {s, e}; }
+
 // Elements [begin, begin + count).
 template <class Step>
 inline void update_range(const Step& step, int64_t begin, int64_t count) {
@@ -84,18 +87,16 @@ Tally update_scan(const Step& step, int64_t n, Of of, Bracket bracket, int32_t* 
   return scan_after(Updating<Step>{step}, step.e.value, n, of, bracket, inside);
 }
 
-void sgd(const Sgd& s, const Elements& e, int64_t n) { update_all(SgdStep{s, e}, n); }
-void adam(const Adam& s, const Elements& e, int64_t n) { update_all(AdamStep{s, e}, n); }
-
-Tally sgd_scan(const Sgd& s, const Elements& e, int64_t n, Of of, Bracket bracket, int32_t* inside) {
-  return update_scan(SgdStep{s, e}, n, of, bracket, inside);
+void step(const Update& u, const Elements& e, int64_t n) {
+  visit(u, [&](const auto& s) { update_all(step_of(s, e), n); });
 }
-Tally adam_scan(const Adam& s, const Elements& e, int64_t n, Of of, Bracket bracket, int32_t* inside) {
-  return update_scan(AdamStep{s, e}, n, of, bracket, inside);
+
+Tally step_scan(const Update& u, const Elements& e, int64_t n, Of of, Bracket bracket, int32_t* inside) {
+  return visit(u, [&](const auto& s) { return update_scan(step_of(s, e), n, of, bracket, inside); });
 }
 
 }  // namespace
 
-constexpr UpdateKernels kUpdateKernels = {sgd, adam, sgd_scan, adam_scan};
+constexpr UpdateKernels kUpdateKernels = {step, step_scan};
 
 }  // namespace edgepop::cpu::EDGEPOP_ISA

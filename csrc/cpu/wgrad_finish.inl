@@ -173,11 +173,7 @@ static void update_scores(const ScoreUpdate& update, const Edges<T>& e) {
   for (int64_t row = 0; row < e.rows; ++row) {
     const Elements elements = {e.scores.at(row), e.ds.at(row),
                                {e.moments[0].at(row), e.moments[1].at(row), e.moments[2].at(row)}};
-    if (update.sgd != nullptr) {
-      update_range(SgdStep{*update.sgd, elements}, 0, e.count);
-    } else {
-      update_range(AdamStep{*update.adam, elements}, 0, e.count);
-    }
+    visit(update.update, [&](const auto& s) { update_range(step_of(s, elements), 0, e.count); });
   }
 }
 

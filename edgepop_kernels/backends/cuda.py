@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import capture
+from .. import capture, torch_private
 from . import native, triton
 from .memory_order import Places, filling
 
@@ -57,20 +57,6 @@ class _Plan(NamedTuple):
     candidates: int
 
 
-class Following(NamedTuple):
-    """Coefficients of an Update that follow from numbers on the device, float32 scalars: read and, the count, made one
-    more in a launch before the step's, so that a CUDA graph can replay it and nothing waits for them.
-
-    coefficients  fields of csrc/common/update.h in their order, those that follow left at any value
-    rates         Adam's learning rate, both betas, AdamW's weight decay
-    """
-
-    coefficients: tuple[float, ...]
-    rates: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    count: torch.Tensor | None = None
-    lr: torch.Tensor | None = None
-
-
 class _Update(NamedTuple):
     """An optimizer's Update, and what the kernel is told of it if it is of scores; its tensors aligned."""
 
@@ -78,7 +64,7 @@ class _Update(NamedTuple):
     copied: bool  # the value is a copy of the parameter
     grad: torch.Tensor
     moments: tuple[torch.Tensor, ...]
-    coefficients: tuple[float, ...] | Following
+    coefficients: NamedTuple  # optim.coefficients.Coefficients
     kept: int
     of: str
     hint: torch.Tensor | None
@@ -133,7 +119,7 @@ def _hand_on(cuts, rankings):
     """Copies the cuts to where this step, of a CUDA graph, took its hints from: the next replay starts from them."""
     hints = [(r.hint.data, cut) for r, cut in zip(rankings, cuts.unbind(), strict=True) if r.hint is not None]
     if hints:
-        torch._foreach_copy_([hint for hint, _ in hints], [cut for _, cut in hints])
+        torch_private.copy_all([hint for hint, _ in hints], [cut for _, cut in hints])
         _captured.append(hints)
 
 
@@ -150,9 +136,8 @@ def _batches(updates):
 
 
 def _set(coefficients):
-    """What parameters share of their coefficients: (fields, rates)."""
-    shared = coefficients if isinstance(coefficients, Following) else Following(coefficients)
-    return shared[:2]
+    """What parameters share of their coefficients: (kind, values, rates)."""
+    return coefficients[:3]
 
 
 def _step(updates):
@@ -175,18 +160,18 @@ def _step(updates):
     with _stream(device) as stream:
         cuts, selection, _buffers = _selection(layers, _cuda.step_chunk)
         following, _derived = _following(updates, sets, device)
-        _cuda.step(selection, parameters, [coefficients for coefficients, _ in sets], following, stream)
+        _cuda.step(selection, parameters, [(kind, values) for kind, values, _ in sets], following, stream)
     return cuts
 
 
 def _following(updates, sets, device):
     """(FollowingArg of csrc/module.cpp, room for coefficients that it points to, to be held until the launch)."""
-    if not any(isinstance(u.coefficients, Following) for u in updates):
+    if not any(u.coefficients.follow for u in updates):
         return ([], [], 0), None
-    sources = [u.coefficients[2:] if isinstance(u.coefficients, Following) else (None, None) for u in updates]
-    derived = torch.empty(len(updates), len(sets[0][0]), dtype=torch.float32, device=device)  # a word for each field
+    sources = [(u.coefficients.count, u.coefficients.lr) for u in updates]
+    derived = torch.empty(len(updates), len(sets[0][1]), dtype=torch.float32, device=device)  # a word for each field
     addresses = [[0 if t is None else t.data_ptr() for t in source] for source in sources]
-    return (addresses, [rates for _, rates in sets], derived.data_ptr()), derived
+    return (addresses, [rates for *_, rates in sets], derived.data_ptr()), derived
 
 
 def _selection(layers, chunk):

@@ -79,7 +79,7 @@ def step(updates, rankings):
     cuts = torch.empty(len(rankings), 2, dtype=torch.int64)
     parameters = []
     for value, grad, moments, coefficients in updates:
-        parameters.append((value.data_ptr(), grad.data_ptr(), _addresses(moments), value.numel(), coefficients))
+        parameters.append((value.data_ptr(), grad.data_ptr(), _addresses(moments), value.numel(), coefficients[:2]))
     scores = [value for value, *_ in updates[: len(rankings)]]
     hints = [0 if r.hint is None else r.hint.data.data_ptr() for r in rankings]
     layers = _rankings(scores, [r.kept for r in rankings], [r.of for r in rankings], hints, cuts)
@@ -227,7 +227,7 @@ def _updated(geometry, dy, x, weight, scores, cut, of, update, weight_grad):
         _filters(weight),
         _mask(scores, cut, of),
         _SCORE_MAP[of],
-        update.coefficients,
+        update.coefficients[:2],
         _addresses(update.moments),
         _WEIGHT_GRAD[weight_grad],
         _filters(dw),

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .. import functional
+from .. import functional, torch_private
 from ..cut import Selection
 from .masked import MaskedLayer
 
@@ -16,11 +16,11 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         """The convolution of ``x`` with the masked weight."""
         padding = self.padding
         if self.padding_mode != "zeros":
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            x = F.pad(x, torch_private.padding_on_each_side(self), mode=self.padding_mode)
             padding = 0
         scores, rule = self._masking()
         geometry = (self.stride, padding, self.dilation, self.groups)
-        return self._product(functional.masked_conv2d, x, self.weight, scores, rule, bias, *geometry, cut=cut)
+        return self._product(functional.conv2d_product, x, self.weight, scores, rule, bias, *geometry, cut=cut)
 
     def materialize(self) -> nn.Conv2d:
         """A plain nn.Conv2d whose weight is the effective weight; nothing of this package in it."""
@@ -61,7 +61,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
         """The product of ``x`` and the masked weight."""
         scores, rule = self._masking()
-        return self._product(functional.masked_linear, x, self.weight, scores, rule, bias, cut=cut)
+        return self._product(functional.linear_product, x, self.weight, scores, rule, bias, cut=cut)
 
     def materialize(self) -> nn.Linear:
         """A plain nn.Linear whose weight is the effective weight; nothing of this package in it."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .. import functional
-from ..autograd import StraightThrough
+from ..autograd import StraightThrough, apply
 from ..cut import Draw, Selection, largest_dropped
 from ..rules import Bernoulli, Frozen, Rule, Threshold
 from .masked import MaskedLayer
@@ -73,7 +73,7 @@ class Supermask(MaskedLayer):
         else:
             magnitude_or_score = self.scores.detach().abs() if rule.of == "abs" else self.scores.detach()
             count = (magnitude_or_score > largest_dropped(rule)).sum()
-        return self.weight.numel() / StraightThrough.apply(self.scores, count, rule.of).clamp(min=1)
+        return self.weight.numel() / apply(StraightThrough, self.scores, count, rule.of).clamp(min=1)
 
     def _update(self):
         return None if self.rescale else super()._update()  # sum(M) has a gradient to the scores of its own
@@ -88,7 +88,7 @@ class Supermask(MaskedLayer):
         if self.bias_scores is None:
             return self.bias
         mask = functional.mask(self.bias_scores.detach(), rule)
-        return self.bias * StraightThrough.apply(self.bias_scores, mask, rule.of).to(self.bias.dtype)
+        return self.bias * apply(StraightThrough, self.bias_scores, mask, rule.of).to(self.bias.dtype)
 
     @torch.no_grad()
     def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.adam import adam
 
-from ..backends.cuda import Following
+from .coefficients import Coefficients
 from .step import ScoreOptimizer, Update, rate_on_device
 
 _AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # torch's names; the last with amsgrad only
@@ -61,7 +61,7 @@ def _counted(group, counts, params):
         count += 1
         t = count.item()
         if t not in coefficients:
-            coefficients[t] = _coefficients(group, float(group["lr"]), t)
+            coefficients[t] = Coefficients("adam", _values(group, float(group["lr"]), t))
         yield coefficients[t]
 
 
@@ -70,11 +70,11 @@ def _counted_on_device(group, counts, params):
     lr = rate_on_device(group["lr"], params[0])
     rate = float(group["lr"]) if lr is None else 0.0
     decay = float(group["weight_decay"]) if group["decoupled_weight_decay"] else 0.0
-    known, rates = _coefficients(group, rate, 1), (rate, *map(float, group["betas"]), decay)
-    return [Following(known, rates, count, lr) for count in counts]
+    known, rates = _values(group, rate, 1), (rate, *map(float, group["betas"]), decay)
+    return [Coefficients("adam", known, rates, count, lr) for count in counts]
 
 
-def _coefficients(group, lr, t):
+def _values(group, lr, t):
     decay = float(group["weight_decay"])
     beta1, beta2 = map(float, group["betas"])
     decoupled = group["decoupled_weight_decay"]

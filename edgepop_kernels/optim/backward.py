@@ -10,7 +10,7 @@ import weakref
 
 import torch
 
-from .. import ops
+from .. import ops, torch_private
 
 
 class StepsInBackward:
@@ -48,7 +48,7 @@ class StepsInBackward:
     def check(self, task):
         """Raises RuntimeError where this backward, of forwards in ``task``, would go wrong in any layer; asked by the
         first layer of it."""
-        backward = torch._C._current_graph_task_id()
+        backward = torch_private.current_backward()
         if backward == self._checked:
             return
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -113,7 +113,7 @@ class _Updater:
         if waiting == 0:
             return
         self.check_not_updated()
-        if self.scores._backward_hooks or self.scores._post_accumulate_grad_hooks:
+        if torch_private.waits_for_gradient(self.scores):
             raise RuntimeError("fused_backward: a hook on these scores waits for a gradient, which they do not get")
         _check_no_gradient(self.scores)
 
@@ -126,7 +126,7 @@ class _Updater:
 
     def _waiting(self, task):
         # A use of scores that have changed since can no more run backward.
-        return sum(use.task == task and use.version == self.scores._version for use in self.uses)
+        return sum(use.task == task and use.version == torch_private.version(self.scores) for use in self.uses)
 
 
 class Use:
@@ -139,8 +139,8 @@ class Use:
     def __init__(self, updater):
         self.updater = updater
         self.scores = updater.scores
-        self.version, self.address = self.scores._version, self.scores.data_ptr()
-        self.task = torch._C._current_graph_task_id()
+        self.version, self.address = torch_private.version(self.scores), self.scores.data_ptr()
+        self.task = torch_private.current_backward()
 
     def begin(self, node):
         """Whether this backward of ``node`` wants the scores' gradient. Raises RuntimeError where it cannot be spent,
@@ -148,7 +148,7 @@ class Use:
         if not self._wanted(node):
             return False
         self.updater.check_not_updated()
-        if (self.scores._version, self.scores.data_ptr()) != (self.version, self.address):
+        if (torch_private.version(self.scores), self.scores.data_ptr()) != (self.version, self.address):
             raise RuntimeError(
                 "fused_backward: the scores have been modified by an inplace operation since this forward"
             )
@@ -158,7 +158,7 @@ class Use:
     def _wanted(self, node):
         leaf = next(n for n, _ in node.next_functions if getattr(n, "variable", None) is self.scores)
         try:
-            return torch._C._will_engine_execute_node(leaf)
+            return torch_private.backward_reaches(leaf)
         except RuntimeError as error:
             raise RuntimeError(
                 "fused_backward: torch.autograd.grad asks for the gradient of scores, which is spent as it is computed"

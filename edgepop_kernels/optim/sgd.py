@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.sgd import sgd
 
-from ..backends.cuda import Following
+from .coefficients import Coefficients
 from .step import ScoreOptimizer, Update, rate_on_device
 
 
@@ -69,9 +69,7 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
             -1.0 if group["maximize"] else 1.0,
             float(group["nesterov"]),
         )
-        first, later = (*settings, 1.0), (*settings, 0.0)
-        if lr is not None:
-            first, later = Following(first, lr=lr), Following(later, lr=lr)
+        first, later = (Coefficients("sgd", (*settings, begins), lr=lr) for begins in (1.0, 0.0))
         for p, value, grad in zip(params, values, grads, strict=True):
             if momentum == 0:
                 yield Update(value, grad, (), later)

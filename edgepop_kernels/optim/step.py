@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .. import capture, functional, ops
+from .. import capture, functional, torch_private
 from ..backends import optimizer_step
-from ..backends.cuda import Following
 from ..cut import Cut
 from ..nn import MaskedLayer
 from ..rules import Percentile, TopK
 from .backward import StepsInBackward
+from .coefficients import Coefficients
 from .settings import check_group, check_rate
 
 
@@ -22,13 +22,12 @@ class Update(NamedTuple):
 
     grad          None for a kernel that computes it
     moments       what the optimizer remembers: the momentum buffer, or Adam's averages
-    coefficients  fields of csrc/common/update.h in their order; on a GPU some may follow from numbers there
     """
 
     value: torch.Tensor
     grad: torch.Tensor | None
     moments: tuple[torch.Tensor, ...]
-    coefficients: tuple[float, ...] | Following
+    coefficients: Coefficients
 
 
 class Ranking(NamedTuple):
@@ -208,8 +207,8 @@ class ScoreOptimizer:
         state = self.state.get(p, {})
         return (
             p.dtype == torch.float32
-            and (p.grad is None or (p.grad.dtype == torch.float32 and not ops.lazy(p.grad)))
-            and not ops.lazy(p)
+            and torch_private.plain(p)
+            and (p.grad is None or (p.grad.dtype == torch.float32 and torch_private.plain(p.grad)))
             and optimizer_step(p) is not None
             and (not group.get("capturable", False) or _counts_on_device(group, p))
             and all(_is_like(state.get(name), p) for name in self._moments)
@@ -229,7 +228,8 @@ def _is_like(moment, p):
     dtype may have left another."""
     if moment is None:
         return True
-    return moment.shape == p.shape and moment.dtype == p.dtype and moment.device == p.device and not ops.lazy(moment)
+    alike = moment.shape == p.shape and moment.dtype == p.dtype and moment.device == p.device
+    return alike and torch_private.plain(moment)
 
 
 def _by_device(params):

@@ -118,10 +118,10 @@ int64_t select_on_host(const Call* call, const Cut* hints, char* message) {
   return with_message(message, [&] { return run(*call, Reading{hints}); });
 }
 
-// coefficients: rows of 7 (Sgd) or 10 (Adam) numbers, the fields in their order.
-int64_t step_on_host(const Call* call, const StepCall* given, const float* coefficients, int columns, char* message) {
+// coefficients: of each set the fields of Sgd or Adam in their order.
+int64_t step_on_host(const Call* call, const StepCall* given, const float* coefficients, int adam, char* message) {
   return with_message(message, [&] {
-    if (columns == 7) {
+    if (!adam) {
       std::vector<Sgd> sets;
       for (int64_t i = 0; i < given->set_count; ++i) {
         const float* c = coefficients + 7 * i;

@@ -1,0 +1,36 @@
+"""How many floating-point operations an op stands for, as torch counts those of dense layers: two a multiplication.
+
+A mask changes nothing: the dense products are computed.
+"""
+
+import math
+
+
+def linear(x, weight, *_, **__) -> int:
+    """x (..., in), weight (out, in)."""
+    return 2 * math.prod(x.shape[:-1]) * weight.numel()
+
+
+def linear_dw(dy, x, weight, *_, **__) -> int:
+    """The same number for the gradient of the weight, of its scores, or of both."""
+    return linear(x, weight)
+
+
+def conv2d(x, weight, *_, out_val, **__) -> int:
+    """out_val: the output (N, O, H', W'); weight (O, C / groups, kh, kw)."""
+    return _conv(out_val, weight)
+
+
+def conv2d_dx(dy, weight, *_, **__) -> int:
+    """dy: the gradient of the output."""
+    return _conv(dy, weight)
+
+
+def conv2d_dw(dy, x, weight, *_, **__) -> int:
+    """dy: the gradient of the output."""
+    return _conv(dy, weight)
+
+
+def _conv(y, weight):
+    batch, _, *pixels = y.shape
+    return 2 * batch * math.prod(pixels) * weight.numel()

@@ -1,0 +1,92 @@
+"""What this package asks of torch beneath its public interface: here and nowhere else.
+
+``tests/test_torch_private.py`` asks each of these for an answer that is known, so that a torch which changes one of
+them fails there, by name.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+
+import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, is_in_torch_dispatch_mode
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def watched() -> bool:
+    """Whether torch must see the calls of this moment: they are traced, a mode looks on, or a transform of torch.func
+    has wrapped the tensors."""
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or transformed()
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap...) is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def plain(tensor: torch.Tensor) -> bool:
+    """Whether the address of ``tensor`` is that of its values.
+
+    Subclasses (DTensor) keep theirs elsewhere. A negation (``z.conj().imag``) and zeros that nobody has written hold
+    other values than memory does: torch's dispatcher writes them out for a kernel.
+    """
+    return type(tensor) in PLAIN and not tensor.is_neg() and not tensor._is_zerotensor()
+
+
+def version(tensor: torch.Tensor) -> int:
+    """How often ``tensor`` was written, as autograd counts it: not through ``.data``, nor by other processes."""
+    return tensor._version
+
+
+def tensor_arguments(op: torch._ops.OpOverload) -> list[int]:
+    """Which arguments of ``op`` are tensors, or may be."""
+    kinds = ("Tensor", "Optional[Tensor]")
+    return [i for i, argument in enumerate(op._schema.arguments) if str(argument.type) in kinds]
+
+
+def copy_all(into: list[torch.Tensor], source: list[torch.Tensor]) -> None:
+    """Copies each of ``source`` into its tensor of ``into``, on a GPU in one launch."""
+    torch._foreach_copy_(into, source)
+
+
+def waits_for_gradient(p: torch.Tensor) -> bool:
+    """Whether a hook on ``p`` is to be called with its gradient."""
+    return bool(p._backward_hooks or p._post_accumulate_grad_hooks)
+
+
+def current_backward() -> int:
+    """A number of the backward that runs in this thread; -1 for none."""
+    return torch._C._current_graph_task_id()
+
+
+def backward_reaches(node: torch.autograd.graph.Node) -> bool:
+    """Whether the running backward executes ``node``. Raises RuntimeError for a leaf whose gradient
+    ``torch.autograd.grad`` was asked for."""
+    return torch._C._will_engine_execute_node(node)
+
+
+def padding_on_each_side(conv: torch.nn.Conv2d) -> list[int]:
+    """The padding of ``conv`` as F.pad takes it, last dimension first."""
+    return conv._reversed_padding_repeated_twice
+
+
+def remove_forward_pre_hook(module: torch.nn.Module, hook: Callable) -> None:
+    """Removes ``hook`` from those called before each forward of ``module``, without a handle of it."""
+    hooks = module._forward_pre_hooks
+    for key in [key for key, registered in hooks.items() if registered is hook]:
+        del hooks[key]
+
+
+def tell_flop_counters(formulas: Mapping[torch._ops.OpOverloadPacket, Callable[..., int]]) -> None:
+    """Gives the active ``FlopCounterMode`` the formulas of our ops.
+
+    Not through torch's register_flop_formula: importing that module imports triton where there is one, which takes as
+    long as torch itself.
+    """
+    counting = sys.modules.get("torch.utils.flop_counter")
+    if counting is None:
+        return
+    for mode in _get_current_dispatch_mode_stack():
+        counter = getattr(mode, "counter", None)
+        if isinstance(counter, counting.FlopCounterMode):
+            counter.flop_registry.update(formulas)
