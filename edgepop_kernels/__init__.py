@@ -1,9 +1,11 @@
 """edgepop_kernels: masked training without paying for the mask."""
 
+import warnings
+
 from . import init, optim
 from .backends import backends, use_backend
 from .convert import convert, materialize
-from .cut import Cut, Draw
+from .cut import Bits, Cut
 from .functional import mask, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
 from .graphed import graphed_step
 from .nn import (
@@ -23,8 +25,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Bernoulli",
+    "Bits",
     "Cut",
-    "Draw",
     "Frozen",
     "FusedSparseConv",
     "FusedSparseLinear",
@@ -57,3 +59,10 @@ __all__ = [
     "unshare_selection",
     "use_backend",
 ]
+
+
+def __getattr__(name):
+    if name == "Draw":
+        warnings.warn("edgepop_kernels.Draw is called Bits, and is not only drawn", DeprecationWarning, stacklevel=2)
+        return Bits
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,10 +2,11 @@
 
 import torch
 
-from .cut import Cut, Draw
-from .rules import Bernoulli, Frozen, Ranked, Rule
+from .cut import Bits, Cut
+from .masks import packed_bytes
+from .rules import RULES, Rule
 
-_RULES = ", ".join(kind.__name__ for kind in Rule.__args__)
+_RULES = ", ".join(kind.__name__ for kind in RULES)
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -31,7 +32,7 @@ def mask_tensor(name, value, shape=None):
 
 def packed_shape(shape):
     """The shape of a packed mask of weights of ``shape``."""
-    return (-(-shape.numel() // 64) * 8 + 8,)
+    return (packed_bytes(shape.numel()),)
 
 
 def packed_bits(bits, shape):
@@ -54,8 +55,9 @@ def score_tensor(name, value):
 def selection(scores, rule_, hint):
     score_tensor("scores", scores)
     rule(rule_)
-    if isinstance(rule_, Frozen):
+    if rule_.fixed:
         raise ValueError("rule: Frozen() is a fixed mask, there is nothing to select; expected another")
+    rule_.check(scores.shape)
     if hint is not None:
         _selection("hint", hint, scores.device, rule_)
 
@@ -73,12 +75,12 @@ def selections(scores, rules, hints):
 
 
 def _selection(name, value, device, rule):
-    expected = Draw if isinstance(rule, Bernoulli) else Cut
+    expected = rule.selects
     if not isinstance(value, expected):
         raise TypeError(f"{name}: expected a {expected.__name__}, as select returns it, got {type(value).__name__}")
     if value.of != rule.of:
         raise ValueError(f"{name}: it was selected with of={value.of!r}, the rule ranks of={rule.of!r}")
-    data = value.bits if expected is Draw else value.data
+    data = value.bits if expected is Bits else value.data
     if expected is Cut and (data.dtype != torch.int64 or data.shape != (2,) or not data.is_contiguous()):
         found = f"{data.dtype} of shape {_shape(data)} and strides {data.stride()}"
         raise ValueError(f"{name}: expected two contiguous int64, as select returns them, got {found}")
@@ -136,6 +138,7 @@ def _reach(axis, size, kernel, padding, dilation):
 
 def _operands(x, weight, scores, rule_, bias, cut):
     rule(rule_)
+    rule_.check(weight.shape)
     dtype, device = x.dtype, x.device
     if dtype not in _ACTIVATIONS:
         raise TypeError(f"x: expected float32, bfloat16, float16 or float64, got {dtype}")
@@ -152,15 +155,15 @@ def _operands(x, weight, scores, rule_, bias, cut):
         if value is not None and value.device != device:
             raise ValueError(f"{name}: expected it on x's device {device}, got {value.device}")
     if cut is not None:
-        if isinstance(rule_, Frozen):
+        if rule_.fixed:
             raise ValueError("cut: a frozen mask has none; expected None")
         _selection("cut", cut, device, rule_)
-        if isinstance(cut, Draw):
+        if isinstance(cut, Bits):
             packed_bits(cut.bits, weight.shape)
 
 
 def _scores(weight, scores, rule_):
-    if isinstance(rule_, Frozen):
+    if rule_.fixed:
         if scores is None:
             raise ValueError("scores: Frozen() takes the mask in the scores' place, a bool tensor or packed bits")
         tensor("scores", scores)
@@ -169,7 +172,7 @@ def _scores(weight, scores, rule_):
             return
         mask_tensor("scores", scores)
     elif scores is None:
-        if not isinstance(rule_, Ranked):
+        if not rule_.ranks:
             raise ValueError(f"scores: None (the weight scores itself) needs a rule that ranks, got {_shown(rule_)}")
         if weight.dtype != torch.float32:
             raise TypeError(f"weight: scoring itself it must be float32, got {weight.dtype}")

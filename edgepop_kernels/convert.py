@@ -17,7 +17,7 @@ from .nn import (
     MaskedLayer,
 )
 from .nn.products import past_no_forward
-from .rules import Frozen, Rule, Threshold, TopK, checked_keep, ranked_rule
+from .rules import Rule, Threshold, TopK, checked_keep, ranked_rule
 from .sharing import layer_masks, unshare_selection
 
 # The layers of each method, for nn.Conv2d and nn.Linear, and its rule where none is given.
@@ -63,7 +63,7 @@ def convert(
                 f"keep: a supermask's rule is a threshold or a draw; expected rule=Threshold(...), got {keep=}"
             )
         rule = ranked_rule(keep, rule)
-    if isinstance(rule, Frozen):
+    if isinstance(rule, Rule) and rule.fixed:
         raise ValueError("rule: a fixed mask comes from freeze() on the converted layers; expected another rule")
     chosen = [
         (module, conv if isinstance(module, nn.Conv2d) else linear, _rule(module, rule, default, method))

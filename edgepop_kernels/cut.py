@@ -1,13 +1,8 @@
-"""Cut and Draw: what decides a layer's mask for one forward."""
+"""Cut and Bits: what decides a layer's mask for one forward."""
 
-import math
-import struct
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-
-from .rules import Threshold
 
 
 @dataclass(frozen=True)
@@ -43,53 +38,14 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Draw:
-    """A mask drawn by a Bernoulli rule. bits: the kept weights, packed as ``pack_mask`` packs them."""
+class Bits:
+    """A mask itself, where no cut of the scores stands for it: drawn, or of a structure.
+
+    bits: the kept weights, packed as ``pack_mask`` packs them. of: the function of the scores that is differentiated.
+    """
 
     bits: torch.Tensor
-    of: ClassVar[str] = "sigmoid"
+    of: str = "sigmoid"
 
 
-Selection = Cut | Draw
-
-
-def constant_cut(rule: Threshold, device: torch.device) -> Cut:
-    """The cut of a threshold rule, which needs no selection: the largest score not kept, and no tie of it kept."""
-    key = _largest_dropped_key(rule)
-    data = torch.full((2,), -1, dtype=torch.int64, device=device)
-    data[:1].fill_(key)
-    return Cut(data, rule.of)
-
-
-def largest_dropped(rule: Threshold) -> float:
-    """The largest float32 that is not above the cutoff, on the scale of |s| (of="abs") or of s."""
-    return _float32_at_most(_bound(rule))
-
-
-def _bound(rule):
-    return _logit(rule.cutoff) if rule.of == "sigmoid" else rule.cutoff
-
-
-def _largest_dropped_key(rule):
-    bound, value = _bound(rule), largest_dropped(rule)
-    (bits,) = struct.unpack("<I", struct.pack("<f", value))
-    magnitude = bits & 0x7FFFFFFF
-    if rule.of == "abs":
-        return 0 if bound < 0 else magnitude + 1
-    return 0xFFFFFFFF - bits if bits >= 0x80000000 and magnitude else magnitude + 0x80000000
-
-
-def _logit(p):
-    if p == 0:
-        return -math.inf
-    return math.inf if p == 1 else math.log(p) - math.log1p(-p)
-
-
-def _float32_at_most(value):
-    """The largest float32 not above ``value``."""
-    if math.isinf(value):
-        return value
-    rounded = torch.tensor(value, dtype=torch.float64).to(torch.float32)
-    if rounded.item() > value:
-        rounded = torch.nextafter(rounded, torch.tensor(-math.inf))
-    return rounded.item()
+Selection = Cut | Bits

@@ -3,15 +3,13 @@
 Every wrong argument is answered by a TypeError or ValueError that names it, before anything runs.
 """
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 
 from . import checks, ops, reference
 from .autograd import MaskedConv2d, MaskedLinear, apply
-from .cut import Cut, Draw, Selection, constant_cut
-from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK
+from .cut import Bits, Cut, Selection
+from .rules import Rule
 
 
 def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selection:
@@ -22,9 +20,7 @@ def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selecti
     the result is exact whatever the hint. Raises TypeError, ValueError.
     """
     checks.selection(scores, rule, hint)
-    if isinstance(rule, GlobalTopK):
-        return _select_together([scores.detach()], rule)[0]
-    return _selected_alone(scores, rule) or _rank([scores], [rule], [hint])[0]
+    return selections([scores], [rule], [hint])[0]
 
 
 def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None) -> list[Selection]:
@@ -35,33 +31,31 @@ def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | 
     each. Raises TypeError, ValueError.
     """
     checks.selections(scores, rules, hints)
-    hints = [None] * len(scores) if hints is None else hints
-    chosen: list[Selection | None] = [_selected_alone(s, rule) for s, rule in zip(scores, rules, strict=True)]
-    ranked = [i for i, rule in enumerate(rules) if isinstance(rule, (TopK, Percentile))]
-    if ranked:
-        cuts = _rank([scores[i] for i in ranked], [rules[i] for i in ranked], [hints[i] for i in ranked])
-        for i, cut in zip(ranked, cuts, strict=True):
-            chosen[i] = cut
-    for rule in dict.fromkeys(rule for rule in rules if isinstance(rule, GlobalTopK)):
-        together = [i for i, other in enumerate(rules) if other == rule]
-        for i, cut in zip(together, _select_together([scores[i].detach() for i in together], rule), strict=True):
+    return selections(scores, rules, [None] * len(scores) if hints is None else hints)
+
+
+def selections(scores, rules, hints):
+    """``select_all`` of arguments that need no check."""
+    scores = [s.detach() for s in scores]
+    chosen: list[Selection | None] = [None] * len(scores)
+    alone, together = [], {}
+    for i, rule in enumerate(rules):
+        if not rule.ranks:
+            chosen[i] = rule.select(scores[i], ops)
+        elif rule.together:
+            together.setdefault(rule, []).append(i)
+        else:
+            alone.append(i)
+    if alone:
+        kept = [rules[i].kept(scores[i].numel()) for i in alone]
+        hint = _stacked([hints[i] for i in alone], scores[alone[0]].device)
+        data = ops.select([scores[i] for i in alone], kept, [rules[i].of for i in alone], hint)
+        for i, row in zip(alone, data.unbind(), strict=True):
+            chosen[i] = rules[i].cut(row, scores[i].numel())
+    for rule, members in together.items():
+        for i, cut in zip(members, rule.cuts([scores[i] for i in members], ops), strict=True):
             chosen[i] = cut
     return chosen
-
-
-def _rank(scores, rules, hints):
-    """The cuts of layers ranked each by itself, one op for all."""
-    kept = [rule.kept(s.numel()) for rule, s in zip(rules, scores, strict=True)]
-    data = ops.select(
-        [s.detach() for s in scores], kept, [rule.of for rule in rules], _stacked(hints, scores[0].device)
-    )
-    return [ranked_cut(row, rule, s.numel()) for row, rule, s in zip(data.unbind(), rules, scores, strict=True)]
-
-
-def ranked_cut(data: torch.Tensor, rule: TopK | Percentile, numel: int) -> Cut:
-    """The cut under ``rule`` where ``data`` is what ops.select found for it."""
-    cut = Cut(data, rule.of)
-    return cut.with_ties(numel - 1) if isinstance(rule, Percentile) else cut
 
 
 def _stacked(hints, device):
@@ -74,33 +68,13 @@ def _stacked(hints, device):
     return torch.stack([missing if hint is None else hint.data for hint in hints])
 
 
-def _selected_alone(scores, rule):
-    """The selection of a rule that ranks nothing."""
-    if isinstance(rule, Threshold):
-        return constant_cut(rule, scores.device)
-    if isinstance(rule, Bernoulli):
-        seed = torch.randint((1 << 63) - 1, (), dtype=torch.int64, device=scores.device)
-        return Draw(ops.draw(scores.detach(), seed))
-    return None
-
-
-def _select_together(scores, rule):
-    """One cut for each layer, all of one threshold: an index of -1 drops a layer's ties, its last keeps them all."""
-    joined = torch.cat([s.reshape(-1) for s in scores])
-    cut = Cut(ops.select([joined], [rule.kept(joined.numel())], [rule.of], None)[0], rule.of)
-    starts = itertools.accumulate((s.numel() for s in scores[:-1]), initial=0)
-    return [
-        cut.with_ties((cut.index - start).clamp(-1, s.numel() - 1)) for s, start in zip(scores, starts, strict=True)
-    ]
-
-
 def mask(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
     """The mask as a bool tensor of the scores' shape, for tests, exports and plots; training never builds it.
 
     scores: float32 or, for Frozen, the bool mask itself. For Bernoulli a fresh draw.
     """
     checks.rule(rule)
-    if isinstance(rule, Frozen):
+    if rule.fixed:
         checks.mask_tensor("scores", scores)
         return scores.clone()
     return selected_mask(scores, select(scores, rule))
@@ -113,7 +87,7 @@ def selected_mask(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
 
 def selected_bits(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
     """The same mask as ``pack_mask`` packs it, which is how kernels make it."""
-    if isinstance(selection, Draw):
+    if isinstance(selection, Bits):
         return selection.bits
     return ops.mask_bits(scores.detach(), selection.data, selection.of)
 
@@ -223,11 +197,11 @@ def _of_other_half(t, dtype):
 
 def _masking(weight, scores, rule, cut):
     """(scores, cut data, packed bits, of) as the Functions take them; selects where no selection was handed in."""
-    if isinstance(rule, Frozen):
+    if rule.fixed:
         return None, None, pack_mask(scores) if scores.dtype == torch.bool else scores, "bits"
     if cut is None:
         cut = select(weight if scores is None else scores, rule)
-    if isinstance(cut, Draw):
+    if isinstance(cut, Bits):
         return scores, None, cut.bits, cut.of
     return scores, cut.data, None, cut.of
 

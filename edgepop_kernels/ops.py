@@ -25,6 +25,7 @@ import torch
 
 from . import flops, torch_private
 from .backends import beside, implementation
+from .masks import packed_bytes
 
 _library = torch.library.Library("edgepop", "DEF")
 
@@ -77,7 +78,7 @@ def _fake_select(scores, kept, of, hint):
 
 
 def _fake_bits(scores, *_):
-    return scores.new_empty((scores.numel() + 63) // 64 * 8 + 8, dtype=torch.uint8)
+    return scores.new_empty(packed_bytes(scores.numel()), dtype=torch.uint8)
 
 
 def _fake_linear(x, weight, scores, cut, of, bias):

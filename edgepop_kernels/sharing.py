@@ -1,17 +1,17 @@
 """One selection for all masked layers of a network."""
 
+import warnings
+
 import torch
 from torch import nn
 
-from . import functional
+from . import capture, functional, torch_private
 from .cut import Selection
+from .masks import popcount
 from .nn import MaskedLayer
 from .nn.masked import note, remember
-from .rules import Bernoulli, Frozen
 
 _SHARED = "_edgepop_shared_selection"
-# A layer that draws does so in its own forward: there activation checkpointing restores the generator and repeats it.
-_ALONE = (Frozen, Bernoulli)
 
 
 def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
@@ -19,7 +19,7 @@ def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
     together."""
     groups = {}
     for layer in layers:
-        if not isinstance(layer.rule, Frozen):
+        if not layer.rule.fixed:
             groups.setdefault(layer.group, []).append(layer)
     found = {}
     for group in groups.values():
@@ -28,11 +28,19 @@ def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
     return [found[layer] if layer in found else layer.mask() for layer in layers]
 
 
+def _selects_together(rule):
+    # A layer that draws does so in its own forward: there activation checkpointing restores the generator, and repeats
+    # the draw.
+    return not (rule.fixed or rule.fresh)
+
+
 class _SharedSelection:
     """Hooks on a network's root: one select_all before its forward, nothing kept after it."""
 
     def __init__(self, model):
-        self.layers = [m for m in model.modules() if isinstance(m, MaskedLayer) and m.group is None]
+        names = {m: name for name, m in model.named_modules() if isinstance(m, MaskedLayer) and m.group is None}
+        self.layers, self.names = list(names), list(names.values())
+        self.looked = False  # whether a layer that keeps nothing would have been named
         for layer in self.layers:
             layer.group = self
         self.handles = [
@@ -43,7 +51,7 @@ class _SharedSelection:
 
     def select(self, model, args):
         self._clear()  # a forward that was interrupted has left its cuts: torch calls no hook then
-        layers = [m for m in self.layers if isinstance(m, MaskedLayer) and not isinstance(m.forward_rule(), _ALONE)]
+        layers = [m for m in self.layers if isinstance(m, MaskedLayer) and _selects_together(m.forward_rule())]
         for layer in layers:
             note(layer, shared_cut=layer.known_cut())
         layers = [m for m in layers if m.shared_cut is None]
@@ -54,6 +62,26 @@ class _SharedSelection:
         for layer, selection in zip(layers, selections, strict=True):
             note(layer, shared_cut=selection)
         remember(layers, selections)
+        self._look_for_empty()
+
+    def _look_for_empty(self):
+        """Warns, at the first selection, of layers that a ranking of all together leaves without a weight."""
+        if self.looked or torch.compiler.is_compiling() or torch_private.transformed():
+            return
+        self.looked = True
+        empty = []
+        for layer, name in zip(self.layers, self.names, strict=True):
+            if not isinstance(layer, MaskedLayer) or not layer.rule.together or capture.capturing(layer.weight):
+                continue
+            if popcount(functional.selected_bits(layer.ranked, layer.shared_cut)).item() == 0:
+                empty.append(f"{name} (0 of {layer.weight.numel():,})")
+        if empty:
+            warnings.warn(
+                f"GlobalTopK keeps nothing of {', '.join(empty)}, so that no gradient passes: the scores of these "
+                "layers are on a smaller scale than the others'. GlobalTopK(keep, at_least=...) keeps a fraction of "
+                "every layer",
+                stacklevel=3,
+            )
 
     def forget(self, model, args, output):
         self._clear()

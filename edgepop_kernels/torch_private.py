@@ -83,7 +83,7 @@ def tell_flop_counters(formulas: Mapping[torch._ops.OpOverloadPacket, Callable[.
     Not through torch's register_flop_formula: importing that module imports triton where there is one, which takes as
     long as torch itself.
     """
-    counting = sys.modules.get("torch.utils.flop_counter")
+    counting = None if torch.compiler.is_compiling() else sys.modules.get("torch.utils.flop_counter")
     if counting is None:
         return
     for mode in _get_current_dispatch_mode_stack():

@@ -9,7 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import edgepop_kernels as ek
 from edgepop_kernels import ops, reference
 from edgepop_kernels.backends import cuda
-from edgepop_kernels.cut import constant_cut
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import Guarded, guarded_allocations
 
@@ -72,7 +71,7 @@ def assert_packed(packs, scores, cut, of):
 
 def cuts_of(scores, rule):
     if isinstance(rule, ek.Threshold):
-        return constant_cut(rule, scores.device).data
+        return rule.select(scores).data
     cut = reference.select([scores], [rule.kept(scores.numel())], [rule.of], None)[0]
     if isinstance(rule, ek.Percentile):
         cut[1] = scores.numel() - 1

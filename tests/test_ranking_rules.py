@@ -1,10 +1,14 @@
 """Rules that rank beyond one layer's exact top-k: one threshold for a network, and a percentile with its ties."""
 
+import math
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import edgepop_kernels as ek
+from edgepop_kernels import functional
 
 
 def tied_scores():
@@ -80,3 +84,63 @@ def test_percentile_counts_differ_from_topk_as_published():
     counts = [(ek.mask(scores, rule(keep)).sum().item()) for keep in (0.3, 0.9) for rule in (ek.Percentile, ek.TopK)]
     assert counts == [301, 300, 900, 901]
     assert ek.mask(torch.zeros(0), ek.Percentile(0.5)).numel() == 0
+
+
+@pytest.mark.parametrize("of", ["abs", "raw"])
+@pytest.mark.parametrize("at_least", [0.05, 0.2, 0.4])
+def test_a_floor_keeps_each_layers_best_and_ranks_the_rest_together(of, at_least):
+    """Of all masks with the floors, that of the highest threshold which keeps no more than kept_count in all."""
+    scores = [torch.randn(7, 5) * 10, torch.randn(100) * 0.1, torch.randint(-4, 5, (3, 3)).float()]
+    rule = ek.GlobalTopK(0.4, of, at_least=at_least)
+    masks = [functional.selected_mask(s, cut) for s, cut in zip(scores, ek.select_all(scores, [rule] * 3), strict=True)]
+    floors = [ek.mask(s, ek.TopK(at_least, of)) for s in scores]
+    ranked = [s.abs() if of == "abs" else s for s in scores]
+    for r, mask, floor in zip(ranked, masks, floors, strict=True):
+        assert bool((mask | ~floor).all())  # nothing of a floor is missing
+        assert lowest(r[mask]) >= highest(r[~mask])  # a layer keeps its best
+    numel = sum(s.numel() for s in scores)
+    assert sum(int(m.sum()) for m in masks) == max(ek.kept_count(numel, 0.4), sum(int(f.sum()) for f in floors))
+    # Beyond the floors one threshold holds for all layers.
+    beyond = min(lowest(r[m & ~f]) for r, m, f in zip(ranked, masks, floors, strict=True))
+    assert beyond >= max(highest(r[~m]) for r, m in zip(ranked, masks, strict=True))
+
+
+def lowest(values):
+    return values.min().item() if len(values) else math.inf
+
+
+def highest(values):
+    return values.max().item() if len(values) else -math.inf
+
+
+@pytest.mark.parametrize(
+    ("at_least", "error"), [(-0.1, ValueError), (0.5, ValueError), (float("nan"), ValueError), ("0.1", TypeError)]
+)
+def test_a_floor_is_a_fraction_up_to_keep(at_least, error):
+    with pytest.raises(error, match="at_least: expected a"):
+        ek.GlobalTopK(0.3, at_least=at_least)
+
+
+def scaled_network(rule):
+    """Scores on scales as different as the layers' fans."""
+    model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    ek.convert(model, rule)
+    with torch.no_grad():
+        model[2].scores.mul_(0.01)
+    return ek.share_selection(model)
+
+
+def test_a_layer_that_keeps_nothing_is_named_once():
+    model = scaled_network(ek.GlobalTopK(0.2))
+    with pytest.warns(UserWarning, match=r"GlobalTopK keeps nothing of 2 \(0 of 30,000\)"):
+        model(torch.randn(2, 64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(torch.randn(2, 64))
+
+
+def test_with_a_floor_every_layer_keeps_some(recwarn):
+    model = scaled_network(ek.GlobalTopK(0.2, at_least=0.05))
+    assert model(torch.randn(2, 64)).ne(0).any()
+    assert model[2].mask().sum() == ek.kept_count(30_000, 0.05)
+    assert not recwarn.list

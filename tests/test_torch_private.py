@@ -123,7 +123,9 @@ def test_a_forward_pre_hook_is_removed_without_its_handle():
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_flops_of_masked_layers_are_those_of_dense_ones(device):
-    conv = dict(stride=2, padding=1, dilation=1, groups=2, bias=True)
+    conv = dict(
+        stride=2, padding=1, bias=True
+    )  # without groups, which torch's formula of a weight's gradient leaves out
     dense = nn.Sequential(nn.Conv2d(4, 6, (3, 2), **conv), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 4 * 4, 5))
     masked = nn.Sequential(
         ek.FusedSparseConv(4, 6, (3, 2), **conv), nn.ReLU(), nn.Flatten(), ek.FusedSparseLinear(6 * 4 * 4, 5)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .. import capture, torch_private
+from ..masks import packed_bytes
 from . import native, triton
 from .memory_order import Places, filling
 
@@ -86,7 +87,7 @@ def select(scores, kept, of, hint):
 def mask_bits(scores, cut, of):
     if scores.numel() >= 2**31:
         raise ValueError(f"scores: expected at most 2**31 - 1 scores in a layer, got {scores.numel()}")
-    bits = torch.empty(-(-scores.numel() // 64) * 8 + 8, dtype=torch.uint8, device=scores.device)
+    bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8, device=scores.device)
     s, cut = scores if scores.dim() <= 4 else scores.reshape(-1), cut.contiguous()
     lead = 4 - s.dim()
     size, stride = (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()

@@ -8,6 +8,8 @@ import importlib
 
 import torch
 
+from ..masks import packed_bytes
+
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OF = {"abs": 0, "raw": 1, "sigmoid": 1, "bits": 2}
 _SCORE_MAP = {"abs": 0, "raw": 1, "sigmoid": 2, "bits": 1}
@@ -92,14 +94,14 @@ def _addresses(moments):
 
 
 def draw(scores, seed):
-    bits = torch.empty(-(-scores.numel() // 64) * 8 + 8, dtype=torch.uint8)
+    bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8)
     s = scores if scores.dim() <= 4 else scores.reshape(-1)
     _native.draw(s.data_ptr(), *_sequence(s), seed.data_ptr(), bits.data_ptr(), torch.get_num_threads())
     return bits
 
 
 def mask_bits(scores, cut, of):
-    bits = torch.empty(-(-scores.numel() // 64) * 8 + 8, dtype=torch.uint8)
+    bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8)
     s = scores if scores.dim() <= 4 else scores.reshape(-1)
     cut = cut.contiguous()
     _native.mask_bits(s.data_ptr(), *_sequence(s), _OF[of], cut.data_ptr(), bits.data_ptr(), torch.get_num_threads())

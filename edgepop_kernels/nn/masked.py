@@ -1,6 +1,5 @@
 """What all masked layers share: scores, rule, selection, freezing."""
 
-import dataclasses
 from typing import NamedTuple
 
 import torch
@@ -8,7 +7,7 @@ from torch import nn
 
 from .. import capture, checks, functional, init
 from ..cut import Cut, Selection
-from ..rules import Bernoulli, Frozen, GlobalTopK, Ranked, Rule, Threshold
+from ..rules import RULES, Frozen, Rule
 
 
 class _Known(NamedTuple):
@@ -35,7 +34,6 @@ class MaskedLayer(nn.Module):
         *("scores", "mask_bits", "_rule", "loose_rule", "shared_cut", "group"),
         *("_last_cut", "_captured_cuts", "_known", "_updater"),
     )
-    rules: tuple[type, ...] = (Ranked, Threshold, Bernoulli)  # what a layer of this kind takes
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
     _rule: Rule
     loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
@@ -46,12 +44,17 @@ class MaskedLayer(nn.Module):
     _known: "_Known | None" = None
     _updater = None  # of an optimizer with fused_backward
 
+    @staticmethod
+    def _takes(rule: Rule | type[Rule]) -> bool:
+        """Whether a layer of this kind can be masked by the rule, or by rules of the class."""
+        return not rule.fixed
+
     @classmethod
     def _check(cls, rule: Rule) -> None:
         """Raises TypeError or ValueError for arguments that ``mask_with`` does not take."""
-        kinds = ", ".join(kind.__name__ for kind in Rule.__args__ if issubclass(kind, cls.rules))
+        kinds = ", ".join(kind.__name__ for kind in RULES if cls._takes(kind))
         checks.rule(rule, cls._example, kinds)
-        if not isinstance(rule, cls.rules):
+        if not cls._takes(rule):
             raise ValueError(f"rule: {cls.__name__} takes one of {kinds}, got {rule}")
 
     def mask_with(self, rule: Rule) -> None:
@@ -75,7 +78,7 @@ class MaskedLayer(nn.Module):
     @rule.setter
     def rule(self, rule: Rule) -> None:
         self._check(rule)
-        if isinstance(self._rule, Frozen):
+        if self._rule.fixed:
             raise ValueError(f"rule: this layer is frozen; call thaw() before it takes {rule}")
         self._rule = rule
 
@@ -96,17 +99,12 @@ class MaskedLayer(nn.Module):
     @property
     def keep(self) -> float:
         """Fraction of weights kept, under Bernoulli the expected one; settable for rules that rank."""
-        if isinstance(self.rule, Ranked):
-            return self.rule.keep
-        if isinstance(self.rule, Bernoulli):
-            return self.scores.detach().sigmoid().mean().item()
-        return self.mask().float().mean().item()
+        share = None if self.rule.fixed else self.rule.share(self.ranked.detach())
+        return self.mask().float().mean().item() if share is None else share
 
     @keep.setter
     def keep(self, keep: float) -> None:
-        if not isinstance(self.rule, Ranked):
-            raise ValueError(f"keep: only a rule that ranks has one to set, this layer's rule is {self.rule}")
-        self.rule = dataclasses.replace(self.rule, keep=keep)
+        self.rule = self.rule.with_keep(keep)
 
     def set_prune_rate(self, prune_rate: float) -> None:
         """hidden-networks' name for setting ``keep``: there, too, the fraction KEPT."""
@@ -116,9 +114,9 @@ class MaskedLayer(nn.Module):
         """The cut of the scores as they stand, or a draw; None when frozen. Starts from the last cut, exact either
         way."""
         rule = self.forward_rule()
-        if isinstance(rule, Frozen):
+        if rule.fixed:
             return None
-        if isinstance(rule, GlobalTopK):
+        if rule.together:
             if self.group is None:
                 raise ValueError("rule: GlobalTopK ranks the layers of a network together; call share_selection(model)")
             return self.group.selection_of(self)
@@ -154,7 +152,7 @@ class MaskedLayer(nn.Module):
 
     def hint(self) -> Cut | None:
         """The last cut, where it can start the next selection."""
-        starts = self._last_cut is not None and isinstance(self.rule, Ranked) and self._last_cut.of == self.rule.of
+        starts = self._last_cut is not None and self.rule.ranks and self._last_cut.of == self.rule.of
         return self._last_cut if starts else None
 
     def forward_rule(self) -> Rule:
@@ -163,9 +161,7 @@ class MaskedLayer(nn.Module):
 
     def settled_rule(self) -> Rule:
         """The rule of evaluation, of ``mask()`` and of what is kept for good."""
-        if isinstance(self.rule, Bernoulli) and self.rule.at_eval == "round":
-            return Threshold(0.5)
-        return self.rule
+        return self.rule.settled()
 
     def mask(self) -> torch.Tensor:
         """The mask as it stands: bool, of the weight's shape. Under Bernoulli a fresh draw, or its rounding."""
@@ -173,9 +169,9 @@ class MaskedLayer(nn.Module):
 
     def packed_mask(self) -> torch.Tensor:
         """``mask()`` as ``pack_mask`` packs it, 1 bit per weight; no mask of a byte per weight is made on the way."""
-        if isinstance(self.rule, Frozen):
+        if self.rule.fixed:
             return self.mask_bits.clone()
-        together = isinstance(self.rule, GlobalTopK)
+        together = self.rule.together
         selection = self.select() if together else functional.select(self.ranked, self.settled_rule())
         return functional.selected_bits(self.ranked, selection)
 
@@ -187,12 +183,12 @@ class MaskedLayer(nn.Module):
         gets its gradient only where it is kept. mask: bool, of the weight's shape; also for a layer that is frozen
         already. Raises TypeError, ValueError.
         """
-        frozen = isinstance(self.rule, Frozen)
+        frozen = self.rule.fixed
         if mask is not None:
             checks.mask_tensor("mask", mask, self.weight.shape)
             self.mask_bits = functional.pack_mask(mask.to(self.weight.device))
         elif not frozen:
-            if isinstance(self.rule, GlobalTopK):
+            if self.rule.together:
                 raise ValueError("rule: layers under GlobalTopK are frozen together; call train_weights(model)")
             self.mask_bits = self.packed_mask()
         if not frozen:
@@ -209,7 +205,7 @@ class MaskedLayer(nn.Module):
     def thaw(self) -> None:
         """Undoes ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
         self.check_thaws()
-        if not isinstance(self.rule, Frozen):
+        if not self.rule.fixed:
             return
         self._rule, self.loose_rule, self.mask_bits = self.loose_rule, None, None
         if self.scores is not None:
@@ -217,7 +213,7 @@ class MaskedLayer(nn.Module):
 
     def check_thaws(self) -> None:
         """Raises ValueError where ``thaw`` would."""
-        if isinstance(self.rule, Frozen) and self.loose_rule is None:
+        if self.rule.fixed and self.loose_rule is None:
             raise ValueError("thaw: this layer's scores were dropped by freeze(); freeze it with keep_scores=True")
 
     def trained(self, masks: bool) -> list[nn.Parameter]:
@@ -256,7 +252,7 @@ class MaskedLayer(nn.Module):
 
     def _masking(self):
         """(scores or packed bits or None, rule) as the user functions take them."""
-        if isinstance(self.rule, Frozen):
+        if self.rule.fixed:
             return self.mask_bits, self.rule
         return self.scores, self.forward_rule()
 
@@ -304,7 +300,7 @@ class MaskedLayer(nn.Module):
             return state_dict.get(prefix + name)
 
         # Frozen or not as the layer that was saved. Another shape is for torch to refuse, and changes nothing.
-        was_frozen, frozen = saved("mask_bits") is not None, isinstance(self.rule, Frozen)
+        was_frozen, frozen = saved("mask_bits") is not None, self.rule.fixed
         if was_frozen != frozen and self._fits(saved):
             if was_frozen:
                 self._load_frozen(saved)

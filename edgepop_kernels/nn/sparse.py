@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..rules import Ranked, Rule
+from ..rules import Rule
 from .masked import MaskedLayer
 from .ranked import RankedConv2d, RankedLinear
 
@@ -14,7 +14,9 @@ class SelfScored(MaskedLayer):
     There are no scores; the weight is float32 whatever the layer's dtype. A dense state_dict loads as it is.
     """
 
-    rules = (Ranked,)
+    @staticmethod
+    def _takes(rule: Rule | type[Rule]) -> bool:
+        return rule.ranks
 
     def mask_with(self, rule: Rule) -> None:
         """Masks a layer built by torch's constructor by the ``rule`` on its weight."""

@@ -7,8 +7,9 @@ from torch import nn
 
 from .. import functional
 from ..autograd import StraightThrough, apply
-from ..cut import Draw, Selection, largest_dropped
-from ..rules import Bernoulli, Frozen, Rule, Threshold
+from ..cut import Selection
+from ..masks import popcount
+from ..rules import Rule, Threshold
 from .masked import MaskedLayer
 from .products import MaskedConv2d, MaskedLinear
 
@@ -23,8 +24,11 @@ class Supermask(MaskedLayer):
     """
 
     added = (*MaskedLayer.added, "scores_init", "rescale", "bias_scores", "bias_mask")
-    rules = (Threshold, Bernoulli)
     _example = "Threshold(0.5) or Bernoulli()"
+
+    @staticmethod
+    def _takes(rule: Rule | type[Rule]) -> bool:
+        return not (rule.ranks or rule.fixed)
 
     @classmethod
     def _check(cls, rule: Rule, *, scores_init: float = 1.0, mask_bias: bool = False, rescale: bool = False) -> None:
@@ -65,15 +69,10 @@ class Supermask(MaskedLayer):
 
         selection: what ``select`` returned for this forward.
         """
-        if isinstance(self.rule, Frozen):
-            return self.weight.numel() / _popcount(self.mask_bits).clamp(min=1).to(torch.float32)
-        rule = self.forward_rule()
-        if isinstance(selection, Draw):
-            count = _popcount(selection.bits)
-        else:
-            magnitude_or_score = self.scores.detach().abs() if rule.of == "abs" else self.scores.detach()
-            count = (magnitude_or_score > largest_dropped(rule)).sum()
-        return self.weight.numel() / apply(StraightThrough, self.scores, count, rule.of).clamp(min=1)
+        if self.rule.fixed:
+            return self.weight.numel() / popcount(self.mask_bits).clamp(min=1).to(torch.float32)
+        count = popcount(functional.selected_bits(self.scores, selection))
+        return self.weight.numel() / apply(StraightThrough, self.scores, count, selection.of).clamp(min=1)
 
     def _update(self):
         return None if self.rescale else super()._update()  # sum(M) has a gradient to the scores of its own
@@ -143,13 +142,6 @@ class Supermask(MaskedLayer):
     def extra_repr(self) -> str:
         masks = ", mask_bias=True" if self.bias_scores is not None or self.bias_mask is not None else ""
         return super().extra_repr() + masks + (", rescale=True" if self.rescale else "")
-
-
-def _popcount(bits):
-    """Number of ones in packed bits, int64 scalar."""
-    b = bits - ((bits >> 1) & 0x55)
-    b = (b & 0x33) + ((b >> 2) & 0x33)
-    return ((b + (b >> 4)) & 0x0F).sum()
 
 
 class FusedSupermaskConv(Supermask, MaskedConv2d):

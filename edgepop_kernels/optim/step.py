@@ -11,7 +11,6 @@ from .. import capture, functional, torch_private
 from ..backends import optimizer_step
 from ..cut import Cut
 from ..nn import MaskedLayer
-from ..rules import Percentile, TopK
 from .backward import StepsInBackward
 from .coefficients import Coefficients
 from .settings import check_group, check_rate
@@ -51,7 +50,7 @@ class _Scores:
             return None
         rule = self.layer.rule
         if rule is not self.rule:
-            self.kept = rule.kept(p.numel()) if isinstance(rule, (TopK, Percentile)) else 0
+            self.kept = rule.kept(p.numel()) if rule.ranks and not rule.together else 0
             self.rule = rule
         return Ranking(self.kept, rule.of, self.layer.hint()) if self.kept > 0 else None
 
@@ -200,7 +199,7 @@ class ScoreOptimizer:
                 p.copy_(update.value)
         torch.autograd.graph.increment_version([p for p, _ in ours])
         for (p, scores, _), row in zip(scored, cuts.unbind(), strict=True):
-            scores.layer.know(functional.ranked_cut(row, scores.rule, p.numel()), p)
+            scores.layer.know(scores.rule.cut(row, p.numel()), p)
 
     def _is_native(self, group, p):
         """Whether the kernel takes the step; else torch does, or says what is wrong."""

@@ -1,0 +1,29 @@
+"""Mask rules: how the mask M of a layer follows from its scores S.
+
+A rule is a frozen value that carries its own behaviour: what it ranks, which weights it takes, how it selects, and how
+the straight-through gradient slopes (``dS = dL/d(W*M) * W * map'(S)``, with ``map`` the function named by ``of``).
+"""
+
+from .drawn import Bernoulli
+from .frozen import Frozen
+from .ranked import GlobalTopK, Percentile, Ranked, TopK, checked_keep, kept_count, ranked_rule
+from .rule import Rule
+from .threshold import Threshold
+
+# What a user may hand in, in the order that messages name them.
+RULES = (TopK, GlobalTopK, Percentile, Threshold, Bernoulli, Frozen)
+
+__all__ = [
+    "RULES",
+    "Bernoulli",
+    "Frozen",
+    "GlobalTopK",
+    "Percentile",
+    "Ranked",
+    "Rule",
+    "Threshold",
+    "TopK",
+    "checked_keep",
+    "kept_count",
+    "ranked_rule",
+]

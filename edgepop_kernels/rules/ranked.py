@@ -1,0 +1,158 @@
+"""Rules that keep the best-ranked scores."""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from ..cut import Cut
+from ..reference import unpack_mask
+from .rule import Rule, checked_of
+
+
+def kept_count(numel: int, keep: float) -> int:
+    """Number of weights a top-k rule keeps out of ``numel``: ``numel - int((1 - keep) * numel)``.
+
+    Computed in Python floats on the host, as hidden-networks' GetSubnet does (Ramanujan et al. 2020), truncation
+    included: ``kept_count(10, 0.9)`` is 10, because ``(1 - 0.9) * 10`` is just below 1.
+    """
+    if isinstance(numel, bool) or not isinstance(numel, int):
+        raise TypeError(f"numel: expected an int, got {type(numel).__name__}")
+    if numel < 0:
+        raise ValueError(f"numel: expected at least 0, got {numel}")
+    return _kept(numel, checked_keep(keep))
+
+
+def _kept(numel, keep):
+    return numel - int((1 - keep) * numel)
+
+
+def checked_keep(keep: float) -> float:
+    """``keep`` as a float. Raises TypeError, ValueError."""
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)):
+        raise TypeError(f"keep: expected a float in (0, 1], got {type(keep).__name__}")
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep: the fraction of weights KEPT must be in (0, 1], got {keep}")
+    return float(keep)
+
+
+def ranked_rule(keep: float | None, rule: Rule | None) -> Rule:
+    """The rule asked for by ``keep`` or ``rule``, of which one may be given; ``TopK(0.5)`` where neither is."""
+    if keep is None:
+        return TopK() if rule is None else rule
+    if rule is not None:
+        raise ValueError(f"keep: expected keep or rule, which says what is kept too, got keep={keep} and rule={rule}")
+    return TopK(keep)
+
+
+@dataclass(frozen=True)
+class Ranked(Rule):
+    """What rules share that keep the best-ranked scores."""
+
+    keep: float = 0.5
+    of: str = "abs"
+    ranks: ClassVar[bool] = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "keep", checked_keep(self.keep))
+        checked_of(self.of, ("abs", "raw"))
+
+    def kept(self, numel: int) -> int:
+        """How many of ``numel`` scores are kept, before ties at the cut."""
+        return _kept(int(numel), self.keep)
+
+    def cut(self, data: torch.Tensor, numel: int) -> Cut:
+        """The cut of a layer of ``numel`` scores where ``data`` is what ``ops.select`` found for it."""
+        return Cut(data, self.of)
+
+    def share(self, scores: torch.Tensor) -> float | None:
+        return self.keep
+
+    def with_keep(self, keep: float) -> "Ranked":
+        return replace(self, keep=keep)
+
+
+@dataclass(frozen=True)
+class TopK(Ranked):
+    """Keep the best-scored fraction ``keep`` of each layer, exactly ``kept_count(numel, keep)`` weights.
+
+    of: "abs" ranks by |s| (edge-popup, Ramanujan et al. 2020); "raw" by s itself. Ties go to the lower flat index,
+    NaN ranks below every number.
+    """
+
+
+@dataclass(frozen=True)
+class Percentile(Ranked):
+    """Keep the scores at or above a percentile of their layer, all ties included: hidden-networks' GetSubnetFaster.
+
+    The threshold is the j-th smallest score, j = 1 + round(.01 * q * (numel - 1)), q = (1 - keep) * 100, in Python
+    floats with Python's rounding to even. So the count differs from TopK's by one at times, and tied scores are kept
+    or dropped together: of equal scores all are kept. There, q comes from the fraction REMOVED.
+    """
+
+    def kept(self, numel: int) -> int:
+        numel = int(numel)
+        return numel - round(0.01 * ((1 - self.keep) * 100) * (numel - 1)) if numel else 0
+
+    def cut(self, data: torch.Tensor, numel: int) -> Cut:
+        return Cut(data, self.of).with_ties(numel - 1)
+
+
+@dataclass(frozen=True)
+class GlobalTopK(Ranked):
+    """Keep the best-scored fraction ``keep`` of all layers together: one threshold, any share of a single layer.
+
+    The layers of one ``select_all`` call (of one model under ``share_selection``) whose rules are equal are ranked
+    together, exactly ``kept_count`` of their total; ties go to the earlier layer, then to the lower flat index.
+
+    at_least: the fraction of its own weights that every layer keeps, in [0, keep], 0 for no such floor. A layer whose
+    scores are on a smaller scale than the others' would keep nothing, and let nothing through. What floors take, the
+    other layers keep less. Raises TypeError, ValueError.
+    """
+
+    at_least: float = 0.0
+    together: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.at_least, bool) or not isinstance(self.at_least, (int, float)):
+            raise TypeError(f"at_least: expected a float in [0, keep], got {type(self.at_least).__name__}")
+        if not 0 <= self.at_least <= self.keep:
+            raise ValueError(f"at_least: expected a fraction in [0, {self.keep}], keep, got {self.at_least}")
+        object.__setattr__(self, "at_least", float(self.at_least))
+
+    def share(self, scores: torch.Tensor) -> None:
+        return None
+
+    def cuts(self, scores: list[torch.Tensor], ops) -> list[Cut]:
+        """One cut for each layer, all of one threshold: an index of -1 drops a layer's ties, its last keeps them all.
+
+        scores: float32, detached, of all layers that are ranked together; ops: the module. Copies them once.
+        """
+        if not self.at_least:
+            return self._ranked(scores, scores, ops)
+        # Floors first: what they keep is put above every number, and the rest is ranked for what is left. A layer's
+        # floor and its part of the whole are both its best scores, so the mask is that of the lower of the two cuts.
+        kept = [_kept(s.numel(), self.at_least) for s in scores]
+        floors = ops.select(scores, kept, [self.of] * len(scores), None).unbind()
+        held = [ops.mask_bits(s, floor, self.of) for s, floor in zip(scores, floors, strict=True)]
+        raised = [s.masked_fill(unpack_mask(bits, s.shape), math.inf) for s, bits in zip(scores, held, strict=True)]
+        cuts = self._ranked(scores, raised, ops)
+        return [_lower(cut, Cut(floor, self.of)) for cut, floor in zip(cuts, floors, strict=True)]
+
+    def _ranked(self, scores, ranked, ops):
+        joined = torch.cat([s.reshape(-1) for s in ranked])
+        cut = Cut(ops.select([joined], [self.kept(joined.numel())], [self.of], None)[0], self.of)
+        starts = itertools.accumulate((s.numel() for s in scores[:-1]), initial=0)
+        return [
+            cut.with_ties((cut.index - start).clamp(-1, s.numel() - 1)) for s, start in zip(scores, starts, strict=True)
+        ]
+
+
+def _lower(a, b):
+    """Of two cuts of one layer's scores, the one that keeps more."""
+    (key, index), (other_key, other_index) = a.data, b.data
+    keeps_more = (other_key < key) | ((other_key == key) & (other_index > index))
+    return Cut(torch.where(keeps_more, b.data, a.data), a.of)

@@ -1,0 +1,66 @@
+"""The rule of a fixed threshold, and where exactly it lies among the float32 numbers."""
+
+import math
+import struct
+from dataclasses import dataclass
+
+import torch
+
+from ..cut import Cut
+from .rule import Rule, checked_of
+
+
+@dataclass(frozen=True)
+class Threshold(Rule):
+    """Keep the weights with ``of(score) > cutoff``, strictly; NaN is never kept.
+
+    of: "sigmoid" (supermasks; ``cutoff`` in [0, 1], compared as s > logit(cutoff) in exact arithmetic), "abs" or "raw".
+    """
+
+    cutoff: float = 0.5
+    of: str = "sigmoid"
+
+    def __post_init__(self):
+        if isinstance(self.cutoff, bool) or not isinstance(self.cutoff, (int, float)):
+            raise TypeError(f"cutoff: expected a float, got {type(self.cutoff).__name__}")
+        checked_of(self.of, ("sigmoid", "abs", "raw"))
+        if math.isnan(self.cutoff) or (self.of == "sigmoid" and not 0 <= self.cutoff <= 1):
+            allowed = "a number in [0, 1]" if self.of == "sigmoid" else "a number"
+            raise ValueError(f"cutoff: expected {allowed}, got {self.cutoff}")
+        object.__setattr__(self, "cutoff", float(self.cutoff))
+
+    def select(self, scores: torch.Tensor, ops=None) -> Cut:
+        """The largest score that is not kept, and no tie of it kept: a constant, whatever the scores."""
+        data = torch.full((2,), -1, dtype=torch.int64, device=scores.device)
+        data[:1].fill_(self._largest_dropped_key())
+        return Cut(data, self.of)
+
+    def largest_dropped(self) -> float:
+        """The largest float32 that is not above the cutoff, on the scale of |s| (of="abs") or of s."""
+        return _float32_at_most(self._bound())
+
+    def _bound(self):
+        return _logit(self.cutoff) if self.of == "sigmoid" else self.cutoff
+
+    def _largest_dropped_key(self):
+        (bits,) = struct.unpack("<I", struct.pack("<f", self.largest_dropped()))
+        magnitude = bits & 0x7FFFFFFF
+        if self.of == "abs":
+            return 0 if self._bound() < 0 else magnitude + 1
+        return 0xFFFFFFFF - bits if bits >= 0x80000000 and magnitude else magnitude + 0x80000000
+
+
+def _logit(p):
+    if p == 0:
+        return -math.inf
+    return math.inf if p == 1 else math.log(p) - math.log1p(-p)
+
+
+def _float32_at_most(value):
+    """The largest float32 not above ``value``."""
+    if math.isinf(value):
+        return value
+    rounded = torch.tensor(value, dtype=torch.float64).to(torch.float32)
+    if rounded.item() > value:
+        rounded = torch.nextafter(rounded, torch.tensor(-math.inf))
+    return rounded.item()
