@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/draw.h"
+#include "cpu/fingerprint.h"
 #include "cpu/isa.h"
 #include "cpu/mask_bits.h"
 #include "cpu/read.h"
@@ -174,6 +175,11 @@ uint32_t read(const std::vector<RangeArg>& args, int threads) {
   return cpu::read(ranges, threads);
 }
 
+uint64_t fingerprint(uintptr_t scores, int64_t count) {
+  check("scores", scores, count);
+  return cpu::fingerprint(reinterpret_cast<const uint32_t*>(scores), count);
+}
+
 // addresses of value and gradient, moments, number of elements, and the update
 using ParameterArg = std::tuple<uintptr_t, uintptr_t, MomentsArg, int64_t, UpdateArg>;
 
@@ -291,6 +297,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
   m.def("isa_passed_over", &edgepop::cpu::passed_over);
   m.def("read", &edgepop::read, "The bits that any of the scores has: the read that benchmarks measure selection by.");
+  m.def("fingerprint", &edgepop::fingerprint, "A number that writes to most of the scores change.");
   m.def("select", &edgepop::select);
   m.def("step", &edgepop::step);
   m.def("draw", &edgepop::draw);

@@ -49,7 +49,7 @@ def score_layer(scores, rule=None):
 def expected_cut(layer):
     kept = layer.rule.kept(layer.ranked.numel())
     data = reference.select([layer.ranked.detach()], [kept], [layer.rule.of], None)[0]
-    return functional.ranked_cut(data, layer.rule, layer.ranked.numel()).data
+    return layer.rule.cut(data, layer.ranked.numel()).data
 
 
 def assert_knows(layer):
