@@ -14,13 +14,11 @@ import torch
 from PIL import Image
 from recipe_runs import NAME, RECIPE, rows, start, state
 from rich.console import Console
-from safetensors import safe_open
-from safetensors.torch import load_file
 from test_recipes_data import mnist_files, write_files
 from typer.testing import CliRunner
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import cli, dense, files, plots, registry, trainer
+from edgepop_kernels.recipes import cli, files, plots, registry, trainer
 from edgepop_kernels.recipes.report import Report
 
 DENSE = ["--epochs", "2", "--widths", "16", "--threads", "1", "--no-plots", "--no-step-times"]
@@ -336,85 +334,6 @@ def test_recipes_lists_every_recipe_with_its_goal(edgepop):
         (first,) = (i for i, line in enumerate(lines) if line.startswith(f"{name} "))
         assert f"{entry.recipe.model} on {entry.recipe.dataset}" in lines[first]
         assert f"aims at: {entry.goal} ({entry.source})" in lines[first + 1]
-
-
-@pytest.fixture
-def trained(edgepop, tmp_path):
-    assert edgepop("train", *QUICK, "--keep", "0.3").exit_code == 0
-    return tmp_path / "runs" / NAME
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_export_gives_a_plain_network_with_the_same_answers(edgepop, trained, tmp_path, suffix):
-    with ek.use_backend("reference"):
-        result = edgepop("export", trained, "--output", f"new/net{suffix}", "--masks", "--checkpoint", "last")
-    assert result.exit_code == 0, result.output
-    assert result.stdout.split() == [f"new/net{suffix}", f"new/net-masks{suffix}"]
-    if suffix == ".pt":
-        weights, masks = (torch.load(tmp_path / f"new/net{part}.pt", weights_only=True) for part in ("", "-masks"))
-    else:
-        weights, masks = (load_file(tmp_path / f"new/net{part}.safetensors") for part in ("", "-masks"))
-        with safe_open(tmp_path / "new/net.safetensors", "pt") as file:
-            assert json.loads(file.metadata()["config"])["keep"] == 0.3
-    saved = state(trained)
-    recipe = registry.from_dict(saved["config"])
-    plain = dense.plain_network(recipe, (1, 8, 8), 10)
-    plain.load_state_dict(weights)
-    masked = recipe.network((1, 8, 8), 10)
-    masked.load_state_dict(saved["model"])
-    x = torch.randn(5, 1, 8, 8)
-    with ek.use_backend("reference"):
-        torch.testing.assert_close(plain(x), masked(x))
-    for name, bits in masks.items():
-        mask = ek.unpack_mask(bits, weights[f"{name}.weight"].shape)
-        assert mask.sum() == ek.kept_count(mask.numel(), 0.3)
-        assert torch.equal(weights[f"{name}.weight"], saved["model"][f"{name}.weight"] * mask)
-
-
-def test_exported_masks_are_those_of_the_exported_weights(edgepop, tmp_path):
-    """Also of a rule that draws, whose masks differ each time they are asked for."""
-    assert edgepop("train", "supermask-bernoulli-digits", *QUICK, "--rescale").exit_code == 0
-    assert edgepop("export", "runs/supermask-bernoulli-digits", "--output", "net.pt", "--masks").exit_code == 0
-    weights, masks = (torch.load(tmp_path / f"net{part}.pt", weights_only=True) for part in ("", "-masks"))
-    assert list(masks) == ["fc1", "fc2"]
-    for name, bits in masks.items():
-        weight = weights[f"{name}.weight"]
-        mask = ek.unpack_mask(bits, weight.shape)
-        assert 0 < mask.sum() < mask.numel()
-        assert torch.equal(weight != 0, mask)
-
-
-def test_export_errors_are_one_sentence(edgepop, trained, tmp_path):
-    assert_refused(edgepop("export", "nowhere"), "the run folder nowhere does not exist")
-    assert_refused(edgepop("export", tmp_path), "has neither best-validation.pt nor best-test.pt")
-    assert_refused(edgepop("export", tmp_path, "--checkpoint", "last"), "cannot read", "last.pt")
-    assert_refused(edgepop("export", trained, "--output", "net.onnx"), "net.onnx", ".pt or .safetensors")
-    assert_refused(
-        edgepop("export", trained, "--checkpoint", "worst"), "--checkpoint: expected one of last, best, first"
-    )
-    (trained / "best-test.pt").write_bytes((trained / "best-test.pt").read_bytes()[:-99])
-    assert_refused(edgepop("export", trained), "best-test.pt is corrupt", "last.pt (epoch 2) is good")
-    assert edgepop("train", "dense-digits", *DENSE).exit_code == 0
-    assert_refused(edgepop("export", "runs/dense-digits", "--masks"), "has no masks to export")
-
-
-def test_an_export_never_replaces_a_checkpoint(edgepop, trained, tmp_path):
-    before = {file.name: file.read_bytes() for file in trained.iterdir()}
-    assert {"best-test.pt", "first.pt", "last.pt"} < set(before)
-    (tmp_path / "link").symlink_to(trained)
-    (tmp_path / "moved").mkdir()
-    (tmp_path / "moved" / "last.pt").write_bytes(before["last.pt"])  # a checkpoint on its own is exported too
-    for source, output in (
-        (trained, trained / "last.pt"),
-        (trained, tmp_path / "runs" / ".." / "link" / "best-validation.pt"),
-        ("moved", trained / "first.pt"),  # of another run
-        ("moved", "moved/best-test.pt"),  # one that is not there yet
-    ):
-        refused = edgepop("export", source, "--output", output, "--checkpoint", "last")
-        assert_refused(refused, f"cannot export to {output}", "a checkpoint of a run", "expected another name")
-    assert {file.name: file.read_bytes() for file in trained.iterdir()} == before
-    assert sorted(os.listdir(tmp_path / "moved")) == ["last.pt"]
-    assert edgepop("export", trained, "--output", "elsewhere/last.pt").exit_code == 0
 
 
 def test_bench_hands_its_arguments_to_pytest(edgepop, monkeypatch):

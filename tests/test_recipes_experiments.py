@@ -165,8 +165,9 @@ def test_a_comparison_has_no_network_to_export(tmp_path, monkeypatch):
     command = ["train", name, "--epochs", "1", "--widths", "8", "--threads", "1", "--no-plots"]
     assert CliRunner().invoke(cli.app, command).exit_code == 0
     before = sorted(os.listdir(f"runs/{name}"))
-    for arguments in ([], ["--masks", "--checkpoint", "first"]):
-        done = CliRunner().invoke(cli.app, ["export", f"runs/{name}", *arguments])
+    assert "finished.pt" in before
+    for place, *arguments in ((name,), (name, "--masks", "--checkpoint", "first"), (f"{name}/finished.pt",)):
+        done = CliRunner().invoke(cli.app, ["export", f"runs/{place}", *arguments])
         assert done.exit_code == 2
         assert done.stderr == (
             f"edgepop: runs/{name} is a comparison of several trainings (bayesian-tickets): it keeps their accuracies, "

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 import edgepop_kernels as ek
 
-from . import checkpoint, cli_recipes, cli_settings, data, export, job, parallel, registry
+from . import cli_recipes, cli_saved, cli_settings, data, job, parallel, registry
 from .errors import ConfigError, Interrupted, UserError
 from .experiments import Experiment
 from .report import Report
@@ -162,18 +162,7 @@ def recipes(
         typer.echo(line)
 
 
-@app.command(name="export")
-def export_run(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    output: Annotated[Path | None, typer.Option(help="A .pt or .safetensors file; default: in the run folder.")] = None,
-    which: Annotated[str, typer.Option("--checkpoint", help=f"{', '.join(checkpoint.NAMES)}.")] = "best",
-    masks: Annotated[bool, typer.Option(help="Write the masks too, packed to 1 bit per weight.")] = False,
-):
-    """Write a trained run as plain torch weights (W * M)."""
-    if which not in checkpoint.NAMES:
-        raise ConfigError(f"--checkpoint: expected one of {', '.join(checkpoint.NAMES)}, got {which!r}")
-    for file in export.export(run, which, output, masks):
-        typer.echo(file)
+app.command(name="export")(cli_saved.export_run)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

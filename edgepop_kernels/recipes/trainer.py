@@ -139,6 +139,8 @@ class Trainer:
             "data_digest": self.data_digest,
             "image": list(self.data.image),
             "classes": self.data.classes,
+            "class_names": self.data.class_names and list(self.data.class_names),
+            "preprocessing": self.batches.preprocessing(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,

@@ -1,0 +1,35 @@
+"""The commands for what runs have saved: `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import checkpoint, export, exported
+from .errors import ConfigError
+
+Which = Annotated[
+    str | None,
+    typer.Option("--checkpoint", help=f"{', '.join(checkpoint.NAMES)}; of a run folder.", show_default="best"),
+]
+
+
+def export_run(
+    run: Annotated[Path, typer.Argument(help="A run folder, or a checkpoint of one.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A .pt or .safetensors file.", show_default="beside the checkpoint")
+    ] = None,
+    which: Which = None,
+    masks: Annotated[bool, typer.Option(help="Write the masks too, packed to 1 bit per weight.")] = False,
+):
+    """Write a trained run as plain torch weights (W * M), and what one has to know to use them."""
+    for file in export.export(run, _known(which), output, masks):
+        typer.echo(file)
+        if exported.description(file) != file:
+            typer.echo(f"{exported.description(file)}: what one has to know to use {file.name}", err=True)
+
+
+def _known(which: str | None) -> str | None:
+    if which not in (None, *checkpoint.NAMES):
+        raise ConfigError(f"--checkpoint: expected one of {', '.join(checkpoint.NAMES)}, got {which!r}")
+    return which

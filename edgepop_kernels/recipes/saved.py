@@ -1,0 +1,37 @@
+"""The checkpoints of runs, found by the run's folder or by their own file."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import checkpoint, experiments, registry, runs
+from .config import Recipe
+from .errors import ConfigError, UserError
+
+
+class Saved(NamedTuple):
+    """A checkpoint: its file, what that holds, and the recipe of its run."""
+
+    file: Path
+    state: dict[str, Any]
+    recipe: Recipe
+
+
+def find(place: Path, name: str | None = None) -> Saved:
+    """The checkpoint ``name`` (None: the best) of the run folder ``place``, or the one in the file ``place``.
+
+    Raises UserError; ConfigError where a file is given and a name beside it.
+    """
+    is_file = place.is_file() or (place.suffix == ".pt" and not place.is_dir())
+    folder = place.parent if is_file else place
+    if is_file and name is not None:
+        raise ConfigError(f"--checkpoint: leave it out beside the file of one, {place}, got {name!r}")
+    if not folder.is_dir():
+        raise UserError(f"the run folder {folder} does not exist")
+    name = name or "best"
+    file = place if is_file else checkpoint.path(folder, name)
+    if runs.is_run(folder) and not file.exists():
+        experiments.refuse_comparison(folder, registry.from_dict(runs.read_record(folder)["config"]))
+    state = checkpoint.load(file) if is_file else checkpoint.load_run(folder, name)
+    recipe = registry.from_dict(state["config"])
+    experiments.refuse_comparison(folder, recipe)
+    return Saved(file, state, recipe)
