@@ -5,6 +5,9 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +142,16 @@ def test_killed_at_any_write_it_resumes_to_the_same_files(tmp_path, after):
         assert_same_comparison(folder / TICKETS, tmp_path / TICKETS)
     # Of three trainings: a save under way, the state, and two or three tables; at the end tables, summary and results.
     assert number - 3 == 3 * 4 + 2 + 3 + 1 + 3
+
+
+def test_killed_by_the_system_at_any_moment_it_resumes_to_the_same_files():
+    """Three of what ``python tests/kill_runs.py 20 SEED comparison`` does; in a process of its own, for it forks."""
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests), str(tests.parent)])
+    command = [sys.executable, str(tests / "kill_runs.py"), "3", "1", "comparison"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": the same") == 3
 
 
 def test_killed_again_and_again_it_resumes_to_the_same_files(straight, tmp_path):
