@@ -17,7 +17,7 @@ class ConfigError(UserError, ValueError):
 
 
 class NotFinite(UserError):
-    """The loss of a step was NaN or infinite."""
+    """A loss, or what trains, is NaN or infinite."""
 
 
 class Interrupted(Exception):

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checkpoint, plots
+from . import checkpoint, finite, plots
 from .config import Recipe, When, choice, setting
 from .data import Batches, Dataset
 from .data.batches import generator
@@ -153,13 +153,14 @@ def fit(
         place = _Place(**begun["place"])
         checkpoint.set_random_state(begun["random"])
     right = torch.tensor(place.right, device=batches.mean.device)
-    finite = torch.tensor(True, device=batches.mean.device)  # looked at once an epoch, and before a save
+    loss_finite = torch.tensor(True, device=batches.mean.device)  # looked at once an epoch, and before a save
 
     def check_finite() -> None:
-        if not finite:
+        if not loss_finite:
             raise NotFinite(
                 f"the loss is not a finite number in epoch {place.epoch + 1}: try a lower lr than {recipe.lr:g}"
             )
+        finite.check(model, optimizer, place.epoch, recipe.lr)
 
     def state() -> dict:
         check_finite()
@@ -181,7 +182,7 @@ def fit(
             optimizer.step()
             right += (logits.argmax(1) == labels).sum()
             place.step += 1
-            finite &= loss.isfinite()
+            loss_finite &= loss.isfinite()
             session.step(place.epoch, place.step, batches.steps(), state)
         check_finite()
         place.train.append(right.item() / len(batches.data.train))

@@ -11,7 +11,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 
-from . import checkpoint
+from . import checkpoint, finite
 from .config import Recipe
 from .data import WHOLE, Batches, Dataset, ImageFolder, Part, Share
 from .errors import ConfigError, NotFinite, UserError
@@ -48,6 +48,7 @@ class Trainer:
             )
         self.data_digest = data.digest()
         self.model = make_network(recipe, data, device)
+        finite.check_drawn(self.model)
         self.optimizer = make_optimizer(recipe, self.model)
         self.parallel = world.wrap(self.model)
         self.random = PartRandom(self.model, device) if self.share.parts > 1 else None
@@ -75,7 +76,7 @@ class Trainer:
             self.first_bad = torch.where((self.first_bad < 0) & ~sums[0].isfinite(), self.step, self.first_bad)
             self.step += 1
             if self.step % CHECK_EVERY == 0:
-                self.check_finite()
+                self._check_loss()
             on_step()
         if parts is None:
             return False
@@ -124,7 +125,12 @@ class Trainer:
         self._start_sums()
 
     def check_finite(self) -> None:
-        """NotFinite, naming epoch and step, where the loss of some step of this epoch was NaN or infinite."""
+        """NotFinite, naming what and where, for a loss of this epoch, a parameter, a buffer or a state of the optimizer
+        that is NaN or infinite: to be called before anything is saved."""
+        self._check_loss()
+        self.world.each(lambda: finite.check(self.model, self.optimizer, self.epoch, self.recipe.lr))
+
+    def _check_loss(self) -> None:
         bad = [step for step in map(int, self.world.gather(self.first_bad)) if step >= 0]
         if bad:
             raise NotFinite(
