@@ -67,6 +67,11 @@ BAD = {
     "conv x a list": (lambda: VariationalConv2d(4, 8, 3)([1.0]), TypeError, "x: expected a torch.Tensor, got list"),
     "conv stride 0": (lambda: VariationalConv2d(3, 4, 3, stride=(1, 0)), ValueError, "stride: expected at least 1"),
     "conv kernel of three": (lambda: VariationalConv2d(3, 4, (3, 3, 3)), TypeError, "kernel_size: "),
+    "conv dilation of one": (
+        lambda: VariationalConv2d(3, 4, 3, dilation=(2,)),
+        TypeError,
+        "dilation: expected a whole",
+    ),
     "conv padding -1": (lambda: VariationalConv2d(3, 4, 3, padding=-1), ValueError, "padding: expected at least 0"),
     "conv groups": (lambda: VariationalConv2d(3, 4, 3, groups=0), ValueError, "groups: expected at least 1, got 0"),
     "kl of a plain network": (lambda: bayesian.kl(nn.Linear(6, 3)), ValueError, "model: "),

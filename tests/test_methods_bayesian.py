@@ -331,6 +331,20 @@ def test_a_ticket_has_the_hooks_of_its_posterior():
     assert calls == list(zip(names, [ticket[0], ticket[0], ticket[2], ticket, ticket[2]], strict=True))
 
 
+def test_a_ticket_lies_in_memory_as_its_posterior_does():
+    posterior = nn.Sequential(VariationalConv2d(3, 4, 3), nn.ReLU()).to(memory_format=torch.channels_last)
+    ticket = bayesian.ticket(posterior, bayesian.initial_means(posterior), "magnitude", 0.5)
+    for t in (ticket[0].weight, ticket[0].scores):
+        assert t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    plain = bayesian.ticket(
+        posterior.to(memory_format=torch.contiguous_format),
+        {"0.weight": ticket[0].weight, "0.bias": ticket[0].bias},
+        "magnitude",
+        0.5,
+    )
+    assert torch.equal(plain[0].mask(), ticket[0].mask()) and plain[0].weight.is_contiguous()
+
+
 def test_a_ticket_has_the_dtype_of_its_posterior():
     posterior = nn.Sequential(VariationalConv2d(3, 4, 3, dtype=torch.bfloat16), nn.ReLU()).eval()
     ticket = bayesian.ticket(posterior, bayesian.initial_means(posterior), "low_variance", 0.5)

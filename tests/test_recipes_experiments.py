@@ -34,6 +34,19 @@ def test_bayesian_tickets_compare_whole_and_masked(digits):
     assert recipe.run(digits, CPU) == result
 
 
+def test_bayesian_tickets_of_a_convolutional_network(digits):
+    """All layers are ranked together. A network with a norm is refused: it would carry what the posterior learned."""
+    settings = dict(model="small-conv", width_multiplier=0.25, epochs=3, keep=0.3, channels_last=True)
+    result = bayesian_tickets.BayesianTickets(**settings).run(digits, CPU)
+    posterior, unmasked, masked = result.charts[0].lines.values()
+    assert posterior[-1] > 0.5 and unmasked[-1] > 0.5 and masked[-1] > 0.3
+    sizes = {"conv1": 8 * 9, "conv2": 8 * 16 * 9, "fc1": 16 * 16 * 32, "fc2": 32 * 10}
+    assert {name: size for name, _, size in result.layers} == sizes
+    assert sum(kept for _, kept, _ in result.layers) == ek.kept_count(sum(sizes.values()), 0.3)
+    with pytest.raises(ConfigError, match=r"^model: expected one of mlp, small-conv, .*, got 'cifar-resnet18'"):
+        bayesian_tickets.BayesianTickets(model="cifar-resnet18")
+
+
 def test_supermask_init_fine_tunes_the_best_mask(digits):
     recipe = supermask_init.SupermaskInit(widths=(32,), epochs=5, fine_tune_lr=1e-6, patience=5)
     test, training = recipe.run(digits, CPU).charts

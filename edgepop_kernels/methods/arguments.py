@@ -17,8 +17,8 @@ def whole(name: str, value: int, least: int, most: int | None = None, why: str =
 
 def pair(name: str, value: int | tuple[int, int], least: int) -> None:
     """An int of at least ``least``, or two."""
-    values = value if isinstance(value, (tuple, list)) else (value,)
-    if len(values) not in (1, 2) or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+    values = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise TypeError(f"{name}: expected a whole number or two, got {value!r}")
     if min(values) < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")

@@ -48,7 +48,7 @@ class VariationalLayer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
 
     def masked(self, rule: ek.GlobalTopK | ek.TopK) -> nn.Module:
-        """An untrained masked layer of this one's geometry, device and dtype."""
+        """An untrained masked layer of this one's geometry, device, dtype and memory format."""
         raise NotImplementedError(f"{type(self).__name__} does not say which masked layer takes its place")
 
     def check_input(self, x: Tensor) -> None:
@@ -174,7 +174,7 @@ class VariationalConv2d(VariationalLayer):
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def masked(self, rule: ek.GlobalTopK | ek.TopK) -> ek.FusedSubnetConv:
-        return ek.FusedSubnetConv(
+        layer = ek.FusedSubnetConv(
             self.in_channels,
             self.out_channels,
             self.kernel_size,
@@ -188,6 +188,9 @@ class VariationalConv2d(VariationalLayer):
             self.mu.dtype,
             rule=rule,
         )
+        if self.mu.is_contiguous(memory_format=torch.channels_last) and not self.mu.is_contiguous():
+            layer.to(memory_format=torch.channels_last)
+        return layer
 
     def check_input(self, x: Tensor) -> None:
         arguments.real("x", x)

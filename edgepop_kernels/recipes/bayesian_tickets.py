@@ -4,19 +4,19 @@ The comparison of the blog post "Finding lottery tickets, the Bayesian way" (sce
 not published; the layers are those of ``methods.bayesian``.
 """
 
-import itertools
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from ..methods import bayesian
+from . import models
 from .checkpoint import seed_everything
 from .config import Entry, choice, positive, setting
 from .data import Batches, Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
+from .layers import Layers
 from .session import Outcome, Session
 from .trainer import kept_per_layer
 
@@ -28,7 +28,8 @@ class BayesianTickets(Experiment):
 
     method: ClassVar[str] = "bayesian-tickets"
 
-    model: str = choice("mlp", ("mlp",), "network")
+    # What a norm learns with the posterior would go into the tickets, which are to start as the posterior did.
+    model: str = choice("mlp", models.WITHOUT_NORM, "network")
     keep: float = setting(0.2, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
     criterion: str = choice("low_variance", bayesian.CRITERIA, "what ranks the weights")
     lr: float = positive(0.001, "learning rate at its highest")
@@ -47,11 +48,9 @@ class BayesianTickets(Experiment):
 
     def _compare(self, data, device, session, criteria):
         seed_everything(self.seed)
-        sizes = (torch.Size(data.image).numel(), *self.widths, data.classes)
-        layers: list[nn.Module] = [nn.Flatten()]
-        for narrow, wide in itertools.pairwise(sizes):
-            layers += [bayesian.VariationalLinear(narrow, wide), nn.ReLU()]
-        posterior = self.place(nn.Sequential(*layers[:-1]), device)
+        layers = Layers(conv=bayesian.VariationalConv2d, linear=bayesian.VariationalLinear)
+        sizes = dict(widths=self.widths, width_multiplier=self.width_multiplier)
+        posterior = self.place(models.build(self.model, data.image, data.classes, layers, **sizes), device)
         means = bayesian.initial_means(posterior)
         batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
         examples = len(data.train)

@@ -18,7 +18,8 @@ CONV_HEAD = (256, 256)
 SMALL_CONV_CHANNELS = (32, 64)
 SMALL_CONV_HEAD = (128,)
 
-MODELS = ("mlp", "small-conv", "lenet", "conv2", "conv4", "conv6", "conv8", *resnets.RESNETS)
+WITHOUT_NORM = ("mlp", "small-conv", "lenet", "conv2", "conv4", "conv6", "conv8")
+MODELS = (*WITHOUT_NORM, *resnets.RESNETS)
 
 
 def build(
