@@ -29,7 +29,7 @@ from recipe_runs import NAME, RECIPE, assert_same_run, resume, rows, start, stat
 from edgepop_kernels.recipes import comparison, data
 
 KILLS = 3
-SETTINGS = RECIPE.override(epochs=6, backend="auto")
+SETTINGS = RECIPE.override(epochs=6, backend="auto", validation=200)
 COMPARED = "lottery-tickets-digits"
 
 

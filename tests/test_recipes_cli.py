@@ -322,7 +322,7 @@ def test_resume_refuses_another_setting_by_name(edgepop):
 
 
 def test_a_defect_is_not_dressed_up_as_a_user_error(edgepop, monkeypatch):
-    monkeypatch.setattr(trainer, "sums_over_test", lambda *_: 1 / 0)
+    monkeypatch.setattr(trainer, "sums_over", lambda *_: 1 / 0)
     assert isinstance(edgepop("train", *QUICK).exception, ZeroDivisionError)
 
 

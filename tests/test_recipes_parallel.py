@@ -58,7 +58,7 @@ def test_two_processes_equal_one_that_computes_the_same_two_parts(together, tmp_
     start(tmp_path, recipe.override(accumulate=2), name=run.name)
     one, two = state(tmp_path / run.name), state(run)
     assert one["history"][0]["epoch"] == 1 and one["epoch"] == 1
-    for part in ("model", "optimizer", "random", "best"):
+    for part in ("model", "optimizer", "random", "masks"):
         assert_same(two[part], one[part], part)
     assert rows(run.parent / "results.csv") == rows(tmp_path / "results.csv")
 

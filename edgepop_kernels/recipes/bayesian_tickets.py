@@ -17,8 +17,8 @@ from .config import Entry, choice, positive, setting
 from .data import Batches, Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .layers import Layers
+from .masks import kept_per_layer
 from .session import Outcome, Session
-from .trainer import kept_per_layer
 
 
 @dataclass(frozen=True, kw_only=True)

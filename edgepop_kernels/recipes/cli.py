@@ -151,7 +151,7 @@ def recipes(
     method: Annotated[str | None, typer.Option(metavar="NAME", help="Only recipes of this method.")] = None,
     dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Only recipes of this data set.")] = None,
 ):
-    """List the recipes, what each aims at, and who published that; or show one."""
+    """List the recipes, what each aims at, who published that and what picks the best epoch; or show one."""
     if recipe is None:
         lines = cli_recipes.listing(method, dataset)
     elif method is None and dataset is None:

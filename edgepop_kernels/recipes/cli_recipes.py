@@ -28,6 +28,7 @@ def listing(method: str | None, dataset: str | None) -> Iterator[str]:
     for name, (recipe, goal, source) in found.items():
         yield from _wrapped(f"{name:<{indent}}{_short(recipe)}", indent)
         yield from _wrapped(f"    aims at: {goal} ({source})", 8)
+        yield from _wrapped(f"    {registry.picks(recipe)}", 8)
 
 
 def details(name: str) -> Iterator[str]:
@@ -42,6 +43,7 @@ def details(name: str) -> Iterator[str]:
     yield from _wrapped(f"method    {recipe.method}. {' '.join(about.split())}", 10)
     yield from _wrapped(f"aims at   {goal}", 10)
     yield from _wrapped(f"source    {source}", 10)
+    yield from _wrapped(f"protocol  {registry.picks(recipe)}", 10)
     yield f"train it  edgepop train {name}{where}"
     for title, fields in cli_settings.grouped(recipe.in_effect()).items():
         if fields:

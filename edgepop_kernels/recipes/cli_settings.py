@@ -149,5 +149,5 @@ def _row(field: dataclasses.Field, value: Any, more: str = "") -> tuple[str, str
     text = field.metadata["help"]
     if isinstance(field.default, bool):
         return f"--[no-]{option(field.name)[2:]}", f"{text}{more}", "on" if value else "off"
-    name = f"{option(field.name)} {_KINDS[type(field.default)]}"
+    name = f"{option(field.name)} {_KINDS[field.metadata['kind']]}"
     return name, f"{text}: {field.metadata['allowed']}{more}", _text(value)

@@ -15,7 +15,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 
-from .data import DATASETS
+from .data import DATASETS, usual_validation
 from .errors import ConfigError
 from .models import MODELS
 
@@ -55,15 +55,18 @@ def setting(
     allowed: str,
     check: Callable[[Any], bool],
     *,
+    kind: type | None = None,
     panel: str | None = None,
     when: When = ALWAYS,
 ) -> Any:
     """A field: its default, its help text, and what values are allowed, in words and as a test.
 
-    panel: the group of the command line's help that it stands in; None: that of the field which it redefines, else the
-    method's. when: where it has an effect; elsewhere it may not be asked for.
+    kind: type of its values, where the default is a word for a value that is known later. panel: the group of the
+    command line's help that it stands in; None: that of the field which it redefines, else the method's. when: where it
+    has an effect; elsewhere it may not be asked for.
     """
-    metadata = {"help": text, "allowed": allowed, "check": check, "panel": panel, "when": when}
+    kind = kind or type(default)
+    metadata = {"help": text, "allowed": allowed, "check": check, "kind": kind, "panel": panel, "when": when}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -96,6 +99,17 @@ class Recipe:
 
     dataset: str = choice("digits", DATASETS, "data set", panel="Data")
     image_size: int = whole(224, 1, "side of the crops, in pixels", panel="Data", when=only("dataset", "imagenet"))
+    validation: int | str = setting(
+        "auto",
+        "training images held out to pick the best epoch by; 0: the test set picks it; auto: 5000 of 50000 or more",
+        "auto or a whole number, at least 0",
+        lambda value: value >= 0,
+        kind=int,
+        panel="Data",
+    )
+    limit_images: int = whole(
+        0, 0, "for a smoke test, how many of the first training and test images to use; 0: all", panel="Data"
+    )
     model: str = choice("mlp", MODELS, "network", panel="Network")
     widths: tuple[int, ...] = setting(
         (300, 100),
@@ -109,6 +123,7 @@ class Recipe:
         1.0, "factor on the channels of the conv networks", panel="Network", when=but("model", "mlp")
     )
     epochs: int = whole(30, 1, "passes over the training set", panel="Training")
+    max_steps: int = whole(0, 0, "for a smoke test, steps after which training ends; 0: no limit", panel="Training")
     batch_size: int = whole(64, 1, "images per step, of all processes together", panel="Training")
     accumulate: int = whole(
         1, 1, "parts that each process computes its share of a batch in, to need less memory", panel="Training"
@@ -202,6 +217,10 @@ class Recipe:
         """The settings that have an effect beside the values of the others."""
         return [field for field in dataclasses.fields(self) if field.metadata["when"].holds(self)]
 
+    def resolved(self, images: int) -> "Recipe":
+        """With the number of validation images for a training set of so many images."""
+        return self.override(validation=usual_validation(images)) if self.validation == "auto" else self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values of the settings in effect, and the method's name: what JSON and checkpoints hold."""
         settings = {field.name: getattr(self, field.name) for field in self.in_effect()}
@@ -244,7 +263,9 @@ class Entry(NamedTuple):
 
 def _checked(field: dataclasses.Field, value: Any) -> Any:
     """The value with the field's type. Its text form (command line) and its JSON form (checkpoint) are welcome."""
-    kind = type(field.default)
+    kind = field.metadata["kind"]
+    if kind is not type(field.default) and value == field.default:
+        return value
     try:
         if kind is tuple:
             value = tuple(int(part) for part in value.split(",")) if isinstance(value, str) else tuple(value)

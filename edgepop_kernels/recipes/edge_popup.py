@@ -30,7 +30,7 @@ INITS = {
 }
 # Of the residual networks of the papers on edge-popup and Discovering Neural Wirings.
 IMAGENET = dict(dataset="imagenet", epochs=100, batch_size=256, lr=0.256, momentum=0.875, weight_decay=1 / 32768)
-IMAGENET |= dict(warmup=5, label_smoothing=0.1)
+IMAGENET |= dict(warmup=5, label_smoothing=0.1, validation=0)
 SCALABLE = tuple(name for name, (_, scalable) in INITS.items() if scalable)
 SCALES = ("none", "paper", "hidden-networks")
 
@@ -74,8 +74,8 @@ class EdgePopup(Recipe):
 
 
 _PAPER = "Ramanujan et al. 2020 (arXiv 1911.13299)"
-_MNIST = dict(dataset="mnist", epochs=100, batch_size=128)
-_CIFAR10 = dict(dataset="cifar10", epochs=100, batch_size=128)
+_MNIST = dict(dataset="mnist", epochs=100, batch_size=128, validation=0)
+_CIFAR10 = dict(dataset="cifar10", epochs=100, batch_size=128, validation=0)
 # ImageNet top-1 at 30 % kept, as the authors list it: signed constants, Kaiming normal.
 _IMAGENET_GOALS = {
     "resnet50": ("68.6 %", "61.7 %"),
@@ -90,13 +90,21 @@ RECIPES = (
         "edge-popup-mnist": Entry(EdgePopup(**_MNIST), "no published table", f"{_PAPER}, configuration FC"),
         "edge-popup-lenet": Entry(
             EdgePopup(
-                model="lenet", dataset="mnist", epochs=14, batch_size=64, weight_decay=5e-4, init="kaiming_normal"
+                model="lenet",
+                dataset="mnist",
+                epochs=14,
+                batch_size=64,
+                weight_decay=5e-4,
+                init="kaiming_normal",
+                validation=0,
             ),
             "no published number",
             "hidden-networks' one-file MNIST example",
         ),
         "edge-popup-fashion-mnist": Entry(
-            EdgePopup(**_MNIST | {"dataset": "fashion-mnist"}), "no published number", "this project"
+            EdgePopup(**_MNIST | {"dataset": "fashion-mnist", "validation": "auto"}),
+            "no published number",
+            "this project",
         ),
     }
     | {

@@ -44,6 +44,9 @@ class Result:
         return list(self.variants.values())[-1].layers
 
 
+_ONE_TRAINING = When("recipes of one training", lambda recipe: False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Recipe):
     """A recipe of several trainings: ``compare`` instead of ``network``. Adam at a constant rate, no weight decay."""
@@ -53,11 +56,18 @@ class Experiment(Recipe):
         "parts of a batch",
         "1, a comparison computes whole batches",
         lambda value: value == 1,
-        when=When("recipes of one training", lambda recipe: False),
+        when=_ONE_TRAINING,
     )
     optimizer: str = choice("adam", ("sgd", "adam"), "optimizer")
     weight_decay: float = setting(
         0.0, "weight decay on what trains", "a number, at least 0", lambda value: 0 <= value < math.inf
+    )
+
+    validation: int = setting(
+        0, "held out", "0, a comparison picks no epoch", lambda value: value == 0, when=_ONE_TRAINING
+    )
+    max_steps: int = setting(
+        0, "steps", "0, a comparison trains whole epochs", lambda value: value == 0, when=_ONE_TRAINING
     )
 
     def trainings(self) -> int:

@@ -12,8 +12,8 @@ from . import checkpoint, exported, resnets, runs, saved
 from .config import Recipe
 from .errors import UserError
 from .files import make_folder
+from .masks import masked_layers
 from .saved import Saved
-from .trainer import masked_layers
 
 # Settings that a network follows from, beside those of its method.
 _SIZES = ("widths", "width_multiplier")

@@ -107,7 +107,7 @@ def append_csv(path: Path, columns: list[str], row: dict, key: tuple[str, ...]) 
 
 
 def read_csv(path: Path, columns: list[str]) -> list[dict]:
-    """Rows of a table this program wrote; another header is a UserError."""
+    """Rows of a table with these columns that this program wrote; another header is a UserError."""
     try:
         rows = csv.DictReader(io.StringIO(read_bytes(path).decode()), strict=True)
         table = list(rows)

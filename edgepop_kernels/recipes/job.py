@@ -17,9 +17,10 @@ from .errors import ConfigError, Interrupted, NotFinite, UserError
 from .experiments import Experiment
 from .files import locked, write_atomic
 from .interrupt import Stop
+from .masks import kept_per_layer
 from .parallel import World
 from .report import Report, Summary
-from .trainer import Trainer, frozen_digest, kept_per_layer
+from .trainer import Trainer, frozen_digest
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ def start(name: str, recipe: Recipe, images: Path | None, folder: Path, outputs:
         device = world.each(lambda: _prepare(recipe, outputs, world))
         recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
         held.enter_context(_backend(recipe))
-        dataset = world.each(lambda: data.load(recipe.dataset, images, recipe.image_size))
+        dataset = world.each(lambda: _load(recipe, images))
         trainer = Trainer(recipe, dataset, device, world)
         run = world.lead(lambda: runs.create(folder, name))
         world.lead(lambda: held.enter_context(locked(run, wait=False)))
-        record = _record(name, recipe, images, _environment(device, world))
+        record = _record(name, trainer.recipe, images, _environment(device, world))
         state = trainer.state()
         world.lead(lambda: runs.write_record(run, record))
         world.lead(lambda: checkpoint.save(run, ["first", "last"], state))
@@ -62,7 +63,7 @@ def experiment(
         device = _prepare(recipe, outputs, world)
         recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
         held.enter_context(_backend(recipe))
-        dataset = data.load(recipe.dataset, images, recipe.image_size)
+        dataset = _load(recipe, images)
         run = runs.create(folder, name)
         held.enter_context(locked(run, wait=False))
         record = _record(name, recipe, images, _environment(device, world))
@@ -118,7 +119,7 @@ def resume(
         device = world.each(lambda: _prepare(recipe, outputs, world))
         held.enter_context(_backend(recipe))
         place_now = images or (Path(record["data"]) if record["data"] else None)
-        dataset = world.each(lambda: data.load(recipe.dataset, place_now, recipe.image_size))
+        dataset = world.each(lambda: _load(recipe, place_now))
         for name, here in _environment(device, world).items():
             if record["environment"].get(name) != here:
                 was = record["environment"].get(name)
@@ -151,8 +152,10 @@ def _conclude(trainer: Trainer, run: Path, record: dict, outputs: Outputs, repor
     summary = _summarise(trainer)
     write_atomic(run / "summary.json", (json.dumps(summary.to_dict(), indent=2) + "\n").encode())
     runs.append_result(run.parent, _result_row(trainer, run, record, summary))
-    pictures = [*plots.draw(run), *trainer.recipe.pictures(trainer.model, run)] if outputs.plots else []
-    report.summary(summary, registry.goal(record["recipe"], trainer.recipe))
+    pictures = []
+    if outputs.plots:
+        pictures = plots.draw(run, trainer.history, summary.layers) + trainer.recipe.pictures(trainer.model, run)
+    report.summary(summary, registry.goal(record["recipe"], trainer.recipe, trainer.images))
     for picture in pictures:
         report.line(f"plot: {picture}")
     if summary.unchanged is False:
@@ -182,7 +185,7 @@ def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
         report.progress(trainer) as on_step,
         plots.scalars(run, tensorboard, trainer.epoch + 1) as scalars,
     ):
-        while trainer.epoch < trainer.recipe.epochs:
+        while not trainer.finished:
             try:
                 complete = trainer.train_epoch(stop, on_step)
                 if not complete:
@@ -192,14 +195,14 @@ def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
             if complete:
                 row = trainer.history[-1]
                 world.lead(lambda: runs.write_log(run, trainer.history))
-                report.epoch(row, trainer.recipe.epochs)
+                report.epoch(trainer)
                 scalars(row)
-            improved = complete and trainer.best_epoch == trainer.epoch
+            improved = complete and trainer.best["epoch"] == trainer.epoch
             # best before last: killed in between, the resumed run repeats the epoch and writes both again.
-            names, state = ["best-test", "last"] if improved else ["last"], trainer.state()
+            names, state = [f"best-{trainer.picked_on}", "last"] if improved else ["last"], trainer.state()
             world.lead(lambda names=names, state=state: checkpoint.save(run, names, state))
             stopped = world.agree(None, stop.requested is not None)
-            if stopped and trainer.epoch < trainer.recipe.epochs:
+            if stopped and not trainer.finished:
                 raise Interrupted(
                     f"stopped by {stop.requested or 'a signal'} after epoch {trainer.epoch}, step {trainer.step}; "
                     f"everything is saved in {last}: continue with `{world.command} train --resume {run}`"
@@ -208,9 +211,10 @@ def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
 
 def _summarise(trainer: Trainer) -> Summary:
     return Summary(
-        accuracy=trainer.history[-1]["test_accuracy"],
-        best_accuracy=trainer.best_accuracy,
-        best_epoch=trainer.best_epoch,
+        last=trainer.history[-1],
+        best=trainer.best,
+        picked_on=trainer.picked_on,
+        ended=trainer.ended,
         layers=kept_per_layer(trainer.model),
         frozen_before=trainer.frozen_digest,
         frozen_after=frozen_digest(trainer.model),
@@ -219,17 +223,15 @@ def _summarise(trainer: Trainer) -> Summary:
 
 def _result_row(trainer: Trainer, run: Path, record: dict, summary: Summary) -> dict:
     recipe = trainer.recipe.to_dict()
-    return {name: recipe.get(name, "") for name in runs.RESULT_COLUMNS} | {
+    about = {
         "run": run.name,
         "started": record["started"],
         "recipe": record["recipe"],
-        "test_accuracy": summary.accuracy,
-        "best_accuracy": summary.best_accuracy,
-        "best_epoch": summary.best_epoch,
         "kept": summary.kept,
         "weights": summary.weights,
         "weights_unchanged": "" if summary.unchanged is None else summary.unchanged,
     }
+    return {name: recipe.get(name, "") for name in runs.RESULT_COLUMNS} | summary.accuracies | about
 
 
 def _prepare(recipe: Recipe, outputs: Outputs, world: World) -> torch.device:
@@ -252,6 +254,10 @@ def _prepare(recipe: Recipe, outputs: Outputs, world: World) -> torch.device:
         )
     torch.cuda.set_device(world.local_rank)
     return torch.device(name, world.local_rank)
+
+
+def _load(recipe: Recipe, images: Path | None) -> data.Dataset | data.ImageFolder:
+    return data.limited(data.load(recipe.dataset, images, recipe.image_size), recipe.limit_images)
 
 
 def _backend(recipe: Recipe) -> ek.use_backend:

@@ -74,9 +74,9 @@ class NeuralGraph(Recipe):
 
 _SOURCE = "Wortsman et al. 2019 (arXiv 1906.00586)"
 _UNPUBLISHED = ("no published number", "this project")
-_CIFAR10 = dict(dataset="cifar10", epochs=160)
+_CIFAR10 = dict(dataset="cifar10", epochs=160, validation=0)
 _MOBILENET = dict(model="mobilenet", schedule="cosine")
-_IMAGENET = dict(dataset="imagenet", epochs=250, batch_size=512, weight_decay=5e-5)
+_IMAGENET = dict(dataset="imagenet", epochs=250, batch_size=512, weight_decay=5e-5, validation=0)
 # Test accuracy on CIFAR-10 by the authors' code: random wiring, learned wiring.
 _TINY = {
     "static": ("76.1 % ± 0.5", "80.9 % ± 0.6"),

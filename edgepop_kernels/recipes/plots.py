@@ -3,14 +3,12 @@
 import contextlib
 import importlib.util
 import io
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
-from .files import read_bytes, read_csv, write_atomic
-from .runs import EPOCH_COLUMNS
+from .files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,8 @@ def check(pictures: bool, tensorboard: bool) -> None:
         raise UserError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
 
 
-def draw(run: Path) -> list[Path]:
-    """accuracy.png and, for a masked network, kept.png, from the run's log.csv and summary.json."""
-    history = read_csv(run / "log.csv", EPOCH_COLUMNS)
-    layers = json.loads(read_bytes(run / "summary.json"))["layers"]
+def draw(run: Path, history: list[dict], layers: list[tuple[str, int, int]]) -> list[Path]:
+    """accuracy.png and, for a masked network, kept.png."""
     pictures = [_save(_accuracy(history), run / "accuracy.png")]
     if layers:
         pictures.append(_save(_kept(layers), run / "kept.png"))
@@ -68,8 +64,8 @@ def _accuracy(history: list[dict]):
 
 def _kept(layers: list[dict]):
     figure, axes = _axes("weights kept per layer", "layer (weights)", "%")
-    names = [f"{layer['name']}\n({layer['weights']:,})" for layer in layers]
-    axes.bar(names, [100 * layer["kept"] / layer["weights"] for layer in layers])
+    names = [f"{name}\n({weights:,})" for name, _, weights in layers]
+    axes.bar(names, [100 * kept / weights for _, kept, weights in layers])
     axes.set_ylim(0, 100)
     if len(layers) > 6:
         figure.set_figwidth(2 + 0.3 * len(layers))

@@ -5,6 +5,7 @@ from typing import Any
 
 from . import (
     bayesian_tickets,
+    data,
     dense,
     edge_popup,
     lottery_tickets,
@@ -15,6 +16,7 @@ from . import (
 )
 from .config import Entry, Recipe
 from .errors import ConfigError, UserError
+from .experiments import Experiment
 
 RECIPES: dict[str, Entry] = (
     edge_popup.RECIPES
@@ -27,6 +29,9 @@ RECIPES: dict[str, Entry] = (
     | bayesian_tickets.RECIPES
 )
 METHODS: dict[str, type[Recipe]] = {entry.recipe.method: type(entry.recipe) for entry in RECIPES.values()}
+
+# Settings that make no recipe another one: its results are meant to hold for every seed and on every machine.
+ELSEWHERE = ("seed", "threads", "device", "backend", "workers")
 
 # What `edgepop train --data FOLDER` runs when no recipe is named.
 DEFAULTS = {
@@ -47,14 +52,30 @@ def find(name: str) -> Entry:
     return RECIPES[name]
 
 
-def goal(name: str, recipe: Recipe) -> str | None:
-    """The accuracy the recipe ``name`` aims at, if these are its settings up to seed and machine."""
-    if name not in RECIPES:
-        return None
-    listed = RECIPES[name].recipe
-    machine = {setting: getattr(listed, setting) for setting in ("seed", "threads", "device", "backend", "workers")}
-    # As dicts: what has no effect may differ.
-    return RECIPES[name].goal if recipe.override(**machine).to_dict() == listed.to_dict() else None
+def differences(name: str, recipe: Recipe, images: int) -> dict[str, Any]:
+    """The settings of a run of the recipe ``name`` on ``images`` training images, those held out among them, that are
+    not the recipe's own: all that have an effect, but the seed and what concerns the machine."""
+    listed = RECIPES[name].recipe if name in RECIPES else METHODS[recipe.method]()
+    usual, found = listed.resolved(images), recipe.resolved(images)
+    values = {field.name: getattr(found, field.name) for field in found.in_effect() if field.name not in ELSEWHERE}
+    return {setting: value for setting, value in values.items() if value != getattr(usual, setting)}
+
+
+def goal(name: str, recipe: Recipe, images: int = 0) -> str | None:
+    """The accuracy the recipe ``name`` aims at, if these are its settings; see ``differences``."""
+    return RECIPES[name].goal if name in RECIPES and not differences(name, recipe, images) else None
+
+
+def picks(recipe: Recipe) -> str:
+    """What the best epoch is picked by, in words."""
+    if isinstance(recipe, Experiment):
+        return "compares several trainings, picks no epoch"
+    if recipe.validation == 0:
+        return "picks best by test accuracy, as its source does"
+    if recipe.validation == "auto" and recipe.dataset == "digits":
+        return "picks best by test accuracy, the digits are too few to hold any out"
+    count = data.HELD_OUT if recipe.validation == "auto" else recipe.validation
+    return f"holds out {count:,} images, picks best by them"
 
 
 def from_dict(config: dict[str, Any]) -> Recipe:

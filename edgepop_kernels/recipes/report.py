@@ -1,6 +1,7 @@
 """What a run shows: a progress bar on a terminal, plain lines elsewhere, and the summary at its end."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,36 @@ from .trainer import Trainer
 
 @dataclass(frozen=True)
 class Summary:
-    """The numbers a finished run ends with. The digests of what does not train are None where everything does."""
+    """The numbers a finished run ends with. The digests of what does not train are None where everything does.
 
-    accuracy: float
-    best_accuracy: float
-    best_epoch: int
+    last, best: rows of the log, of the last epoch and of that with the highest accuracy on ``picked_on``, "validation"
+    or "test". ended: where ``max_steps`` ended it before its last epoch, in words; else empty.
+    """
+
+    last: dict
+    best: dict
+    picked_on: str
+    ended: str
     layers: list[tuple[str, int, int]]
     frozen_before: str | None
     frozen_after: str | None
+
+    @property
+    def accuracy(self) -> float:
+        """On the test set, after the last epoch."""
+        return self.last["test_accuracy"]
+
+    @property
+    def accuracies(self) -> dict:
+        """Accuracies by name. Each that was picked, and its epoch, is named by the images that picked it."""
+        picked = self.picked_on
+        found = {
+            f"{picked}_accuracy": self.last[f"{picked}_accuracy"],
+            "test_accuracy": self.accuracy,
+            f"best_{picked}_accuracy": self.best[f"{picked}_accuracy"],
+            f"best_{picked}_epoch": self.best["epoch"],
+        }
+        return found | ({"test_accuracy_at_best_validation": self.best["test_accuracy"]} if picked != "test" else {})
 
     @property
     def kept(self) -> int:
@@ -39,20 +62,21 @@ class Summary:
         return None if self.frozen_before is None else self.frozen_before == self.frozen_after
 
     def to_dict(self) -> dict:
-        return {
-            "test_accuracy": self.accuracy,
-            "best_accuracy": self.best_accuracy,
-            "best_epoch": self.best_epoch,
+        return self.accuracies | {
+            "ended": self.ended,
             "layers": [{"name": name, "kept": kept, "weights": weights} for name, kept, weights in self.layers],
             "frozen_weights_sha256": None if self.unchanged is None else [self.frozen_before, self.frozen_after],
         }
 
 
 class Report:
-    """Writes to ``console``; a terminal also gets a bar over the steps of the whole run."""
+    """Writes to ``console``; a terminal also gets a bar over the steps of the whole run.
 
-    def __init__(self, console: Console):
-        self.console = console
+    clock: seconds, from any beginning.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter):
+        self.console, self.clock = console, clock
 
     def line(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -60,10 +84,15 @@ class Report:
     def started(self, name: str, folder: Path, trainer: Trainer) -> None:
         recipe, data = trainer.recipe, trainer.data
         weights = sum(p.numel() for n, p in trainer.model.named_parameters() if n.endswith("weight"))
-        self.line(f"{name}: {recipe.model} ({weights:,} weights) on {data.name} ({len(data.train):,} training images)")
+        images = f"{len(data.train):,} training images"
+        if data.validation is not None:
+            images += f", {len(data.validation):,} held out for validation"
+        self.line(f"{name}: {recipe.model} ({weights:,} weights) on {data.name} ({images})")
         self.line(f"run folder: {folder}")
         if trainer.epoch or trainer.step:
             self.line(f"continuing after epoch {trainer.epoch}, step {trainer.step}")
+        self.begun = self.epoch_begun = self.clock()
+        self.steps_before = trainer.steps_done
 
     @contextlib.contextmanager
     def progress(self, trainer: Trainer) -> Iterator[Callable[[], None]]:
@@ -78,29 +107,46 @@ class Report:
             TextColumn("steps"),
             TimeRemainingColumn(),
         ]
-        steps, epochs = trainer.batches.steps(), trainer.recipe.epochs
         with Progress(*columns, console=self.console, transient=True) as bar:
-            task = bar.add_task("", total=steps * epochs, epoch="")
+            task = bar.add_task("", total=trainer.steps, epoch="")
 
             def advance() -> None:
-                done = trainer.epoch * steps + trainer.step
-                bar.update(task, completed=done, epoch=f"{trainer.epoch + 1}/{epochs}")
+                epoch = f"{trainer.epoch + 1}/{trainer.recipe.epochs}"
+                bar.update(task, completed=trainer.steps_done, epoch=epoch)
 
             advance()
             yield advance
 
-    def epoch(self, row: dict, epochs: int) -> None:
-        self.line(
-            f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}  "
-            f"train {row['train_accuracy']:.2%}  test {row['test_accuracy']:.2%}  lr {row['lr']:.4g}"
-        )
+    def epoch(self, trainer: Trainer) -> None:
+        """The epoch just finished: its numbers, the time it took (here: of an epoch continued, the rest), and how much
+        is left at the pace of this process so far."""
+        row, epochs, now = trainer.history[-1], trainer.recipe.epochs, self.clock()
+        accuracies = {"train": row["train_accuracy"]}
+        accuracies |= {part: row[f"{part}_accuracy"] for part in trainer.data.evaluated}
+        words = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {row['train_loss']:.4f}"]
+        words += [f"{part} {accuracy:.2%}" for part, accuracy in accuracies.items()]
+        words += [f"lr {row['lr']:.4g}", duration(now - self.epoch_begun)]
+        if not trainer.finished:
+            pace = (now - self.begun) / (trainer.steps_done - self.steps_before)
+            words[-1] += f", {duration(pace * (trainer.steps - trainer.steps_done))} left"
+        self.epoch_begun = now
+        self.line("  ".join(words))
 
     def summary(self, summary: Summary, goal: str | None) -> None:
         table = Table(title="summary", title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
-        table.add_row("test accuracy", f"{summary.accuracy:.2%}")
-        table.add_row("best epoch", f"{summary.best_accuracy:.2%} (epoch {summary.best_epoch})")
+        best = summary.best
+        table.add_row("test accuracy, last epoch", f"{summary.accuracy:.2%}")
+        if summary.picked_on == "test":
+            table.add_row(
+                "best test accuracy (picked on the test set)", f"{best['test_accuracy']:.2%} (epoch {best['epoch']})"
+            )
+        else:
+            table.add_row("test accuracy, epoch picked by validation", f"{best['test_accuracy']:.2%}")
+            table.add_row("best validation accuracy", f"{best['validation_accuracy']:.2%} (epoch {best['epoch']})")
+        if summary.ended:
+            table.add_row("ended", summary.ended)
         if goal is not None:
             table.add_row("aims at", goal)
         for name, kept, weights in summary.layers:
@@ -131,3 +177,14 @@ class Report:
                 f"busy machine: the middle half of a path's steps is wider than {timing.BUSY:.0%} of their median, so "
                 "these times are rough"
             )
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: 4.2 s, 1 min 20 s, 2 h 5 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min"

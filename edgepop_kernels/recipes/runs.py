@@ -7,7 +7,6 @@ from pathlib import Path
 from .errors import UserError, reason
 from .files import append_csv, csv_bytes, make_folder, read_bytes, read_csv, write_atomic
 
-EPOCH_COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 RESULT_COLUMNS = [
     "run",
     "started",
@@ -23,8 +22,12 @@ RESULT_COLUMNS = [
     "backend",
     "threads",
     "test_accuracy",
-    "best_accuracy",
-    "best_epoch",
+    "validation_accuracy",
+    "best_validation_accuracy",
+    "best_validation_epoch",
+    "test_accuracy_at_best_validation",
+    "best_test_accuracy",
+    "best_test_epoch",
     "kept",
     "weights",
     "weights_unchanged",
@@ -79,8 +82,11 @@ def read_record(folder: Path) -> dict:
 
 
 def write_log(folder: Path, history: list[dict]) -> None:
-    """log.csv from the whole history: a resumed run rewrites the rows it repeats instead of doubling them."""
-    write_atomic(folder / "log.csv", csv_bytes(EPOCH_COLUMNS, history))
+    """log.csv from the whole history: a resumed run rewrites the rows it repeats instead of doubling them.
+
+    Its columns are what a row has: of a validation part where images are held out, the churn where there are masks.
+    """
+    write_atomic(folder / "log.csv", csv_bytes(list(history[0]), history))
 
 
 def append_result(runs: Path, row: dict) -> None:

@@ -64,13 +64,15 @@ _THRESHOLD = dict(optimizer="adam", lr=0.01, weight_decay=0.0)
 _BERNOULLI = dict(rule="bernoulli", scores_init=0.0, lr=50.0, weight_decay=0.0)
 _BERNOULLI_RATES = {"conv2": 200.0, "conv4": 200.0, "conv6": 200.0, "conv8": 800.0, "cifar-resnet18": 400.0}
 _ZHOU = ("no published table for these epochs", "Zhou et al. 2019 (arXiv 1905.01067)")
-_BERNOULLI_MNIST = dict(dataset="mnist", epochs=100, batch_size=250) | _BERNOULLI | {"lr": 100.0}
+_BERNOULLI_MNIST = dict(dataset="mnist", epochs=100, batch_size=250, validation=0) | _BERNOULLI | {"lr": 100.0}
 
 RECIPES = {
     "supermask-digits": Entry(Supermask(**_THRESHOLD), "87.5 % ± 0.7", _MEASURED),
     "supermask-bernoulli-digits": Entry(Supermask(**_BERNOULLI), "87.7 % ± 0.5", _MEASURED),
     "supermask-mnist": Entry(
-        Supermask(dataset="mnist", epochs=30, batch_size=128, **_THRESHOLD), "published as curves only", "mshlis 2019"
+        Supermask(dataset="mnist", epochs=30, batch_size=128, validation=0, **_THRESHOLD),
+        "published as curves only",
+        "mshlis 2019",
     ),
     "supermask-bernoulli-mnist": Entry(Supermask(**_BERNOULLI_MNIST), *_ZHOU),
     "supermask-bernoulli-mnist-constant": Entry(
@@ -78,7 +80,7 @@ RECIPES = {
     ),
 } | {
     f"supermask-bernoulli-{model}": Entry(
-        Supermask(model=model, dataset="cifar10", epochs=100, batch_size=128, **_BERNOULLI | {"lr": lr}),
+        Supermask(model=model, dataset="cifar10", epochs=100, batch_size=128, validation=0, **_BERNOULLI | {"lr": lr}),
         "published as curves only",
         "Zhou et al. 2019 as run by Ramanujan et al. 2020 (arXiv 1911.13299)",
     )

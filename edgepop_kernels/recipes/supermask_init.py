@@ -19,8 +19,8 @@ from .data import Batches, Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .jitter import jitter
 from .layers import Layers
+from .masks import kept_per_layer
 from .session import Outcome, Session
-from .trainer import kept_per_layer
 
 
 @dataclass(frozen=True, kw_only=True)

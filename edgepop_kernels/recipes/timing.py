@@ -11,7 +11,8 @@ from torch import nn
 import edgepop_kernels as ek
 
 from .data import Part
-from .trainer import Trainer, make_network, make_optimizer, masked_layers, train_step
+from .masks import masked_layers
+from .trainer import Trainer, make_network, make_optimizer, train_step
 from .unfused import authors_name, unfused
 
 SECONDS = 10.0  # for everything: a measurement must not hold up what comes after the training

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ import edgepop_kernels as ek
 
 from . import checkpoint, finite
 from .config import Recipe
-from .data import WHOLE, Batches, Dataset, ImageFolder, Part, Share
+from .data import Batches, Dataset, ImageFolder, Part, hold_out
 from .errors import ConfigError, NotFinite, UserError
 from .interrupt import Stop
+from .masks import changed, packed_masks
 from .parallel import World
 from .randomness import PartRandom
 
@@ -26,14 +27,18 @@ ALONE = World()
 
 
 class Trainer:
-    """One run of ``recipe`` on ``data``: ``epoch`` whole epochs and ``step`` steps of the next one are done.
+    """One run of ``recipe`` on ``data``: ``epoch`` epochs and ``step`` steps of the next one are done.
 
-    Every process of the ``world`` makes one and calls the same methods in the same order. Seeds the global generators,
-    alike in each, so making one starts a reproducible run. Raises ConfigError.
+    Its ``data`` have images held out as the recipe says, its ``recipe`` has their number. Every process of
+    the ``world`` makes one and calls the same methods in the same order. Seeds the global generators, alike in each,
+    so making one starts a reproducible run. Raises ConfigError.
     """
 
     def __init__(self, recipe: Recipe, data: Dataset | ImageFolder, device: torch.device, world: World = ALONE):
         checkpoint.seed_everything(recipe.seed)
+        recipe = recipe.resolved(len(data.train))
+        self.data_digest = data.digest()  # of all: which are held out follows from it
+        data = hold_out(data, recipe.validation)
         self.recipe, self.device, self.world = recipe, device, world
         self.data, self.share = data.to(device), world.share(recipe.accumulate)
         self.batches = Batches(
@@ -46,7 +51,6 @@ class Trainer:
                 "expected at least 1 image each",
                 "batch_size",
             )
-        self.data_digest = data.digest()
         self.model = make_network(recipe, data, device)
         finite.check_drawn(self.model)
         self.optimizer = make_optimizer(recipe, self.model)
@@ -54,7 +58,8 @@ class Trainer:
         self.random = PartRandom(self.model, device) if self.share.parts > 1 else None
         self.epoch = self.step = 0
         self.history: list[dict] = []
-        self.best_accuracy, self.best_epoch = -1.0, 0
+        self.picked_on = next(iter(self.data.evaluated))
+        self.masks = packed_masks(self.model)
         self.frozen_digest = frozen_digest(self.model)
         self._start_sums()
 
@@ -63,13 +68,47 @@ class Trainer:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.device)
 
+    @property
+    def best(self) -> dict | None:
+        """The row of the epoch, the first of equals, whose accuracy on ``picked_on`` is highest; None before any."""
+        return max(self.history, key=lambda row: row[f"{self.picked_on}_accuracy"], default=None)
+
+    @property
+    def images(self) -> int:
+        """Training images before some were held out."""
+        return len(self.data.train) + len(self.data.validation or ())
+
+    @property
+    def ended(self) -> str:
+        """Where ``max_steps`` ends the run before its last epoch does, in words; else empty."""
+        steps = self.batches.steps()
+        if self.steps == self.recipe.epochs * steps:
+            return ""
+        epoch, step = divmod(self.steps - 1, steps)
+        return f"by max_steps, after step {step + 1} of {steps} of epoch {epoch + 1} of {self.recipe.epochs}"
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        steps = self.recipe.epochs * self.batches.steps()
+        return min(steps, self.recipe.max_steps or steps)
+
+    @property
+    def steps_done(self) -> int:
+        return self.epoch * self.batches.steps() + self.step
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch, whole or cut short by ``max_steps``, is trained and evaluated."""
+        return self.step == 0 and self.steps_done >= self.steps
+
     def train_epoch(self, stop: Stop, on_step: Callable[[], None]) -> bool:
         """Train to the end of the epoch and evaluate; False where a requested stop ended it after some step."""
         self.model.train()
         lr = self.recipe.lr_at(self.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batches = self.batches.parts(self.epoch, self.step, self.share)
+        batches = itertools.islice(self.batches.parts(self.epoch, self.step, self.share), self.steps - self.steps_done)
         while parts := self._next(batches, stop):
             sums = train_step(self.recipe, self.parallel, self.optimizer, parts, self._part)
             self.sums += sums
@@ -106,23 +145,22 @@ class Trainer:
 
     def _end_epoch(self, lr: float) -> None:
         self.world.spread_buffers(self.model)
-        right = self.world.each(lambda: sums_over_test(self.recipe, self.model, self.batches, self.world.share(1)))
-        train_loss, train_accuracy = (sum(self.world.gather(self.sums)) / len(self.data.train)).tolist()
-        test_loss, test_accuracy = (sum(self.world.gather(right)) / len(self.data.test)).tolist()
+        row = {"epoch": self.epoch + 1, "lr": lr}
+        seen = min(self.step * self.recipe.batch_size, len(self.data.train))
+        row["train_loss"], row["train_accuracy"] = (sum(self.world.gather(self.sums)) / seen).tolist()
+        for name, split in self.data.evaluated.items():
+            sums = self.world.each(lambda split=split: self._sums_over(split))
+            means = sum(self.world.gather(sums)) / len(split)
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = means.tolist()
+        if self.masks:
+            before, self.masks = self.masks, packed_masks(self.model)
+            row["churn"] = changed(self.model, before, self.masks)
         self.epoch, self.step = self.epoch + 1, 0
-        self.history.append(
-            {
-                "epoch": self.epoch,
-                "lr": lr,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "test_loss": test_loss,
-                "test_accuracy": test_accuracy,
-            }
-        )
-        if test_accuracy > self.best_accuracy:
-            self.best_accuracy, self.best_epoch = test_accuracy, self.epoch
+        self.history.append(row)
         self._start_sums()
+
+    def _sums_over(self, split) -> torch.Tensor:
+        return sums_over(self.recipe, self.model, self.batches.in_order(split, self.world.share(1)), self.device)
 
     def check_finite(self) -> None:
         """NotFinite, naming what and where, for a loss of this epoch, a parameter, a buffer or a state of the optimizer
@@ -153,7 +191,7 @@ class Trainer:
             "step": self.step,
             "sums": [sums.tolist() for sums in self.world.gather(self.sums)],
             "history": self.history,
-            "best": [self.best_accuracy, self.best_epoch],
+            "masks": self.masks,
             "frozen_digest": self.frozen_digest,
             "random": checkpoint.random_state(),
         }
@@ -166,7 +204,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.history = list(state["history"])
-        self.best_accuracy, self.best_epoch = state["best"]
+        self.masks = {name: bits.to(self.device) for name, bits in state["masks"].items()}
         self.frozen_digest = state["frozen_digest"]
         self._start_sums()
         # Ranks go on from their own sums; among another number of processes the rows are dealt out anew.
@@ -227,16 +265,19 @@ def train_step(
 
 def evaluate(recipe: Recipe, model: nn.Module, batches: Batches) -> tuple[float, float]:
     """Mean cross-entropy and accuracy (a fraction) on the test part; leaves the model in evaluation mode."""
-    loss, right = (sums_over_test(recipe, model, batches) / len(batches.data.test)).tolist()
+    sums = sums_over(recipe, model, batches.test(), batches.mean.device)
+    loss, right = (sums / len(batches.data.test)).tolist()
     return loss, right
 
 
 @torch.no_grad()
-def sums_over_test(recipe: Recipe, model: nn.Module, batches: Batches, share: Share = WHOLE) -> torch.Tensor:
-    """Sums of cross-entropy and of right answers over ``share`` of the test part, float64 [2], on the device."""
+def sums_over(
+    recipe: Recipe, model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+) -> torch.Tensor:
+    """Sums of cross-entropy and of right answers over the images of ``batches``, float64 [2], on the device."""
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=batches.mean.device)
-    for images, labels in batches.test(share):
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for images, labels in batches:
         with autocast(recipe, images.device):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
@@ -260,12 +301,3 @@ def frozen_digest(model: nn.Module) -> str | None:
         # flatten: a 1x1 kernel in channels_last counts as contiguous, and has no last stride of 1.
         sha.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return sha.hexdigest()
-
-
-def masked_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "mask")]
-
-
-def kept_per_layer(model: nn.Module) -> list[tuple[str, int, int]]:
-    """(name, weights kept, weights) of each masked layer."""
-    return [(name, int(layer.mask().sum()), layer.weight.numel()) for name, layer in masked_layers(model)]

@@ -7,12 +7,14 @@ from . import cifar, digits, folder, idx
 from .batches import WHOLE, Batches, Part, Share
 from .dataset import Dataset, Split, crop_and_flip, draw_shifts
 from .folder import ImageFolder
+from .parts import HELD_OUT, hold_out, limited, usual_validation
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet")
 _TORCHVISION_FOLDER = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
 __all__ = [
     "DATASETS",
+    "HELD_OUT",
     "WHOLE",
     "Batches",
     "Dataset",
@@ -23,7 +25,10 @@ __all__ = [
     "crop_and_flip",
     "detect",
     "draw_shifts",
+    "hold_out",
+    "limited",
     "load",
+    "usual_validation",
 ]
 
 

@@ -108,14 +108,18 @@ class Batches:
             yield part.images, part.labels
 
     def test(self, share: Share = WHOLE) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The test part in order: float32 [B, C, H, W], int64 [B]; of each batch the parts in ``share``."""
-        order = torch.arange(len(self.data.test), device=self.data.device)
+        """The test part as ``in_order`` gives it."""
+        return self.in_order(self.data.test, share)
+
+    def in_order(self, split, share: Share = WHOLE) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """A part of the data to evaluate on: float32 [B, C, H, W], int64 [B]; of each batch the parts in ``share``."""
+        order = torch.arange(len(split), device=self.data.device)
         requests = [
             Request(batch[rows], rows, len(batch), None)
             for batch in order.split(self.data.test_batch or self.batch_size)
             for rows in share.of(len(batch))
         ]
-        for part in self._parts(self.data.test, requests):
+        for part in self._parts(split, requests):
             yield part.images, part.labels
 
     def _parts(self, split, requests: list[Request]) -> Iterator[Part]:
@@ -132,7 +136,7 @@ def _grouped(parts: Iterable[Part], count: int) -> Iterator[list[Part]]:
         yield group
 
 
-def generator(*key: int) -> torch.Generator:
+def generator(*key: int | str) -> torch.Generator:
     """A generator on the CPU that follows from ``key`` alone."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

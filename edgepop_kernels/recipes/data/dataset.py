@@ -26,13 +26,28 @@ class Split:
     def to(self, device: torch.device) -> "Split":
         return Split(self.images.to(device), self.labels.to(device))
 
+    def take(self, indices: torch.Tensor) -> "Split":
+        """Some of its images, int64 [M] of them."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+class Parts:
+    """What every data set has: ``train``, ``test``, and ``validation``, None where nothing is held out."""
+
+    @property
+    def evaluated(self) -> dict:
+        """The parts to evaluate after each epoch, by name; an epoch is picked by its accuracy on the first of them."""
+        held = {} if self.validation is None else {"validation": self.validation}
+        return held | {"test": self.test}
+
 
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(Parts):
     """A training and a test part, normalised by the mean and deviation per channel of the training part.
 
     augment: random crop (zero padding of 4 pixels) and horizontal flip of the training images. class_names: in the
-    order of the labels, where they are known. highest: pixels are whole numbers from 0 to this.
+    order of the labels, where they are known. highest: pixels are whole numbers from 0 to this. validation: what was
+    held out of the training part, which then is the rest; None where nothing was.
     """
 
     name: str
@@ -42,6 +57,7 @@ class Dataset:
     augment: bool = False
     class_names: tuple[str, ...] | None = None
     highest: int = 255
+    validation: Split | None = None
     preparation: ClassVar[dict] = {}
     test_batch: ClassVar[int] = 1000  # images; without gradients, more fit than in a training step
 
@@ -51,7 +67,8 @@ class Dataset:
         return tuple(self.train.images.shape[1:])
 
     def to(self, device: torch.device) -> "Dataset":
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+        validation = None if self.validation is None else self.validation.to(device)
+        return replace(self, train=self.train.to(device), test=self.test.to(device), validation=validation)
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +84,7 @@ class Dataset:
             yield images, split.labels.index_select(0, request.indices)
 
     def moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and deviation of the training pixels, float32 [C, 1, 1], exact to rounding whatever the device."""
+        """Mean and deviation of the pixels trained on, float32 [C, 1, 1], exact to rounding whatever the device."""
         values = torch.arange(256, dtype=torch.float64)
         mean, deviation = [], []
         for channel in self.train.images.unbind(1):
@@ -80,7 +97,7 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of every image and label: a resumed run must see the data it started with."""
         sha = hashlib.sha256()
-        for split in (self.train, self.test):
+        for split in (self.train, *self.evaluated.values()):
             for tensor in (split.images, split.labels):
                 sha.update(str(tuple(tensor.shape)).encode())
                 sha.update(tensor.cpu().contiguous().numpy())

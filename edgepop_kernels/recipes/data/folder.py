@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ..errors import UserError, reason
 from .batches import Request, generator
 from .crops import middle_crop, prepared, random_crop
+from .dataset import Parts
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 # Of ImageNet's training pixels, in 0..255: what every published network of it is trained with.
@@ -36,9 +37,13 @@ class FileSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: torch.Tensor) -> "FileSplit":
+        """Some of its images, int64 [M] of them."""
+        return replace(self, names=self.names[indices.numpy()], labels=self.labels[indices])
+
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(Parts):
     """What ``Dataset`` is for images in memory: 3 channels of ``side`` x ``side`` pixels, cut from files."""
 
     name: str
@@ -47,6 +52,7 @@ class ImageFolder:
     test: FileSplit
     side: int
     class_names: tuple[str, ...] | None = None
+    validation: FileSplit | None = None
     test_batch: ClassVar[None] = None  # as many as to train on
     highest: ClassVar[int] = 255
     device: torch.device = CPU
@@ -93,7 +99,7 @@ class ImageFolder:
         """SHA-256 of every file's name and label. Not of its content: ImageNet's would take an hour to read, and a run
         that met a damaged image shall go on once it is repaired."""
         sha = hashlib.sha256(str(self.side).encode())
-        for split in (self.train, self.test):
+        for split in (self.train, *self.evaluated.values()):
             for values in (split.names, split.labels.numpy()):
                 sha.update(values.tobytes())
         return sha.hexdigest()

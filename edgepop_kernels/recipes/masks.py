@@ -1,0 +1,35 @@
+"""What the masks of a network look like from outside: how many weights they keep, and how many they exchanged."""
+
+import torch
+from torch import nn
+
+import edgepop_kernels as ek
+
+
+def masked_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, layer) for name, layer in model.named_modules() if hasattr(layer, "mask")]
+
+
+def kept_per_layer(model: nn.Module) -> list[tuple[str, int, int]]:
+    """(name, weights kept, weights) of each masked layer."""
+    return [(name, int(layer.mask().sum()), layer.weight.numel()) for name, layer in masked_layers(model)]
+
+
+@torch.no_grad()
+def packed_masks(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The masks by layer, 1 bit per weight; of a rule that draws, where a weight is more likely kept than not."""
+    packed = {}
+    for name, layer in masked_layers(model):
+        # A draw would take its numbers from the generator that training goes on with.
+        if isinstance(layer.rule, ek.Bernoulli):
+            packed[name] = ek.pack_mask(ek.mask(layer.scores, ek.Threshold(0.5)))
+        else:
+            packed[name] = layer.packed_mask()
+    return packed
+
+
+def changed(model: nn.Module, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> float:
+    """Share of the masked weights of ``model`` whose bits differ between two results of ``packed_masks``."""
+    layers = masked_layers(model)
+    differing = [ek.unpack_mask(before[name] ^ after[name], layer.weight.shape).sum() for name, layer in layers]
+    return int(torch.stack(differing).sum()) / sum(layer.weight.numel() for _, layer in layers)
