@@ -4,9 +4,12 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
-from edgepop_kernels.recipes import registry
+from edgepop_kernels.recipes import data, experiments, registry
 from edgepop_kernels.recipes.errors import ConfigError
+from edgepop_kernels.recipes.interrupt import Stop
+from edgepop_kernels.recipes.trainer import Trainer
 
 # Recipe, what is asked of it, and the refusal: each of these trained the recipe as if nothing had been said.
 WITHOUT_EFFECT = [
@@ -57,6 +60,43 @@ def test_python_and_files_may_name_settings_without_effect(name, asked, words):
     recipe = registry.find(name).recipe.override(**asked)
     everything = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     assert registry.from_dict({"method": recipe.method} | everything) == recipe
+
+
+def trained(recipe):
+    """What an epoch on the first 50 digits leaves."""
+    digits = data.load("digits", None)
+    few = data.Split(digits.train.images[:50], digits.train.labels[:50])
+    trainer = Trainer(recipe, dataclasses.replace(digits, train=few, test=few), torch.device("cpu"))
+    with Stop() as stop:
+        assert trainer.train_epoch(stop, lambda: None)
+    return trainer.history, trainer.model.state_dict()
+
+
+ON_DIGITS = [(name, asked) for name, asked, _ in WITHOUT_EFFECT if "digits" in name and "tickets" not in name]
+
+
+@pytest.mark.parametrize(("name", "asked"), ON_DIGITS, ids=lambda v: str(v).replace(" ", ""))
+def test_what_is_refused_would_have_changed_nothing(name, asked):
+    recipe = registry.find(name).recipe.override(batch_size=20, threads=1)
+    others = dict(list(asked.items())[:-1])
+    history, state = trained(recipe.override(**others))
+    other_history, other_state = trained(recipe.override(**asked))
+    assert history == other_history
+    assert all(torch.equal(state[name], other_state[name]) for name in state)
+
+
+@pytest.mark.parametrize("name", ["lottery-tickets-digits", "supermask-init-digits", "bayesian-tickets-digits"])
+def test_comparisons_read_images_by_as_many_processes_as_they_are_asked_for(name, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def batches(*arguments, workers=0, **options):
+        raise Seen(workers)
+
+    monkeypatch.setattr(experiments, "Batches", batches)
+    recipe = registry.find(name).recipe.asked(dataset="imagenet", workers=3)
+    with pytest.raises(Seen, match=r"^3$"):
+        recipe.run(data.load("digits", None), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", registry.RECIPES)

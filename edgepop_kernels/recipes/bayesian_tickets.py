@@ -14,7 +14,7 @@ from ..methods import bayesian
 from . import models
 from .checkpoint import seed_everything
 from .config import Entry, choice, positive, setting
-from .data import Batches, Dataset
+from .data import Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .layers import Layers
 from .masks import kept_per_layer
@@ -52,7 +52,7 @@ class BayesianTickets(Experiment):
         sizes = dict(widths=self.widths, width_multiplier=self.width_multiplier)
         posterior = self.place(models.build(self.model, data.image, data.classes, layers, **sizes), device)
         means = bayesian.initial_means(posterior)
-        batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
+        batches = self.batches(data, device)
         examples = len(data.train)
 
         def train_posterior():

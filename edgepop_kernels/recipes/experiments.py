@@ -88,6 +88,11 @@ class Experiment(Recipe):
         self.compare(data, device, session)
         return self.result(session.finished)
 
+    def batches(self, data: Dataset, device: torch.device) -> Batches:
+        """Those of the data set, which is moved to the device."""
+        sizes = dict(batch_size=self.batch_size, seed=self.seed)
+        return Batches(data.to(device), **sizes, channels_last=self.channels_last, workers=self.workers)
+
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model on the device, in the recipe's memory format."""
         return model.to(device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)

@@ -20,7 +20,7 @@ from ..methods.criteria import CRITERIA, MASK_0, MASK_1, SIGNS, prune, scores, t
 from . import models
 from .checkpoint import seed_everything
 from .config import Entry, When, but, choice, flag, positive, setting, whole
-from .data import Batches, Dataset
+from .data import Dataset
 from .experiments import Experiment, Result, fit
 from .layers import Layers
 from .plots import Chart
@@ -85,7 +85,7 @@ class LotteryTickets(Experiment):
         return {", ".join(line[number] for number in told): line for line in itertools.product(*choices)}
 
     def compare(self, data: Dataset, device: torch.device, session: Session) -> None:
-        batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
+        batches = self.batches(data, device)
         seed_everything(self.seed)
         drawn = {name: ek.init.xavier_normal_(weight) for name, weight in _weights(self._plain(data)).items()}
         initial = {name: weight.to(device) for name, weight in drawn.items()}

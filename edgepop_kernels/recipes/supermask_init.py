@@ -15,7 +15,7 @@ import edgepop_kernels as ek
 from . import models
 from .checkpoint import seed_everything
 from .config import Entry, flag, positive, whole
-from .data import Batches, Dataset
+from .data import Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .jitter import jitter
 from .layers import Layers
@@ -57,7 +57,7 @@ class SupermaskInit(Experiment):
         ek.share_selection(masked)
         if self.augment:
             data = replace(data, augment=False)  # its crops and flips give way to these
-        batches = Batches(data.to(device), self.batch_size, self.seed, channels_last=self.channels_last)
+        batches = self.batches(data, device)
         options: dict[str, Any] = dict(patience=self.patience)
         if self.augment:
             options["augment"] = jitter
