@@ -73,6 +73,8 @@ class _SharedSelection:
         for layer, name in zip(self.layers, self.names, strict=True):
             if not isinstance(layer, MaskedLayer) or not layer.rule.together or capture.capturing(layer.weight):
                 continue
+            if layer.scores is None:
+                continue  # a weight that scores itself learns where it is not kept, too
             if popcount(functional.selected_bits(layer.ranked, layer.shared_cut)).item() == 0:
                 empty.append(f"{name} (0 of {layer.weight.numel():,})")
         if empty:

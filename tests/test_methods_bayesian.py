@@ -1,5 +1,7 @@
 """Variational layers against the formulas of mean-field inference, and tickets drawn from a posterior."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -343,6 +345,18 @@ def test_a_ticket_lies_in_memory_as_its_posterior_does():
         0.5,
     )
     assert torch.equal(plain[0].mask(), ticket[0].mask()) and plain[0].weight.is_contiguous()
+
+
+def test_a_layer_that_a_ticket_leaves_without_a_weight_is_named():
+    posterior = nn.Sequential(VariationalLinear(6, 8), nn.ReLU(), VariationalLinear(8, 3))
+    with torch.no_grad():
+        posterior[2].rho.add_(5)
+    means = bayesian.initial_means(posterior)
+    with pytest.warns(UserWarning, match=r"^keep 0\.3 by low_variance keeps nothing of 2 \(0 of 24\), "):
+        assert not bayesian.ticket(posterior, means, "low_variance", 0.3)[2].mask().any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert bayesian.ticket(posterior, means, "low_variance", 0.3, layerwise=True)[2].mask().any()
 
 
 def test_a_ticket_has_the_dtype_of_its_posterior():

@@ -1,5 +1,7 @@
 """The static neural graph against its definition, node by node; dead nodes; the picture."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -93,6 +95,17 @@ def test_where_no_edge_leads_to_an_output_nothing_is_left():
     assert cut_off > 5  # 6 of the 16 possible edges do
 
 
+def test_a_block_without_edges_is_no_fault():
+    """Its weights get their gradient nevertheless, so nothing warns of it."""
+    model = graph(12)
+    with torch.no_grad():
+        model.wires[1].weight.mul_(1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(torch.randn(2, 3, 6, 6)).square().sum().backward()
+    assert not model.wires[1].mask().any() and model.wires[1].weight.grad.any()
+
+
 def test_edges_start_evenly_over_the_blocks():
     """Blocks of 8 and of 80 senders have as large a share of their possible edges."""
     model = StaticGraph((8, 80, 40), 1000)
@@ -153,4 +166,4 @@ def test_edges_move():
         optimizer.step()
     after = model.adjacency()
     assert after.sum() == before.sum() == 25 and not torch.equal(after, before)
-    assert ek.kept_count(71, model.wires[0].keep) == 25
+    assert ek.kept_count(71, model.wires[0].rule.keep) == 25

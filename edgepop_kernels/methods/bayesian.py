@@ -19,6 +19,7 @@ deterministic network from the posterior's *initial* means with only the best-ra
 """
 
 import copy
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -111,7 +112,8 @@ def ticket(
     ``initial_means`` gave of it. The result is a deep copy of it in which a FusedSubnetLinear or FusedSubnetConv, with
     the calls' hooks, takes the place of each variational layer; all else, other layers and their present weights
     included, is as it stands. One threshold holds for all layers, or with ``layerwise`` one for each. Masked weights
-    get no gradient. keep 1 gives the unmasked network of the comparison. Raises ValueError and TypeError.
+    get no gradient. keep 1 gives the unmasked network of the comparison. Warns of layers left without a weight. Raises
+    ValueError and TypeError.
 
     >>> posterior = nn.Sequential(VariationalLinear(64, 32), nn.ReLU(), VariationalLinear(32, 10))
     >>> network = ticket(posterior, initial_means(posterior), "signal_to_noise", keep=0.1, layerwise=True)
@@ -125,6 +127,13 @@ def ticket(
     _check_means(means, _means(layers))
     masked = {name: _masked(layer, rule, criterion, means, _prefix(name)) for name, layer in layers.items()}
     ek.train_weights(nn.ModuleList(masked.values()))
+    empty = [f"{name or 'the layer'} (0 of {m.weight.numel():,})" for name, m in masked.items() if not m.mask().any()]
+    if empty:
+        warnings.warn(
+            f"keep {keep} by {criterion} keeps nothing of {', '.join(empty)}, past which no input reaches; "
+            "layerwise=True keeps a fraction of every layer",
+            stacklevel=2,
+        )
     copied = {id(layer): masked[name] for name, layer in layers.items()}
     network = copy.deepcopy(posterior, copied)  # which takes what it finds here for copied already
     for name, layer in layers.items():
