@@ -9,9 +9,12 @@ Saved for backward: x, weight, scores as they are, and the cut (16 bytes) or the
 Each Function says apart what it computes and what it saves, which is how torch.func's transforms want them, and puts
 them together in ``forward``. torch binds the arguments of every call by the signature where they are apart, which takes
 longer than all else in a call: so only calls under a transform, which ``apply`` finds, take that way.
+
+``Planned`` is both of them on a backend that plans its calls: the same formulas without an op in between.
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -72,7 +75,8 @@ def _parameter_grads(op, ctx, dy, x, weight, scores, cut, bits, *geometry):
 
 
 def _bias_grad(dy, channel_dim, bias_dtype):
-    dims = [d for d in range(dy.dim()) if d != channel_dim % dy.dim()]
+    dims = list(range(dy.dim()))
+    del dims[channel_dim]
     total = torch.float64 if dy.dtype == torch.float64 else torch.float32
     return (dy.sum(dims, dtype=total) if dims else dy).to(bias_dtype)
 
@@ -97,6 +101,8 @@ def _refuse_vmap(info, in_dims, *inputs):
 class MaskedLinear(torch.autograd.Function):
     """y = x (W*M)^T + b for x of shape (..., in)."""
 
+    op = "masked_linear"
+
     @staticmethod
     def compute(x, weight, scores, cut, bits, of, bias, update):
         return ops.masked_linear(x, *_mask(weight, scores, cut, bits, of), bias)
@@ -116,18 +122,25 @@ class MaskedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
+        dx, dw, ds, db = MaskedLinear.gradients(ctx, dy, ctx.needs_input_grad[6])
+        return dx, dw, ds, None, None, None, db, None
+
+    @staticmethod
+    def gradients(ctx, dy, wants_db):
         x, *mask = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
             dx = ops.masked_linear_dx(dy, *_mask(*mask, ctx.of))
-        if ctx.needs_input_grad[6]:
+        if wants_db:
             db = _bias_grad(dy, -1, ctx.bias_dtype)
         dw, ds = _parameter_grads("masked_linear", ctx, dy, x, *mask)
-        return dx, dw, ds, None, None, None, db, None
+        return dx, dw, ds, db
 
 
 class MaskedConv2d(torch.autograd.Function):
     """y = conv2d(x, W*M) + b for x of shape (N, C, H, W)."""
+
+    op = "masked_conv2d"
 
     @staticmethod
     def compute(x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, y_channels_last, update):
@@ -149,14 +162,79 @@ class MaskedConv2d(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
+        dx, dw, ds, db = MaskedConv2d.gradients(ctx, dy, ctx.needs_input_grad[6])
+        return dx, dw, ds, None, None, None, db, None, None, None, None
+
+    @staticmethod
+    def gradients(ctx, dy, wants_db):
         x, *mask = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
             dx = ops.masked_conv2d_dx(dy, *_mask(*mask, ctx.of), ctx.x_size, *ctx.geometry, ctx.x_channels_last)
-        if ctx.needs_input_grad[6]:
+        if wants_db:
             db = _bias_grad(dy, 1, ctx.bias_dtype)
         dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, *mask, *ctx.geometry)
-        return dx, dw, ds, None, None, None, db, None, None, None, None
+        return dx, dw, ds, db
+
+
+class Prepared(NamedTuple):
+    """What a product's calls have in common: made once for each combination of shapes, strides, dtypes and geometry.
+
+    plan      of the backend: its ``forward``, ``dx`` and ``dw`` take addresses and go
+    of        as the ops take it
+    function  MaskedLinear or MaskedConv2d, whose gradients a backward that torch must see computes
+    geometry, x_size, x_channels_last  as those want them
+    """
+
+    plan: object
+    of: str
+    function: type[torch.autograd.Function]
+    geometry: tuple = ()
+    x_size: torch.Size = torch.Size()
+    x_channels_last: bool = False
+
+
+class Planned(torch.autograd.Function):
+    """A masked product that is prepared, its mask a cut of the scores or fixed bits."""
+
+    @staticmethod
+    def forward(ctx, x, weight, scores, cut, bits, bias, prepared, update):
+        ctx.prepared = prepared
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        _save(ctx, x, weight, scores, cut, bits, prepared.of, update)
+        ranked = bits if bits is not None else weight if scores is None else scores
+        return prepared.plan.forward(x, weight, ranked, cut, bias)
+
+    @staticmethod
+    def backward(ctx, dy):
+        if torch.is_grad_enabled():  # a graph of this backward is wanted, which is not to be differentiated again
+            return _as_torch_sees_it(ctx, dy)
+        if torch_private.watched() or type(dy) is not torch.Tensor or dy.is_neg() or dy._is_zerotensor():
+            return _gradients(ctx, dy)
+        if ctx.update is not None:
+            return _gradients(ctx, dy)
+        x, weight, scores, cut, bits = ctx.saved_tensors
+        (wants_dx, wants_ds, weight_grad), plan = ctx.wants, ctx.prepared.plan
+        ranked = bits if bits is not None else weight if scores is None else scores
+        dx = dw = ds = db = None
+        if wants_dx:
+            dx = plan.dx(dy, weight, ranked, cut)
+        if ctx.needs_input_grad[5]:
+            db = _bias_grad(dy, 1 if weight.dim() == 4 else -1, ctx.bias_dtype)
+        if wants_ds or weight_grad != "none":
+            ds, dw = plan.dw(dy, x, weight, ranked, cut, wants_ds, weight_grad)
+        return dx, dw, ds, None, None, db, None, None
+
+
+def _gradients(ctx, dy):
+    """The gradients by ops, in the order of Planned's inputs."""
+    prepared = ctx.prepared
+    ctx.geometry, ctx.x_size, ctx.x_channels_last = prepared.geometry, prepared.x_size, prepared.x_channels_last
+    dx, dw, ds, db = prepared.function.gradients(ctx, dy, ctx.needs_input_grad[5])
+    return dx, dw, ds, None, None, db, None, None
+
+
+_as_torch_sees_it = once_differentiable(_gradients)
 
 
 class StraightThrough(torch.autograd.Function):

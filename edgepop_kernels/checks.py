@@ -88,16 +88,16 @@ def _selection(name, value, device, rule):
         raise ValueError(f"{name}: expected it on the scores' device {device}, got {data.device}")
 
 
-def linear(x, weight, scores, rule_, bias, cut):
+def linear(x, weight, scores, rule_, bias):
     tensor("weight", weight)
     _dims("weight", weight, (2,), "(out_features, in_features)")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected (..., {weight.shape[1]}) for weight {_shape(weight)}, got {_shape(x)}")
-    _operands(x, weight, scores, rule_, bias, cut)
+    _operands(x, weight, scores, rule_, bias)
 
 
-def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups, cut):
-    """Checks, and returns (stride, padding, dilation) as pairs; padding stays "same" where it is that."""
+def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups):
+    """Checks, and returns the geometry, its numbers as pairs; padding stays "same" where it is that."""
     tensor("weight", weight)
     _dims("x", x, (3, 4), "(N, C, H, W) or (C, H, W)")
     _dims("weight", weight, (4,), "(O, C / groups, kh, kw)")
@@ -123,8 +123,8 @@ def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups, cu
     if padding != "same":
         _reach("H", height, kernel_h, padding[0], dilation[0])
         _reach("W", width, kernel_w, padding[1], dilation[1])
-    _operands(x, weight, scores, rule_, bias, cut)
-    return stride, padding, dilation
+    _operands(x, weight, scores, rule_, bias)
+    return stride, padding, dilation, groups
 
 
 def _reach(axis, size, kernel, padding, dilation):
@@ -136,7 +136,7 @@ def _reach(axis, size, kernel, padding, dilation):
         )
 
 
-def _operands(x, weight, scores, rule_, bias, cut):
+def _operands(x, weight, scores, rule_, bias):
     rule(rule_)
     rule_.check(weight.shape)
     dtype, device = x.dtype, x.device
@@ -154,12 +154,14 @@ def _operands(x, weight, scores, rule_, bias, cut):
     for name, value in (("weight", weight), ("scores", scores), ("bias", bias)):
         if value is not None and value.device != device:
             raise ValueError(f"{name}: expected it on x's device {device}, got {value.device}")
-    if cut is not None:
-        if rule_.fixed:
-            raise ValueError("cut: a frozen mask has none; expected None")
-        _selection("cut", cut, device, rule_)
-        if isinstance(cut, Bits):
-            packed_bits(cut.bits, weight.shape)
+
+
+def cut(value, weight, rule_):
+    if rule_.fixed:
+        raise ValueError("cut: a frozen mask has none; expected None")
+    _selection("cut", value, weight.device, rule_)
+    if isinstance(value, Bits):
+        packed_bits(value.bits, weight.shape)
 
 
 def _scores(weight, scores, rule_):

@@ -6,8 +6,9 @@ Every wrong argument is answered by a TypeError or ValueError that names it, bef
 import torch
 import torch.nn.functional as F
 
-from . import checks, ops, reference
-from .autograd import MaskedConv2d, MaskedLinear, apply
+from . import checks, ops, reference, torch_private
+from .autograd import MaskedConv2d, MaskedLinear, Planned, Prepared, apply
+from .backends import chosen_backend, planned
 from .cut import Bits, Cut, Selection
 from .rules import Rule
 
@@ -128,14 +129,21 @@ def masked_linear(
 
     Gradients are straight-through (Ramanujan et al. 2020): see ``autograd``. Raises TypeError, ValueError.
     """
-    return linear_product(x, weight, scores, rule, bias, cut=cut)
+    return linear_product(x, weight, scores, rule, bias, checked_cut(cut, weight, rule))
 
 
-def linear_product(x, weight, scores, rule, bias, *, cut, update=None):
-    """``masked_linear`` for layers, whose optimizer may step in backward: ``update``, see autograd."""
+def linear_product(x, weight, scores, rule, bias, cut, update=None):
+    """``masked_linear`` for layers, whose cut needs no check, and whose optimizer may step in backward."""
     x, weight, bias = _autocast(x, weight, bias)
-    checks.linear(x, weight, scores, rule, bias, cut)
-    return apply(MaskedLinear, x, weight, *_masking(weight, scores, rule, cut), bias, update)
+    key = _key(x, weight, scores, rule, bias, None)
+    prepared = _prepared.get(key)
+    if prepared is None:
+        checks.linear(x, weight, scores, rule, bias)
+        prepared = _prepare(key, MaskedLinear, x, weight, scores, rule)
+    scores, cut, bits, of = _masking(weight, scores, rule, cut)
+    if prepared.plan is not None and (scores is None or bits is None):
+        return torch_private.applied(Planned, x, weight, scores, cut, bits, bias, prepared, update)
+    return apply(MaskedLinear, x, weight, scores, cut, bits, of, bias, update)
 
 
 def masked_conv2d(
@@ -160,29 +168,104 @@ def masked_conv2d(
 
     scores, bias, cut, gradients, errors: as in ``masked_linear``.
     """
-    return conv2d_product(x, weight, scores, rule, bias, stride, padding, dilation, groups, cut=cut)
+    cut, geometry = checked_cut(cut, weight, rule), (stride, padding, dilation, groups)
+    if not all(type(g) in (int, tuple, str) for g in geometry):  # True and 1.0 are the key of 1, and no sizes
+        geometry = checks.conv2d(*_autocast(x, weight, bias)[:2], scores, rule, bias, *geometry)
+    return conv2d_product(x, weight, scores, rule, bias, geometry, cut)
 
 
-def conv2d_product(x, weight, scores, rule, bias, stride, padding, dilation, groups, *, cut, update=None):
-    """``masked_conv2d`` for layers, as ``linear_product``."""
+def conv2d_product(x, weight, scores, rule, bias, geometry, cut, update=None):
+    """``masked_conv2d`` for layers, as ``linear_product``. geometry: stride, padding, dilation, groups."""
     x, weight, bias = _autocast(x, weight, bias)
-    stride, padding, dilation = checks.conv2d(x, weight, scores, rule, bias, stride, padding, dilation, groups, cut)
-    unbatched = x.dim() == 3
-    if unbatched:
-        x = x[None]
-    if padding == "same":
-        x, padding = _pad_same(x, weight, dilation)
-    masking = _masking(weight, scores, rule, cut)
-    x_channels_last = _is_channels_last(x)
+    key = _key(x, weight, scores, rule, bias, geometry)
+    prepared = _prepared.get(key)
+    if prepared is None:
+        geometry = checks.conv2d(x, weight, scores, rule, bias, *geometry)
+        if x.dim() == 3:
+            return conv2d_product(x[None], weight, scores, rule, bias, geometry, cut, update)[0]
+        if geometry[1] == "same":
+            x, padding = _pad_same(x, weight, geometry[2])
+            geometry = (geometry[0], padding, *geometry[2:])
+            return conv2d_product(x, weight, scores, rule, bias, geometry, cut, update)
+        prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, geometry)
+    scores, cut, bits, of = _masking(weight, scores, rule, cut)
+    if prepared.plan is not None and (scores is None or bits is None):
+        return torch_private.applied(Planned, x, weight, scores, cut, bits, bias, prepared, update)
+    x_channels_last = prepared.x_channels_last
     y_channels_last = x_channels_last or _is_channels_last(weight)
-    geometry = (stride, padding, dilation, groups)
-    y = apply(MaskedConv2d, x, weight, *masking, bias, geometry, x_channels_last, y_channels_last, update)
-    return y[0] if unbatched else y
+    return apply(
+        MaskedConv2d,
+        x,
+        weight,
+        scores,
+        cut,
+        bits,
+        of,
+        bias,
+        prepared.geometry,
+        x_channels_last,
+        y_channels_last,
+        update,
+    )
+
+
+# What calls have in common, by all that they are checked for and that a plan hangs on. Networks have tens of layers and
+# few batch sizes; who has more shapes than this starts anew.
+_prepared: dict[tuple | None, Prepared] = {}
+_MOST_PREPARED = 4096
+
+
+def _key(x, weight, scores, rule, bias, geometry):
+    """What identifies such a call; None where torch must see it, or an operand is not plain memory."""
+    if torch_private.watched():
+        return None
+    for t in (x, weight, scores, bias):
+        if t is not None and not torch_private.plain(t):
+            return None
+    try:
+        if rule.fixed and scores.dtype == torch.bool:
+            return None  # a mask that is packed in every call
+        hash(geometry)
+        return (
+            *(x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), weight.dtype, weight.device),
+            None if scores is None else (scores.shape, scores.stride(), scores.dtype, scores.device),
+            None if bias is None else (bias.shape, bias.dtype, bias.device),
+            *(rule, geometry, chosen_backend()),
+        )
+    except (RuntimeError, AttributeError, TypeError):  # not what it should be: the checks have the words
+        return None
+
+
+def _prepare(key, function, x, weight, scores, rule, geometry=()):
+    """Of a call whose arguments are checked; kept under its key."""
+    of = "bits" if rule.fixed else rule.of
+    x_channels_last = bool(geometry) and _is_channels_last(x)
+    plan = None
+    if key is not None and rule.selects is not Bits:
+        ranked = weight if scores is None else scores
+        formats = dict(x_channels_last=x_channels_last, y_channels_last=x_channels_last or _is_channels_last(weight))
+        plan = planned(function.op, x, weight, ranked, of, *geometry, **(formats if geometry else {}))
+    prepared = Prepared(plan, of, function, geometry, x.shape, x_channels_last)
+    if key is not None:
+        if len(_prepared) >= _MOST_PREPARED:
+            _prepared.clear()
+        _prepared[key] = prepared
+    return prepared
+
+
+def checked_cut(cut, weight, rule):
+    """A cut that a user handed in. Raises TypeError, ValueError."""
+    if cut is not None:
+        checks.tensor("weight", weight)
+        checks.rule(rule)
+        checks.cut(cut, weight, rule)
+    return cut
 
 
 def _autocast(x, weight, bias):
     """The operands as autocast wants them; a float32 weight stays, to be rounded after masking."""
-    checks.tensor("x", x)
+    if not isinstance(x, torch.Tensor):
+        checks.tensor("x", x)
     device = x.device.type
     if not ops.autocasts(device) or x.dtype == torch.float64 or not x.is_floating_point():
         return x, weight, bias

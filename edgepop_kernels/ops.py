@@ -154,8 +154,10 @@ def _entry(op):
         if torch_private.watched():
             torch_private.tell_flop_counters(_FLOPS)
             return registered(*args)
-        if type(args[0]) is list and not all(map(torch_private.plain, args[0])):
-            return registered(*args)
+        if type(args[0]) is list:
+            for t in args[0]:
+                if type(t) not in plain or t.is_neg() or t._is_zerotensor():
+                    return registered(*args)
         for i in tensors:  # torch_private.plain in a loop: half the time, of which every layer and pass takes its share
             t = args[i]
             if t is not None and (type(t) not in plain or t.is_neg() or t._is_zerotensor()):

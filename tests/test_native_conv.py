@@ -112,16 +112,14 @@ def _output(case, shape):
 
 def _forward(case, x, weight, scores, cut, bias):
     y = _output(case, (case.batch, case.channels[1], *case.out_size))
-    geometry = native._geometry(x, weight, y.tensor, *case.geometry)
-    native._forward(geometry, x, weight, scores, cut, case.of, bias, y.tensor)
+    native.plan_conv2d(x, weight, scores, case.of, *case.geometry).forward(x, weight, scores, cut, bias, y.tensor)
     y.check("y")
     return y.tensor
 
 
 def _backward_input(case, dy, weight, scores, cut):
     dx = _output(case, (case.batch, case.channels[0], *case.size))
-    geometry = native._geometry(dx.tensor, weight, dy, *case.geometry)
-    native._backward_input(geometry, dy, weight, scores, cut, case.of, dx.tensor)
+    native.plan_conv2d(dx.tensor, weight, scores, case.of, *case.geometry).dx(dy, weight, scores, cut, dx.tensor)
     dx.check("dx")
     return dx.tensor
 

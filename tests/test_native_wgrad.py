@@ -306,8 +306,9 @@ def test_writes_its_outputs_and_nothing_else(case, layout):
     grads = [laid_out(torch.empty(weight.shape), layout) for _ in range(2)]
     with guarded(dy=dy, x=x, weight=weight, scores=scores, cut=cut, ds=grads[0], dw=grads[1]) as twins:
         dy, x, weight, scores, cut, ds, dw = twins
-        geometry = native._geometry(x, weight, dy, **case.options)
-        native._backward_weight(geometry, dy, x, weight, scores, cut, "abs", "kept", ds, dw)
+        native.plan_conv2d(x, weight, scores, "abs", **case.options).dw(
+            dy, x, weight, scores, cut, True, "kept", into=(ds, dw)
+        )
     dense = dense_gradient(case, dy, x, weight.shape)
     assert_close("ds", ds, dense * weight.double() * slope(scores, "abs"), torch.float32)
     assert_close("dw", dw, dense * reference.mask(scores, cut, "abs"), torch.float32)

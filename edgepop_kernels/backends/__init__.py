@@ -96,6 +96,18 @@ def _backend(chosen, op, device, dtype):
     raise AssertionError("the reference refuses nothing")
 
 
+def chosen_backend() -> str:
+    """What ``use_backend`` was told last."""
+    return _chosen
+
+
+def planned(op: str, x: torch.Tensor, *arguments, **options):
+    """The plan of ``op``, a masked product, for operands like these, of the backend that runs it; None where that has
+    none."""
+    plan = getattr(_backend(_chosen, op, x.device, x.dtype).ops, op.replace("masked", "plan"), None)
+    return None if plan is None else plan(x, *arguments, **options)
+
+
 def beside(op: str, other: str, tensor: torch.Tensor) -> Callable | None:
     """The function ``other`` of the backend that runs ``op`` for such a call; None where that has none."""
     return getattr(_backend(_chosen, op, tensor.device, tensor.dtype).ops, other, None)

@@ -5,6 +5,7 @@ image is one row of pixels.
 """
 
 import importlib
+import math
 
 import torch
 
@@ -35,23 +36,6 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in _DTYPE:
         return f"it computes float32, bfloat16 and float16, and got {dtype}"
     return None
-
-
-def _activations(t):
-    """Images (N, C, H, W), or a matrix whose rows are the pixels of one image row."""
-    stride = t.stride() if t.dim() == 4 else (0, t.stride(1), 0, t.stride(0))
-    return (t.data_ptr(), _DTYPE[t.dtype], stride)
-
-
-def _filters(t):
-    """Filters (O, I, KH, KW), or a matrix (O, I) of 1x1 filters."""
-    return _ABSENT if t is None else (t.data_ptr(), _DTYPE[t.dtype], (*t.stride(), 0, 0)[:4])
-
-
-def _mask(scores, cut, of):
-    if of == "bits":
-        return (_OF[of], scores.data_ptr(), (0, 0, 0, 0), 0)
-    return (_OF[of], scores.data_ptr(), (*scores.stride(), 0, 0)[:4], 0 if cut is None else cut.data_ptr())
 
 
 def select(scores, kept, of, hint):
@@ -108,139 +92,229 @@ def mask_bits(scores, cut, of):
     return bits
 
 
-def _matrix(t):
-    return t if t.dim() == 2 else t[None].flatten(0, -2)
-
-
-def _linear_geometry(rows, weight):
-    out_features, in_features = weight.shape
-    return (1, 1, in_features, 1, rows, out_features, 1, rows, 1, 1, 1, 1, 0, 0, 1, 1)
-
-
 def masked_linear(x, weight, scores, cut, of, bias):
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    x = _matrix(x)
-    _forward(_linear_geometry(x.shape[0], weight), x, weight, scores, cut, of, bias, _matrix(y))
-    return y
+    return plan_linear(x, weight, scores, of).forward(x, weight, scores, cut, bias)
 
 
 def masked_linear_dx(dy, weight, scores, cut, of):
-    dx = dy.new_empty(*dy.shape[:-1], weight.shape[1])
-    dy = _matrix(dy)
-    _backward_input(_linear_geometry(dy.shape[0], weight), dy, weight, scores, cut, of, _matrix(dx))
-    return dx
+    x = torch.empty(*dy.shape[:-1], weight.shape[1], dtype=dy.dtype, device="meta")
+    return plan_linear(x, weight, scores, of).dx(dy, weight, scores, cut)
 
 
 def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad):
-    dy, x = _matrix(dy), _matrix(x)
-    geometry = _linear_geometry(dy.shape[0], weight)
-    return _parameter_grads(geometry, dy, x, weight, scores, cut, of, score_grad, weight_grad)
-
-
-def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
-    spatial = (
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    )
-    y = torch.empty(x.shape[0], weight.shape[0], *spatial, dtype=x.dtype, memory_format=_format(channels_last))
-    geometry = _geometry(x, weight, y, stride, padding, dilation, groups)
-    _forward(geometry, x, weight, scores, cut, of, bias, y)
-    return y
-
-
-def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
-    dx = torch.empty(x_size, dtype=dy.dtype, memory_format=_format(channels_last))
-    _backward_input(_geometry(dx, weight, dy, stride, padding, dilation, groups), dy, weight, scores, cut, of, dx)
-    return dx
-
-
-def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups):
-    geometry = _geometry(x, weight, dy, stride, padding, dilation, groups)
-    return _parameter_grads(geometry, dy, x, weight, scores, cut, of, score_grad, weight_grad)
+    plan = plan_linear(x, weight, scores, of)
+    return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad))
 
 
 def masked_linear_update(dy, x, weight, scores, cut, of, update, weight_grad):
-    dy, x = _matrix(dy), _matrix(x)
-    geometry = _linear_geometry(dy.shape[0], weight)
-    return _updated(geometry, dy, x, weight, scores, cut, of, update, weight_grad)
+    return plan_linear(x, weight, scores, of).update(dy, x, weight, scores, cut, update, weight_grad)
+
+
+def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
+    plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups, y_channels_last=channels_last)
+    return plan.forward(x, weight, scores, cut, bias)
+
+
+def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
+    x = torch.empty(x_size, dtype=dy.dtype, device="meta", memory_format=_format(channels_last))
+    plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups, x_channels_last=channels_last)
+    return plan.dx(dy, weight, scores, cut)
+
+
+def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups):
+    plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups)
+    return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad))
 
 
 def masked_conv2d_update(dy, x, weight, scores, cut, of, update, weight_grad, stride, padding, dilation, groups):
-    geometry = _geometry(x, weight, dy, stride, padding, dilation, groups)
-    return _updated(geometry, dy, x, weight, scores, cut, of, update, weight_grad)
+    plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups)
+    return plan.update(dy, x, weight, scores, cut, update, weight_grad)
+
+
+def _of_both(weight, ds, dw):
+    """(dS, dW), an empty tensor for the one not asked for."""
+    return tuple(weight.new_empty(0) if t is None else t for t in (ds, dw))
+
+
+def plan_linear(x, weight, scores, of):
+    """The plan of ``masked_linear`` for operands like these."""
+    out_features, in_features = weight.shape
+    rows = x.numel() // in_features if in_features else math.prod(x.shape[:-1])
+    geometry = (1, 1, in_features, 1, rows, out_features, 1, rows, 1, 1, 1, 1, 0, 0, 1, 1)
+    return Plan(x, weight, scores, of, geometry, (*x.shape[:-1], out_features))
+
+
+def plan_conv2d(
+    x, weight, scores, of, stride, padding, dilation, groups, *, x_channels_last=False, y_channels_last=False
+):
+    """The plan of ``masked_conv2d`` for operands like these; x_, y_channels_last: the memory formats of dx and y."""
+    batch, in_channels, in_h, in_w = x.shape
+    out_channels, _, kernel_h, kernel_w = weight.shape
+    out_h = (in_h + 2 * padding[0] - dilation[0] * (kernel_h - 1) - 1) // stride[0] + 1
+    out_w = (in_w + 2 * padding[1] - dilation[1] * (kernel_w - 1) - 1) // stride[1] + 1
+    sizes = (batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, kernel_h, kernel_w)
+    geometry = (*sizes, *stride, *padding, *dilation)
+    formats = _format(x_channels_last), _format(y_channels_last)
+    return Plan(x, weight, scores, of, geometry, (batch, out_channels, out_h, out_w), *formats)
+
+
+class Plan:
+    """A masked product of operands of given shapes, strides and dtypes: what no call of it has to find out again.
+
+    scores: float32, or the packed mask where of == "bits". Made by ``plan_linear`` and ``plan_conv2d``. A call asks for
+    addresses and goes to the kernel: one frame of Python each, as small networks feel every one.
+    """
+
+    __slots__ = (
+        *("dtype", "ds_stride", "dw_stride", "dx_stride", "flat", "geometry", "mask", "of", "w"),
+        *("x", "x_format", "x_size", "y_format", "y_size", "y_stride"),
+    )
+
+    def __init__(
+        self,
+        x,
+        weight,
+        scores,
+        of,
+        geometry,
+        y_size,
+        x_format=torch.contiguous_format,
+        y_format=torch.contiguous_format,
+    ):
+        linear = weight.dim() == 2
+        self.geometry, self.of, self.flat = geometry, of, linear and x.dim() != 2
+        self.dtype, self.x_size, self.x_format, self.y_size, self.y_format = (
+            x.dtype,
+            x.shape,
+            x_format,
+            y_size,
+            y_format,
+        )
+        self.x = _DTYPE[x.dtype], _image((_matrix(x) if linear else x).stride())
+        self.w = _DTYPE[weight.dtype], _four(weight.stride())
+        self.mask = _OF[of], _ABSENT[2] if of == "bits" else _four(scores.stride())
+        # Of outputs as they are made here: rows without gaps, or images of the format.
+        self.dx_stride = (0, 1, 0, geometry[2]) if linear else _strides(x.shape, x_format)
+        self.y_stride = (0, 1, 0, geometry[5]) if linear else _strides(y_size, y_format)
+        self.ds_stride, self.dw_stride = (_four(torch.empty_like(t, device="meta").stride()) for t in (scores, weight))
+
+    def forward(self, x, weight, scores, cut, bias, y=None):
+        """y: where to write, in place of a new tensor of the plan's size and format."""
+        if self.flat:
+            x = _matrix(x)
+        if bias is not None:
+            bias = bias.to(torch.float32).contiguous()
+        y_stride = self.y_stride
+        if y is None:
+            y = torch.empty(self.y_size, dtype=self.dtype, memory_format=self.y_format)
+        else:
+            y_stride = y.stride()
+        of, stride = self.mask
+        _native.conv_forward(
+            self.geometry,
+            (x.data_ptr(), *self.x),
+            (weight.data_ptr(), *self.w),
+            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr()),
+            0 if bias is None else bias.data_ptr(),
+            (y.data_ptr(), self.x[0], y_stride),
+            torch.get_num_threads(),
+        )
+        return y
+
+    def dx(self, dy, weight, scores, cut, dx=None):
+        """dx: where to write, in place of a new tensor of the plan's size and format."""
+        if self.flat:
+            dy = _matrix(dy)
+        dx_stride, dy_stride = self.dx_stride, dy.stride()
+        if dx is None:
+            dx = torch.empty(self.x_size, dtype=self.dtype, memory_format=self.x_format)
+        else:
+            dx_stride = dx.stride()
+        of, stride = self.mask
+        _native.conv_backward_input(
+            self.geometry,
+            (dy.data_ptr(), self.x[0], dy_stride if len(dy_stride) == 4 else (0, dy_stride[1], 0, dy_stride[0])),
+            (weight.data_ptr(), *self.w),
+            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr()),
+            (dx.data_ptr(), self.x[0], dx_stride),
+            torch.get_num_threads(),
+        )
+        return dx
+
+    def dw(self, dy, x, weight, scores, cut, score_grad, weight_grad, into=None):
+        """(dS, dW), None for the one not asked for. into: two tensors where to write both."""
+        if self.flat:
+            dy, x = _matrix(dy), _matrix(x)
+        dy_stride, (of, stride), ds, dw = dy.stride(), self.mask, None, None
+        ds_arg = dw_arg = _ABSENT
+        if into is not None:
+            ds, dw = into
+            ds_arg, dw_arg = _filters(ds), _filters(dw)
+        else:
+            if score_grad:
+                ds = torch.empty_like(scores)
+                ds_arg = ds.data_ptr(), 0, self.ds_stride
+            if weight_grad != "none":
+                dw = torch.empty_like(weight)
+                dw_arg = dw.data_ptr(), self.w[0], self.dw_stride
+        _native.conv_backward_weight(
+            self.geometry,
+            (dy.data_ptr(), self.x[0], dy_stride if len(dy_stride) == 4 else (0, dy_stride[1], 0, dy_stride[0])),
+            (x.data_ptr(), *self.x),
+            (weight.data_ptr(), *self.w),
+            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr()),
+            _SCORE_MAP[self.of],
+            ds_arg,
+            _WEIGHT_GRAD[weight_grad],
+            dw_arg,
+            torch.get_num_threads(),
+        )
+        return ds, dw
+
+    def update(self, dy, x, weight, scores, cut, update, weight_grad):
+        """Takes the optimizer's step on the scores in place of dS; dW, None where it is not asked for."""
+        if self.flat:
+            dy, x = _matrix(dy), _matrix(x)
+        dw = torch.empty_like(weight) if weight_grad != "none" else None
+        of, stride = self.mask
+        _native.conv_update_scores(
+            self.geometry,
+            (dy.data_ptr(), self.x[0], _image(dy.stride())),
+            (x.data_ptr(), *self.x),
+            (weight.data_ptr(), *self.w),
+            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr()),
+            _SCORE_MAP[self.of],
+            update.coefficients[:2],
+            _addresses(update.moments),
+            _WEIGHT_GRAD[weight_grad],
+            _filters(dw),
+            torch.get_num_threads(),
+        )
+        return dw
+
+
+def _matrix(t):
+    """Rows of features, a view where the strides allow one."""
+    return t if t.dim() == 2 else t[None].flatten(0, -2)
+
+
+def _image(stride):
+    """Strides of images (N, C, H, W); of a matrix, whose rows are the pixels of one image row."""
+    return stride if len(stride) == 4 else (0, stride[1], 0, stride[0])
+
+
+def _four(stride):
+    """Strides of filters (O, I, KH, KW), or of a matrix (O, I) of 1x1 filters."""
+    return (*stride, 0, 0)[:4]
+
+
+def _strides(size, memory_format):
+    return torch.empty(size, device="meta", memory_format=memory_format).stride()
+
+
+def _filters(t):
+    return _ABSENT if t is None else (t.data_ptr(), _DTYPE[t.dtype], _four(t.stride()))
 
 
 def _format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _geometry(x, weight, y, stride, padding, dilation, groups):
-    batch, in_channels, in_h, in_w = x.shape
-    sizes = (batch, groups, in_channels, in_h, in_w, *y.shape[1:], *weight.shape[2:])
-    return (*sizes, *stride, *padding, *dilation)
-
-
-def _forward(geometry, x, weight, scores, cut, of, bias, y):
-    bias = None if bias is None else bias.to(torch.float32).contiguous()
-    _native.conv_forward(
-        geometry,
-        _activations(x),
-        _filters(weight),
-        _mask(scores, cut, of),
-        0 if bias is None else bias.data_ptr(),
-        _activations(y),
-        torch.get_num_threads(),
-    )
-
-
-def _backward_input(geometry, dy, weight, scores, cut, of, dx):
-    _native.conv_backward_input(
-        geometry,
-        _activations(dy),
-        _filters(weight),
-        _mask(scores, cut, of),
-        _activations(dx),
-        torch.get_num_threads(),
-    )
-
-
-def _backward_weight(geometry, dy, x, weight, scores, cut, of, weight_grad, ds, dw):
-    _native.conv_backward_weight(
-        geometry,
-        _activations(dy),
-        _activations(x),
-        _filters(weight),
-        _mask(scores, cut, of),
-        _SCORE_MAP[of],
-        _filters(ds),
-        _WEIGHT_GRAD[weight_grad],
-        _filters(dw),
-        torch.get_num_threads(),
-    )
-
-
-def _updated(geometry, dy, x, weight, scores, cut, of, update, weight_grad):
-    """dW, None where it is not asked for."""
-    dw = torch.empty_like(weight) if weight_grad != "none" else None
-    _native.conv_update_scores(
-        geometry,
-        _activations(dy),
-        _activations(x),
-        _filters(weight),
-        _mask(scores, cut, of),
-        _SCORE_MAP[of],
-        update.coefficients[:2],
-        _addresses(update.moments),
-        _WEIGHT_GRAD[weight_grad],
-        _filters(dw),
-        torch.get_num_threads(),
-    )
-    return dw
-
-
-def _parameter_grads(geometry, dy, x, weight, scores, cut, of, score_grad, weight_grad):
-    """(dS, dW), an empty tensor for the one not asked for."""
-    ds = torch.empty_like(scores) if score_grad else None
-    dw = torch.empty_like(weight) if weight_grad != "none" else None
-    _backward_weight(geometry, dy, x, weight, scores, cut, of, weight_grad, ds, dw)
-    return tuple(weight.new_empty(0) if t is None else t for t in (ds, dw))

@@ -256,16 +256,16 @@ class MaskedLayer(nn.Module):
             return self.mask_bits, self.rule
         return self.scores, self.forward_rule()
 
-    def _product(self, function, *arguments, cut):
+    def _product(self, function, *arguments):
         """``function``, a masked product of functional.py, told of the optimizer that updates scores in backward."""
         if self._updater is None:
-            return function(*arguments, cut=cut)
+            return function(*arguments)
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "fused_backward: the step of an optimizer inside backward cannot be traced; compile the model without "
                 "fullgraph, or build the optimizer without fused_backward"
             )
-        return function(*arguments, cut=cut, update=self._update())
+        return function(*arguments, self._update())
 
     def _update(self):
         """What an optimizer with fused_backward does in this forward's backward; None: the scores get a gradient."""

@@ -20,7 +20,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
             padding = 0
         scores, rule = self._masking()
         geometry = (self.stride, padding, self.dilation, self.groups)
-        return self._product(functional.conv2d_product, x, self.weight, scores, rule, bias, *geometry, cut=cut)
+        return self._product(functional.conv2d_product, x, self.weight, scores, rule, bias, geometry, cut)
 
     def materialize(self) -> nn.Conv2d:
         """A plain nn.Conv2d whose weight is the effective weight; nothing of this package in it."""
@@ -61,7 +61,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
         """The product of ``x`` and the masked weight."""
         scores, rule = self._masking()
-        return self._product(functional.linear_product, x, self.weight, scores, rule, bias, cut=cut)
+        return self._product(functional.linear_product, x, self.weight, scores, rule, bias, cut)
 
     def materialize(self) -> nn.Linear:
         """A plain nn.Linear whose weight is the effective weight; nothing of this package in it."""
