@@ -21,7 +21,20 @@ def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selecti
     the result is exact whatever the hint. Raises TypeError, ValueError.
     """
     checks.selection(scores, rule, hint)
-    return selections([scores], [rule], [hint])[0]
+    return selection(scores, rule, hint)
+
+
+# Of so few scores a cold selection takes less than handing in where the last one ended.
+_WARM = 8192
+
+
+def selection(scores, rule, hint):
+    """``select`` of arguments that need no check."""
+    if not rule.ranks or rule.together:
+        return selections([scores], [rule], [hint])[0]
+    numel = scores.numel()
+    hints = None if hint is None or numel < _WARM else hint.data[None]
+    return rule.cut(ops.select([scores.detach()], [rule.kept(numel)], [rule.of], hints)[0], numel)
 
 
 def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None) -> list[Selection]:
@@ -264,7 +277,7 @@ def checked_cut(cut, weight, rule):
 
 def _autocast(x, weight, bias):
     """The operands as autocast wants them; a float32 weight stays, to be rounded after masking."""
-    if not isinstance(x, torch.Tensor):
+    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided:
         checks.tensor("x", x)
     device = x.device.type
     if not ops.autocasts(device) or x.dtype == torch.float64 or not x.is_floating_point():

@@ -46,11 +46,6 @@ SCHEMAS = {
 }
 
 
-def _deciding(first):
-    """Of an op's first argument, the tensor whose device and type decide who runs the op."""
-    return first[0] if isinstance(first, (list, tuple)) else first
-
-
 _has_autocast = functools.cache(torch.amp.is_autocast_available)
 
 
@@ -61,7 +56,7 @@ def autocasts(device: str) -> bool:
 
 def _routed(op):
     def kernel(first, *args):
-        tensor = _deciding(first)
+        tensor = first[0] if isinstance(first, (list, tuple)) else first  # whose device and type decide who runs the op
         run = implementation(op, tensor)
         device = tensor.device.type
         if not autocasts(device):
@@ -154,15 +149,19 @@ def _entry(op):
         if torch_private.watched():
             torch_private.tell_flop_counters(_FLOPS)
             return registered(*args)
-        if type(args[0]) is list:
-            for t in args[0]:
+        first = args[0]
+        if type(first) is list:
+            for t in first:
                 if type(t) not in plain or t.is_neg() or t._is_zerotensor():
                     return registered(*args)
+            first = first[0]
         for i in tensors:  # torch_private.plain in a loop: half the time, of which every layer and pass takes its share
             t = args[i]
             if t is not None and (type(t) not in plain or t.is_neg() or t._is_zerotensor()):
                 return registered(*args)
-        return kernel(*args)
+        if autocasts(first.device.type):
+            return kernel(*args)
+        return implementation(op, first)(*args)
 
     return call
 

@@ -42,16 +42,18 @@ def select(scores, kept, of, hint):
     cuts = torch.empty(len(scores), 2, dtype=torch.int64)
     hint = None if hint is None else hint.contiguous()
     hints = [0] * len(scores) if hint is None else range(hint.data_ptr(), hint.data_ptr() + 16 * len(scores), 16)
-    flat = [s if s.dim() <= 4 else s.reshape(-1) for s in scores]
+    flat = [s if s.dim() <= 4 else s.reshape(-1) for s in scores]  # held until the call is over
     _native.select(_rankings(flat, kept, of, hints, cuts), torch.get_num_threads())
     return cuts
 
 
 def _rankings(scores, kept, of, hints, cuts):
     """hints: addresses of cuts, 0 where there is none; cuts: int64 [layers, 2], to be written."""
-    first = cuts.data_ptr()
-    rows = enumerate(zip(scores, kept, of, hints, strict=True))
-    return [(s.data_ptr(), *_sequence(s), _OF[kind], m, first + 16 * row, hint) for row, (s, m, kind, hint) in rows]
+    into, rankings = cuts.data_ptr(), []
+    for s, m, kind, hint in zip(scores, kept, of, hints, strict=True):
+        rankings.append((s.data_ptr(), *_sequence(s), _OF[kind], m, into, hint))
+        into += 16
+    return rankings
 
 
 def _sequence(scores):
