@@ -21,7 +21,8 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] == __package__:
             raise
         print(
-            f"edgepop: every command but `doctor` needs {error.name}: pip install 'edgepop_kernels[train]'",
+            f"edgepop: every command but `doctor` needs {error.name}, which is not installed: "
+            f"pip install {error.name}; or pip install '.[train]' in the source checkout, for all that they need",
             file=sys.stderr,
         )
         sys.exit(2)

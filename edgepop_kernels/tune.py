@@ -54,7 +54,12 @@ def tune(
     only     tunes the workloads in whose text this occurs, as in "Linear" or "size=56"
     minutes  no product is begun after so many
     timer    seconds of one call; default: the median of cold samples on the device
+
+    Raises RuntimeError where triton is missing or cannot run.
     """
+    missing = triton.unavailable()
+    if missing is not None:
+        raise RuntimeError(f"tune: {missing}")
     from .backends.triton import launch  # imports triton
 
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device

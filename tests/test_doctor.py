@@ -1,5 +1,6 @@
 """`python -m edgepop_kernels doctor`, and the command line where the extra `train` is missing."""
 
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from isa import INSTRUCTION_SETS
 
 import edgepop_kernels as ek
 from edgepop_kernels import _native, doctor
+from edgepop_kernels.backends import triton
 
 # Hides what the extra `train` brings, as on a machine where only torch is installed.
 WITHOUT_EXTRAS = """
@@ -43,11 +45,68 @@ def test_every_backend_has_a_line():
         assert fact(f"backend {name}") == (reason or "available")
 
 
-def test_an_unknown_instruction_set_is_reported_and_not_raised(monkeypatch):
-    code = "from edgepop_kernels import doctor; print(doctor.report())"
+@pytest.fixture
+def unknown_set(monkeypatch):
     monkeypatch.setenv("EDGEPOP_ISA", "sse9")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "EDGEPOP_ISA=sse9" in fact("native module", done.stdout)
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_an_unknown_instruction_set_is_reported_and_not_raised(unknown_set):
+    done = python("from edgepop_kernels import doctor; print(doctor.report())")
+    assert done.returncode == 0, done.stderr
+    for name in ("native module", "backend native", "backend staged"):
+        assert fact(name, done.stdout).startswith("EDGEPOP_ISA=sse9: allowed are ")
+    assert fact("backend reference", done.stdout) == "available"
+    assert "EDGEPOP_ISA" not in fact("backend cuda", done.stdout)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_doctor_offers_the_native_backend_where_its_instruction_set_is_here(monkeypatch, isa):
+    monkeypatch.setenv("EDGEPOP_ISA", isa)
+    done = python("from edgepop_kernels import doctor; print(doctor.report())")
+    usable = fact("native module", done.stdout).startswith(f"kernels for {isa}, ")
+    assert (fact("backend native", done.stdout) == "available") == usable
+    assert usable or fact("backend native", done.stdout) == fact("native module", done.stdout)
+
+
+def test_a_backend_that_cannot_have_its_instruction_set_is_not_available_and_the_reference_is(unknown_set):
+    code = """
+import torch, edgepop_kernels as ek
+for name in ("native", "staged", "auto"):
+    try:
+        ek.use_backend(name)
+    except RuntimeError as error:
+        print(error)
+with ek.use_backend("reference"):
+    print(int(ek.mask(torch.randn(99), ek.TopK(0.5)).sum()))
+ek.mask(torch.randn(99), ek.TopK(0.5))
+"""
+    done = python(code)
+    native, staged, auto, kept = done.stdout.splitlines()
+    assert native.startswith("backend 'native' is not available: EDGEPOP_ISA=sse9: allowed are ")
+    assert staged.startswith("backend 'staged' is not available: EDGEPOP_ISA=sse9: allowed are ")
+    assert auto.startswith("EDGEPOP_ISA=sse9: allowed are ")
+    assert kept == "50"
+    assert done.stderr.splitlines()[-1].startswith("RuntimeError: EDGEPOP_ISA=sse9: allowed are ")
+
+
+@pytest.mark.parametrize("command", [["train", "--backend", "reference"], ["export", "nothing"]])
+def test_a_command_ends_in_one_sentence_before_it_does_anything(unknown_set, tmp_path, command):
+    done = subprocess.run(
+        [sys.executable, "-m", "edgepop_kernels", *command],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("edgepop: EDGEPOP_ISA=sse9: allowed are ")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("rule", ["Bernoulli()", "Threshold(0.5)", "TopK(0.5)"])
@@ -77,7 +136,55 @@ def test_other_commands_name_the_extra_they_need():
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
-    assert "pip install 'edgepop_kernels[train]'" in done.stderr
+    assert "needs typer, which is not installed: pip install typer; or" in done.stderr
+    assert "pip install '.[train]'" in done.stderr
+    assert "edgepop_kernels[" not in done.stderr, "there is no distribution of this name to install"
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch
+import edgepop_kernels as ek
+from edgepop_kernels import doctor, tune
+"""
+
+
+def test_without_triton_everything_else_works_and_what_needs_it_says_so():
+    code = """
+layer = ek.FusedSubnetLinear(40, 30)
+layer(torch.randn(8, 40)).sum().backward()
+print(ek.backends()["native"], tune.unavailable(), ek.backends()["triton"], sep="\\n")
+"""
+    done = python(WITHOUT_TRITON + code)
+    native, *reasons = done.stdout.splitlines()
+    assert native == "None", done.stderr
+    assert len(reasons) == 2
+    assert all(reason.startswith("triton is not installed") for reason in reasons)
+
+
+def test_without_triton_what_needs_it_raises_and_says_so():
+    code = """
+for call in (lambda: ek.use_backend("triton"), tune.tune):
+    try:
+        call()
+    except RuntimeError as error:
+        print(error)
+from edgepop_kernels.tuning import offline
+"""
+    done = python(WITHOUT_TRITON + code)
+    backend, tuning = done.stdout.splitlines()
+    assert backend.startswith("backend 'triton' is not available: triton is not installed")
+    assert tuning.startswith("tune: triton is not installed")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: edgepop_kernels.tuning.offline compiles with triton, which is not installed")
+
+
+@pytest.mark.parametrize("value", ["1", "TRUE", "on", "y", "0", "2", ""])
+def test_the_interpreter_is_on_where_triton_says_so(monkeypatch, value):
+    knobs = pytest.importorskip("triton.knobs", reason="triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    assert (triton.refuses(torch.device("cpu"), torch.float32) is None) == knobs.runtime.interpret
 
 
 @pytest.mark.gpu

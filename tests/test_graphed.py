@@ -240,7 +240,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("rule", [ek.TopK(0.5), ek.Percentile(0.3), ek.GlobalTopK(0.5)], ids=str)
 def test_a_step_on_the_triton_backend_waits_for_nothing(monkeypatch, rule):
     """Host code alone: the launches are left out."""
-    pytest.importorskip("triton", reason="triton is for Linux only")
+    pytest.importorskip("triton", reason="triton is not installed")
     from edgepop_kernels.backends.triton import depthwise, grads, product, selection
 
     for module in (depthwise, grads, product, selection):
@@ -259,7 +259,7 @@ def test_a_step_on_the_triton_backend_waits_for_nothing(monkeypatch, rule):
 
 @WITHOUT_A_DEVICE
 def test_a_selection_not_run_before_is_not_captured(monkeypatch):
-    pytest.importorskip("triton", reason="triton is for Linux only")
+    pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setattr(capture, "capturing", lambda tensor: True)
     with ek.use_backend("triton"), pytest.raises(RuntimeError, match="once before it is captured"):
         ek.select(torch.randn(12_345), ek.TopK(0.5))

@@ -166,6 +166,12 @@ COMPLETE = dict(
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set but not RANK, LOCAL_RANK"),
         (COMPLETE | {"WORLD_SIZE": "two"}, "WORLD_SIZE: expected a whole number, as torchrun sets it, got 'two'"),
+        (COMPLETE | {"RANK": "x"}, "RANK: expected a whole number, as torchrun sets it, got 'x'"),
+        (COMPLETE | {"RANK": "2"}, "RANK: expected less than WORLD_SIZE=2, as torchrun sets it, got 2"),
+        (COMPLETE | {"WORLD_SIZE": "0"}, "RANK: expected less than WORLD_SIZE=0, as torchrun sets it, got 0"),
+        (COMPLETE | {"LOCAL_RANK": "3"}, "LOCAL_RANK: expected less than LOCAL_WORLD_SIZE=2"),
+        (COMPLETE | {"MASTER_PORT": "http"}, "MASTER_PORT: expected a whole number, as torchrun sets it, got 'http'"),
+        (COMPLETE | {"MASTER_PORT": "70000"}, "MASTER_PORT: expected 1 to 65535, got 70000"),
     ],
 )
 def test_an_incomplete_environment_is_named(monkeypatch, variables, words):
@@ -175,3 +181,10 @@ def test_an_incomplete_environment_is_named(monkeypatch, variables, words):
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=words), parallel.join():
         pass
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [("0", True), ("1", False), ("x", True), ("", True)])
+def test_a_rank_that_is_no_number_is_not_met_with_silence(monkeypatch, rank, speaks):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert parallel.leads() == speaks

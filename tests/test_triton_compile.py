@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="triton is for Linux only")
+pytest.importorskip("triton", reason="triton is not installed")
 
 from edgepop_kernels.backends import triton as backend
 from edgepop_kernels.tuning import Problem, Tile, offline

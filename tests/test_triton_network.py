@@ -9,7 +9,7 @@ from torch import nn
 import edgepop_kernels as ek
 from edgepop_kernels.testing.tolerances import assert_close
 
-pytest.importorskip("triton", reason="triton is for Linux only")
+pytest.importorskip("triton", reason="triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []

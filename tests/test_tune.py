@@ -86,7 +86,7 @@ def test_workloads_name_each_layer_once_and_its_ops_match(monkeypatch):
 
 @pytest.fixture
 def interpreted():
-    pytest.importorskip("triton", reason="triton is for Linux only")
+    pytest.importorskip("triton", reason="triton is not installed")
     if torch.cuda.is_available():
         pytest.skip("on a GPU the kernels are compiled, and `edgepop tune` is what is run")
 

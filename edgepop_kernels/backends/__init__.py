@@ -37,7 +37,7 @@ _BACKENDS = {
 # On CUDA tensors "cuda" is "triton" but for its selection and packed masks. Which of the two selects faster is not yet
 # measured on a GPU (`make gpu` does); until then the one that needs no nvcc goes first.
 _ON_GPU = ("triton", "cuda")
-# "auto" takes the first of these, in this order, that accepts the call.
+# "auto" takes the first of these, in this order, that accepts the call: see _candidates.
 _AUTO = tuple(_BACKENDS[name] for name in ("native", *_ON_GPU, "reference"))
 _chosen = "auto"
 
@@ -51,17 +51,18 @@ class use_backend:  # used as a function and as a context manager, like torch.se
     """Chooses the backend of all following calls, in every thread; as a context manager, until the block ends.
 
     name: "auto" (the default: the fastest that accepts the call), or a key of ``backends()``. A named backend that is
-    not available raises RuntimeError here; one that refuses a call raises NotImplementedError there.
+    not available raises RuntimeError here; one that refuses a call raises NotImplementedError there. "auto" raises
+    RuntimeError, here and in every call, where EDGEPOP_ISA names an instruction set that cannot be had: the slow
+    reference, to which it would come, is not what that variable asks for.
     """
 
     def __init__(self, name: str):
         global _chosen
-        if name != "auto":
-            if name not in _BACKENDS:
-                raise ValueError(f"backend: expected one of {', '.join(['auto', *_BACKENDS])}, got {name!r}")
-            reason = _BACKENDS[name].unavailable()
-            if reason is not None:
-                raise RuntimeError(f"backend {name!r} is not available: {reason}")
+        if name not in ("auto", *_BACKENDS):
+            raise ValueError(f"backend: expected one of {', '.join(['auto', *_BACKENDS])}, got {name!r}")
+        (first, *_) = _candidates(name)
+        if name != "auto" and first.unavailable() is not None:
+            raise RuntimeError(f"backend {name!r} is not available: {first.unavailable()}")
         self._previous, _chosen = _chosen, name
 
     def __enter__(self):
@@ -70,6 +71,16 @@ class use_backend:  # used as a function and as a context manager, like torch.se
     def __exit__(self, *exception):
         global _chosen
         _chosen = self._previous
+
+
+def _candidates(chosen):
+    """What may run a call: the first that does not refuse it. Raises RuntimeError as use_backend says."""
+    if chosen != "auto":
+        return (_BACKENDS[chosen],)
+    reason = native.misset()
+    if reason is not None:
+        raise RuntimeError(reason)
+    return _AUTO
 
 
 def implementation(op: str, tensor: torch.Tensor) -> Callable:
@@ -86,7 +97,7 @@ def _backend(chosen, op, device, dtype):
             raise NotImplementedError(f"{op}: backend {chosen!r} was asked for, but {reason}")
         return backend
     reasons = []
-    for backend in _AUTO:
+    for backend in _candidates(chosen):
         reason = backend.unavailable() or backend.refuses(device, dtype)
         if reason is None:
             if backend.ops is reference:
@@ -120,7 +131,7 @@ def optimizer_step(parameter: torch.Tensor) -> Callable | None:
 
 @functools.cache
 def _optimizer_step(chosen, device, dtype):
-    for backend in _AUTO if chosen == "auto" else (_BACKENDS[chosen],):
+    for backend in _candidates(chosen):
         if hasattr(backend.ops, "step") and not (backend.unavailable() or backend.refuses(device, dtype)):
             return backend.ops.step
     return None

@@ -28,8 +28,8 @@ def __getattr__(name):
 
 
 def unavailable() -> str | None:
-    if native.unavailable() is not None:
-        return native.unavailable()
+    if native.not_loaded() is not None:
+        return native.not_loaded()
     if _cuda is None:
         return "the compiled module has no CUDA kernels: no nvcc was found when it was built (`setup.py` says how)"
     if not torch.cuda.is_available():

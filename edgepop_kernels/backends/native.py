@@ -26,8 +26,24 @@ except ImportError as error:
     _missing = f"the compiled module did not load ({error}); install with `pip install .` where a C++ compiler is"
 
 
-def unavailable() -> str | None:
+def not_loaded() -> str | None:
+    """Why there is no compiled module."""
     return _missing
+
+
+def misset() -> str | None:
+    """Why the instruction set that EDGEPOP_ISA names cannot be had: something to tell the user, not to work around."""
+    if _native is None:
+        return None
+    try:
+        _native.isa()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def unavailable() -> str | None:
+    return not_loaded() or misset()
 
 
 def refuses(device: torch.device, dtype: torch.dtype) -> str | None:

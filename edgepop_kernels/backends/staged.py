@@ -22,7 +22,7 @@ _held = _Held()
 
 
 def unavailable() -> str | None:
-    return None
+    return native.misset()  # whose selection it would take
 
 
 def refuses(device: torch.device, dtype: torch.dtype) -> str | None:

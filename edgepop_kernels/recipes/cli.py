@@ -80,11 +80,17 @@ def _show_version(asked: bool):
 
 @app.callback()
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
 ):
     """Train, list, export and measure masked networks."""
+    if context.invoked_subcommand not in ("doctor", "recipes"):
+        try:
+            ek.use_backend("auto")  # raises where EDGEPOP_ISA asks for what is not here: before anything is loaded
+        except RuntimeError as error:
+            raise UserError(str(error)) from error
 
 
 @app.command(add_help_option=False)

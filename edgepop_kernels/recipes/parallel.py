@@ -23,8 +23,9 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_AD
 
 
 def leads() -> bool:
-    """Whether this process speaks: rank 0, or alone."""
-    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
+    """Whether this process speaks: rank 0, or alone; and where RANK is no number, for then it says that."""
+    rank = os.environ.get("RANK", "0")
+    return "WORLD_SIZE" not in os.environ or not rank.isdecimal() or int(rank) == 0
 
 
 @dataclass(frozen=True)
@@ -137,12 +138,18 @@ def _described() -> World:
             f"WORLD_SIZE is set but not {', '.join(missing)}: start several processes with torchrun --nproc-per-node N "
             "-m edgepop_kernels train, one without WORLD_SIZE"
         )
-    values = [os.environ[name] for name in _VARIABLES[:4]]
-    for name, value in zip(_VARIABLES, values, strict=False):
+    numbers = {}
+    for name in (*_VARIABLES[:4], "MASTER_PORT"):
+        value = os.environ[name]
         if not value.isdecimal():
             raise UserError(f"{name}: expected a whole number, as torchrun sets it, got {value!r}")
-    rank, size, local_rank, local_size = map(int, values)
-    return World(rank, size, local_rank, local_size)
+        numbers[name] = int(value)
+    for name, of in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if numbers[name] >= numbers[of]:
+            raise UserError(f"{name}: expected less than {of}={numbers[of]}, as torchrun sets it, got {numbers[name]}")
+    if not 0 < numbers["MASTER_PORT"] < 65536:
+        raise UserError(f"MASTER_PORT: expected 1 to 65535, got {numbers['MASTER_PORT']}")
+    return World(*(numbers[name] for name in _VARIABLES[:4]))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import triton
+try:
+    import triton
+except ModuleNotFoundError as error:
+    raise ImportError(f"{__name__} compiles with triton, which is not installed: pip install triton (Linux)") from error
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 

@@ -31,12 +31,12 @@ def __getattr__(name):
 
 
 def _interpreted():
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as triton reads it
 
 
 def unavailable() -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (`pip install triton`, Linux only)"
+        return "triton is not installed; torch's CUDA builds bring it (alone: `pip install triton`, Linux only)"
     if not torch.cuda.is_available() and not _interpreted():
         return "torch sees no CUDA device; TRITON_INTERPRET=1 runs the kernels on CPU tensors, to test them"
     return None
