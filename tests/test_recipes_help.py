@@ -1,6 +1,7 @@
 """What the command line says of itself: help in groups, a recipe's own values, the list of recipes, near misses."""
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -8,7 +9,6 @@ from typer.testing import CliRunner
 
 import edgepop_kernels as ek
 from edgepop_kernels.recipes import cli, registry
-from edgepop_kernels.recipes.lottery_tickets import LotteryTickets
 
 # One of each method, and others that have other settings.
 SOME = [*{entry.recipe.method: name for name, entry in registry.RECIPES.items()}.values()]
@@ -135,11 +135,10 @@ def test_a_wrong_question_about_recipes_is_one_sentence(edgepop, arguments, sent
     assert result.stderr.startswith(f"edgepop: {sentence}") and result.stderr.count("\n") == 1
 
 
-def test_a_recipe_of_many_trainings_says_how_many(edgepop, monkeypatch):
-    monkeypatch.setattr(LotteryTickets, "trainings", lambda recipe: 9 * recipe.rounds + 1)
-    assert "mlp on digits, keep 0.8, 217 trainings of 10 epochs" in " ".join(
-        edgepop("recipes", "--method", "lottery-tickets").stdout.split()
-    )
+def test_a_recipe_of_many_trainings_says_how_many(edgepop):
+    """And what is kept of them: a fraction in each round is not the network's at the end."""
+    listed = " ".join(edgepop("recipes", "--method", "lottery-tickets").stdout.split())
+    assert "mlp on digits, keep 0.8 in each of 24 rounds, 217 trainings of 10 epochs" in listed
     assert "217 trainings of 10 epochs" in " ".join(edgepop("recipes", "lottery-tickets-digits").stdout.split())
     assert "trainings" not in edgepop("recipes", "edge-popup-digits").stdout
 
@@ -166,6 +165,26 @@ def test_a_wrong_option_is_named_as_it_is_typed(edgepop, tmp_path, monkeypatch, 
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"edgepop: {sentence}") and result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"method": "edge-popup", "keep": 3}, "keep: expected a number in (0, 1], got 3"),
+        ({"method": "edge-popup", "batch_sice": 3}, "batch_sice: the method edge-popup has no such setting, got 3"),
+        ({"method": "edge-pop"}, "method: expected one of edge-popup, dense, "),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("command", [["train", "--resume"], ["export"]], ids=lambda command: command[0])
+def test_a_wrong_setting_of_a_file_is_named_with_the_file(edgepop, tmp_path, monkeypatch, command, config, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    record = {"recipe": "edge-popup-digits", "started": "", "data": None, "config": config, "environment": {}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    result = edgepop(*command, "run")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"edgepop: run/config.json: {words}") and result.stderr.count("\n") == 1
 
 
 def test_the_version_is_shown(edgepop):

@@ -53,10 +53,9 @@ def details(name: str) -> Iterator[str]:
 
 
 def _short(recipe: Recipe) -> str:
-    keep = f", keep {recipe.keep}" if hasattr(recipe, "keep") else ""
-    trainings = recipe.trainings()
+    density, trainings = recipe.density(), recipe.trainings()
     many = f"{trainings} trainings of " if trainings > 1 else ""
-    return f"{recipe.model} on {recipe.dataset}{keep}, {many}{recipe.epochs} epochs"
+    return f"{recipe.model} on {recipe.dataset}{density and f', {density}'}, {many}{recipe.epochs} epochs"
 
 
 def _wrapped(line: str, indent: int) -> list[str]:

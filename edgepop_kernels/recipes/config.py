@@ -213,6 +213,10 @@ class Recipe:
         """How many times a network is trained for ``epochs``."""
         return 1
 
+    def density(self) -> str:
+        """How much of the network it keeps, in words; empty where that is no setting."""
+        return f"keep {self.keep}" if hasattr(self, "keep") else ""
+
     def in_effect(self) -> list[dataclasses.Field]:
         """The settings that have an effect beside the values of the others."""
         return [field for field in dataclasses.fields(self) if field.metadata["when"].holds(self)]

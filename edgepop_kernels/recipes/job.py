@@ -103,7 +103,7 @@ def resume(
     with parallel.join() as world, contextlib.ExitStack() as held:
         record = world.lead(lambda: runs.read_record(run))
         world.lead(lambda: held.enter_context(locked(run, wait=False)))
-        recorded = registry.from_dict(record["config"])
+        recorded = registry.from_dict(record["config"], run / "config.json")
         compares = isinstance(recorded, Experiment)
         if compares:
             _refuse_for_comparison(record["recipe"], outputs, world)

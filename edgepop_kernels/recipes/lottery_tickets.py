@@ -75,6 +75,9 @@ class LotteryTickets(Experiment):
         if self.pruned != "zero" and (self.kept != "rewind" or self.rescale or self.weight_decay > 0):
             raise self.wrong("pruned", "zero, where kept weights are not just rewound or all weights decay")
 
+    def density(self) -> str:
+        return f"keep {self.keep} in each of {self.rounds} rounds"
+
     def trainings(self) -> int:
         return 1 + self.rounds * len(self._lines())
 

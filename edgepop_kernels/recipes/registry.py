@@ -1,6 +1,7 @@
 """Every recipe by name. A new method adds its file here and nowhere else."""
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 from . import (
@@ -78,13 +79,14 @@ def picks(recipe: Recipe) -> str:
     return f"holds out {count:,} images, picks best by them"
 
 
-def from_dict(config: dict[str, Any]) -> Recipe:
-    """The recipe that ``Recipe.to_dict`` described; ConfigError for anything else."""
+def from_dict(config: dict[str, Any], source: Path | None = None) -> Recipe:
+    """The recipe that ``Recipe.to_dict`` described; ConfigError for anything else, naming the file ``source``."""
     settings = dict(config)
     method = settings.pop("method", None)
-    if method not in METHODS:
-        raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     try:
+        if method not in METHODS:
+            raise ConfigError(f"expected one of {', '.join(METHODS)}, got {method!r}", "method")
         return METHODS[method]().override(**settings)
     except ConfigError as error:
-        raise ConfigError(str(error)) from error  # of a file, not of an option
+        # Without ``setting``: it is no option that is wrong.
+        raise ConfigError(str(error) if source is None else f"{source}: {error}") from error

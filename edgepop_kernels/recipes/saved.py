@@ -30,7 +30,8 @@ def find(place: Path, name: str | None = None) -> Saved:
     name = name or "best"
     file = place if is_file else checkpoint.path(folder, name)
     if runs.is_run(folder) and not file.exists():
-        experiments.refuse_comparison(folder, registry.from_dict(runs.read_record(folder)["config"]))
+        recipe = registry.from_dict(runs.read_record(folder)["config"], folder / "config.json")
+        experiments.refuse_comparison(folder, recipe)
     state = checkpoint.load(file) if is_file else checkpoint.load_run(folder, name)
     recipe = registry.from_dict(state["config"])
     experiments.refuse_comparison(folder, recipe)
