@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
+from .init import by_name
 from .nn import (
     FusedSparseConv,
     FusedSparseLinear,
@@ -36,6 +37,8 @@ def convert(
     include: str | Iterable[str] = "*",
     exclude: str | Iterable[str] = (),
     keep: float | None = None,
+    init: str | None = None,
+    scale: str = "none",
     **options,
 ) -> nn.Module:
     """Turns nn.Conv2d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
@@ -45,7 +48,16 @@ def convert(
                       frozen weights), "sparse" (FusedSparse*: trained weights that score themselves)
     include, exclude  fnmatch patterns on the layers' qualified names, e.g. ``"layer4.*"``, ``["fc", "conv1"]``
     keep              fraction of weights kept, in (0, 1], in ``rule``'s place: ``TopK(keep)``; not for supermasks
+    init, scale       draws the converted layers' weights anew: a name of ``edgepop_kernels.init.NAMES``; how their
+                      deviation follows the fraction kept, of ``init.SCALES``. None: the weights stay, e.g. trained ones
     options           scores_init, mask_bias, rescale of supermasks; layers without bias have none to mask
+
+    Random weights want an init, and each method its rate; these learn the digits (README.md says how well):
+
+      "subnet"                   init="signed_constant"; keep far from 0.5: scale="paper"   SGD 0.1, momentum 0.9
+      "supermask"                init="signed_constant", scores_init=None, the default      Adam 0.01
+      "supermask", Bernoulli()   init="signed_constant", scores_init=None                   Adam 0.1
+      "sparse"                   init="kaiming_normal"                                      SGD 0.1, momentum 0.9
 
     Weights, biases, hooks and identity stay; scores are new. hidden-networks' SubnetConv layers are taken
     too, with their scores and, where neither ``rule`` nor ``keep`` is given, their prune_rate (there the fraction
@@ -65,14 +77,14 @@ def convert(
         rule = ranked_rule(keep, rule)
     if isinstance(rule, Rule) and rule.fixed:
         raise ValueError("rule: a fixed mask comes from freeze() on the converted layers; expected another rule")
-    chosen = [
-        (module, conv if isinstance(module, nn.Conv2d) else linear, _rule(module, rule, default, method))
-        for module in _chosen(model, include, exclude)
-    ]
-    for _, kind, layer_rule in chosen:
+    chosen = []
+    for module in _chosen(model, include, exclude):
+        kind, layer_rule = conv if isinstance(module, nn.Conv2d) else linear, _rule(module, rule, default, method)
         kind._check(layer_rule, **options)
-    for module, kind, layer_rule in chosen:
+        chosen.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
+    for module, kind, layer_rule, draw in chosen:
         _convert_layer(module, kind, layer_rule, options)
+        draw(module.weight)
     return model
 
 
@@ -132,6 +144,19 @@ def _rule(module, rule, default, method):
         return rule
     kept = getattr(module, "prune_rate", None)
     return default if kept is None or method == "supermask" else TopK(kept)
+
+
+def _drawing(init, rule, scale):
+    """What is done to a layer's weight. Raises ValueError."""
+    if init is None:
+        if scale != "none":
+            raise ValueError(f"scale: it is of init, which is None; expected 'none', got {scale!r}")
+        return lambda weight: weight
+    if scale != "none" and not rule.ranks:
+        raise ValueError(
+            f"scale: it follows the fraction kept, which {rule} does not name; expected 'none', got {scale!r}"
+        )
+    return by_name(init, rule.keep if rule.ranks else None, scale)
 
 
 def _convert_layer(module, kind, rule, options):

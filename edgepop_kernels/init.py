@@ -9,9 +9,14 @@ says how the fan follows the fraction kept, because a masked unit hears only tha
 
 The last two need ``keep``: left out they would scale nothing, or divide by 0. Raises ValueError, and TypeError for what
 is no tensor. A tensor without elements is returned as it is.
+
+``NAMES`` are what ``by_name``, ``convert(init=...)`` and the recipes call the functions on weights; those in ``SCALED``
+take ``keep`` and a ``scale`` of ``SCALES``.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,26 +25,30 @@ from torch.nn import init as _torch_init
 from . import checks
 from .rules import checked_keep
 
-_SCALES = ("none", "paper", "hidden-networks")
+SCALES = ("none", "paper", "hidden-networks")
 
 
 def _std(weight, keep, scale, mode, nonlinearity):
     fan_in, fan_out = _fans("weight", weight)
-    if scale not in _SCALES:
-        raise ValueError(f"scale: expected one of {', '.join(map(repr, _SCALES))}, got {scale!r}")
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
+    fan = (fan_in if mode == "fan_in" else fan_out) * _fan_factor(keep, scale)
+    return _torch_init.calculate_gain(nonlinearity) / math.sqrt(fan)
+
+
+def _fan_factor(keep, scale):
+    if not isinstance(scale, str) or scale not in SCALES:
+        raise ValueError(f"scale: expected one of {', '.join(map(repr, SCALES))}, got {scale!r}")
     if keep is None and scale != "none":
         raise ValueError(f"keep: scale={scale!r} follows the fraction of weights kept, expected it in (0, 1], got None")
     keep = 1.0 if keep is None else checked_keep(keep)
-    fan = fan_in if mode == "fan_in" else fan_out
+    if scale == "none":
+        return 1
     if scale == "paper":
-        fan *= keep
-    elif scale == "hidden-networks":
-        if keep == 1:
-            raise ValueError("keep: scale='hidden-networks' divides by 1 - keep, expected keep below 1, got 1")
-        fan *= 1 - keep
-    return _torch_init.calculate_gain(nonlinearity) / math.sqrt(fan)
+        return keep
+    if keep == 1:
+        raise ValueError("keep: scale='hidden-networks' divides by 1 - keep, expected keep below 1, got 1")
+    return 1 - keep
 
 
 def _fans(name, weight):
@@ -109,7 +118,38 @@ def xavier_constant_(weight: Tensor, gain: float = 1.0, *, generator=None) -> Te
 
 
 @torch.no_grad()
-def scores_(scores: Tensor, *, generator=None) -> Tensor:
-    """Scores as edge-popup starts them: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Kaiming uniform with a = sqrt(5)."""
-    bound = 1 / math.sqrt(_fans("scores", scores)[0])
+def scores_(scores: Tensor, *, fan_in: int | None = None, generator=None) -> Tensor:
+    """Scores as edge-popup starts them: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Kaiming uniform with a = sqrt(5).
+
+    fan_in: for scores of a bias, whose shape does not tell it.
+    """
+    bound = 1 / math.sqrt(_fans("scores", scores)[0] if fan_in is None else max(fan_in, 1))
     return scores.uniform_(-bound, bound, generator=generator)
+
+
+_FUNCTIONS = {
+    "signed_constant": signed_constant_,
+    "unsigned_constant": unsigned_constant_,
+    "kaiming_normal": kaiming_normal_,
+    "kaiming_uniform": kaiming_uniform_,
+    "xavier_normal": xavier_normal_,
+    "xavier_uniform": xavier_uniform_,
+    "xavier_constant": xavier_constant_,
+}
+NAMES = tuple(_FUNCTIONS)
+SCALED = NAMES[:4]
+
+
+def by_name(name: str, keep: float | None = None, scale: str = "none") -> Callable[[Tensor], Tensor]:
+    """The function ``name``, one of ``NAMES``, as one of a weight alone, with ``keep`` and ``scale`` filled in.
+
+    Raises ValueError, and TypeError for a ``keep`` that is no number, before there is a weight.
+    """
+    if not isinstance(name, str) or name not in NAMES:
+        raise ValueError(f"init: expected one of {', '.join(map(repr, NAMES))}, got {name!r}")
+    _fan_factor(keep, scale)
+    if name in SCALED:
+        return partial(_FUNCTIONS[name], keep=keep, scale=scale)
+    if scale != "none":
+        raise ValueError(f"scale: init={name!r} has none that follows keep, expected 'none', got {scale!r}")
+    return _FUNCTIONS[name]

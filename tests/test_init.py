@@ -83,3 +83,35 @@ def test_a_weight_without_fans_is_named(name):
 @pytest.mark.parametrize("name", [*KAIMING, *XAVIER, "scores_"])
 def test_an_empty_weight_stays_empty(name, shape):
     assert getattr(ek.init, name)(torch.empty(shape)).shape == shape
+
+
+@pytest.mark.parametrize("name", ek.init.NAMES)
+def test_a_name_stands_for_its_function(name):
+    function, scaled = getattr(ek.init, f"{name}_"), name in ek.init.SCALED
+    torch.manual_seed(0)
+    by_name = ek.init.by_name(name, 0.3, "paper" if scaled else "none")(weight())
+    torch.manual_seed(0)
+    assert torch.equal(by_name, function(weight(), 0.3, scale="paper") if scaled else function(weight()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument", "error"),
+    [
+        (("signed_constant_",), "init", ValueError),
+        ((None,), "init", ValueError),
+        (("xavier_normal", 0.5, "paper"), "scale", ValueError),
+        (("kaiming_normal", 0.5, ["paper"]), "scale", ValueError),
+        (("kaiming_normal", None, "paper"), "keep", ValueError),
+        (("kaiming_normal", "half", "paper"), "keep", TypeError),
+    ],
+    ids=str,
+)
+def test_a_wrong_name_or_scale_is_refused_before_there_is_a_weight(arguments, argument, error):
+    with pytest.raises(error, match=rf"^{argument}: ."):
+        ek.init.by_name(*arguments)
+
+
+def test_scores_of_a_bias_are_told_their_fan():
+    torch.manual_seed(0)
+    scores = ek.init.scores_(torch.empty(5000), fan_in=16)
+    assert 0.24 < scores.abs().max() <= 0.25 and abs(scores.mean()) < 0.01

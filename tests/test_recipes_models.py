@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import dense, edge_popup, models, registry
+from edgepop_kernels.recipes import dense, models, registry
 from edgepop_kernels.recipes.edge_popup import EdgePopup
+from edgepop_kernels.recipes.layers import INITS
 
 CIFAR, MNIST, DIGITS = (3, 32, 32), (1, 28, 28), (1, 8, 8)
 
@@ -62,9 +63,9 @@ def test_edge_popup_trains_scores_only_and_has_no_biases(model, count):
 
 
 @pytest.mark.parametrize("scale", ["none", "paper", "hidden-networks"])
-@pytest.mark.parametrize("init", list(edge_popup.INITS))
+@pytest.mark.parametrize("init", INITS)
 def test_every_init_and_scale_reaches_the_weights(init, scale):
-    if scale != "none" and not edge_popup.INITS[init][1]:
+    if scale != "none" and init not in ek.init.SCALED:
         with pytest.raises(ValueError, match=f"scale: expected none, .* got '{scale}'"):
             EdgePopup(init=init, scale=scale)
         return

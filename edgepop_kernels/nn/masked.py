@@ -8,6 +8,7 @@ from torch import nn
 from .. import capture, checks, functional, init
 from ..cut import Cut, Selection
 from ..rules import RULES, Frozen, Rule
+from .saved import Saved
 
 
 class _Known(NamedTuple):
@@ -20,7 +21,7 @@ class _Known(NamedTuple):
     address: int
 
 
-class MaskedLayer(nn.Module):
+class MaskedLayer(Saved):
     """What masked layers share, over nn.Conv2d or nn.Linear. Not constructed by itself.
 
     weight   frozen (requires_grad False); train it with ``layer.weight.requires_grad_()``, it gets dW = dW_eff * M
@@ -98,7 +99,8 @@ class MaskedLayer(nn.Module):
 
     @property
     def keep(self) -> float:
-        """Fraction of weights kept, under Bernoulli the expected one; settable for rules that rank."""
+        """Fraction of weights kept, under Bernoulli the expected one, under GlobalTopK this layer's own share; settable
+        for rules that rank: there it is the rule's."""
         share = None if self.rule.fixed else self.rule.share(self.ranked.detach())
         return self.mask().float().mean().item() if share is None else share
 
@@ -294,40 +296,6 @@ class MaskedLayer(nn.Module):
 
     def _float32_parameters(self):
         return [self.scores]
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        def saved(name):
-            return state_dict.get(prefix + name)
-
-        # Frozen or not as the layer that was saved. Another shape is for torch to refuse, and changes nothing.
-        was_frozen, frozen = saved("mask_bits") is not None, self.rule.fixed
-        if was_frozen != frozen and self._fits(saved):
-            if was_frozen:
-                self._load_frozen(saved)
-            elif self._thaws_to(saved):
-                self.thaw()
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _fits(self, saved):
-        """Whether what was saved, a function of its names, has this layer's shapes, as far as it is there."""
-        bits = saved("mask_bits")
-        shaped = all(t is None or t.shape == self.weight.shape for t in (saved("weight"), saved("scores")))
-        return shaped and (bits is None or bits.shape == checks.packed_shape(self.weight.shape))
-
-    def _thaws_to(self, saved):
-        same_scores = (saved("scores") is None) == (self.scores is None)
-        return same_scores and saved("weight") is not None and self.loose_rule is not None
-
-    def _load_frozen(self, saved):
-        """Makes room for what was saved frozen."""
-        self.mask_bits = torch.empty_like(saved("mask_bits"), device=self.weight.device)
-        self._be_frozen()
-        if self.scores is None:
-            return
-        if saved("scores") is None:
-            self.scores = self.loose_rule = None
-        else:
-            self.scores.requires_grad_(False)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule}"

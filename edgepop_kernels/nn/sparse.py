@@ -33,6 +33,9 @@ class SelfScored(MaskedLayer):
         self.thaw()
         self.weight.requires_grad_()
 
+    def _has_scores(self):
+        return True
+
     def _float32_parameters(self):
         return [self.weight]
 
@@ -41,7 +44,8 @@ class FusedSparseConv(SelfScored, RankedConv2d):
     """nn.Conv2d that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
 
     nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
-    how they are chosen, ``TopK(keep)`` if not given.
+    how they are chosen, ``TopK(keep)`` if not given. Kaiming normal weights (``init.kaiming_normal_``) and SGD of 0.1
+    work. A state_dict carries the rule and sets it when it is loaded; a dense one leaves the layer its own.
     Input (N, C, H, W) or (C, H, W), as ``masked_conv2d`` with ``scores=None``.
     """
 
@@ -50,6 +54,6 @@ class FusedSparseLinear(SelfScored, RankedLinear):
     """nn.Linear that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
 
     nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
-    how they are chosen, ``TopK(keep)`` if not given.
-    Input (..., in_features), as ``masked_linear`` with ``scores=None``.
+    how they are chosen, ``TopK(keep)`` if not given. What ``FusedSparseConv`` says of weights and the state_dict holds
+    here too. Input (..., in_features), as ``masked_linear`` with ``scores=None``.
     """

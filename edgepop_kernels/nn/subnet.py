@@ -8,8 +8,9 @@ class FusedSubnetConv(RankedConv2d):
 
     nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
     how they are chosen, ``TopK(keep)`` if not given.
-    The weight stays as initialised, the scores are trained. A hidden-networks SubnetConv state_dict (``weight``,
-    ``scores``) loads as it is. Input (N, C, H, W) or (C, H, W), as ``masked_conv2d``.
+    The weight stays as initialised, the scores are trained: signed constants (``init.signed_constant_``) and SGD of
+    0.1 work. A state_dict carries the rule and sets it when it is loaded; a hidden-networks SubnetConv's (``weight``,
+    ``scores``) loads as it is and leaves the layer its own. Input (N, C, H, W) or (C, H, W), as ``masked_conv2d``.
     """
 
 
@@ -17,6 +18,6 @@ class FusedSubnetLinear(RankedLinear):
     """nn.Linear that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 
     nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
-    how they are chosen, ``TopK(keep)`` if not given.
-    Input (..., in_features), as ``masked_linear``.
+    how they are chosen, ``TopK(keep)`` if not given. What ``FusedSubnetConv`` says of the weight, the scores and the
+    state_dict holds here too. Input (..., in_features), as ``masked_linear``.
     """

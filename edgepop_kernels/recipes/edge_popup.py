@@ -15,24 +15,11 @@ import edgepop_kernels as ek
 
 from . import models
 from .config import Entry, Recipe, choice, only, setting
-from .layers import Layers
+from .layers import INITS, Layers, draw_weights
 
-# Name -> (initialisation, whether it takes ``keep`` and ``scale``). "default" leaves what torch's layers start with.
-INITS = {
-    "signed_constant": (ek.init.signed_constant_, True),
-    "unsigned_constant": (ek.init.unsigned_constant_, True),
-    "kaiming_normal": (ek.init.kaiming_normal_, True),
-    "kaiming_uniform": (ek.init.kaiming_uniform_, True),
-    "xavier_normal": (ek.init.xavier_normal_, False),
-    "xavier_uniform": (ek.init.xavier_uniform_, False),
-    "xavier_constant": (ek.init.xavier_constant_, False),
-    "default": (lambda weight: weight, False),
-}
 # Of the residual networks of the papers on edge-popup and Discovering Neural Wirings.
 IMAGENET = dict(dataset="imagenet", epochs=100, batch_size=256, lr=0.256, momentum=0.875, weight_decay=1 / 32768)
 IMAGENET |= dict(warmup=5, label_smoothing=0.1, validation=0)
-SCALABLE = tuple(name for name, (_, scalable) in INITS.items() if scalable)
-SCALES = ("none", "paper", "hidden-networks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +29,17 @@ class EdgePopup(Recipe):
     method: ClassVar[str] = "edge-popup"
 
     keep: float = setting(0.5, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
-    init: str = choice("signed_constant", tuple(INITS), "how the fixed weights are drawn")
+    init: str = choice("signed_constant", INITS, "how the fixed weights are drawn")
     scale: str = choice(
-        "none", SCALES, "how their deviation follows keep; paper: times 1/sqrt(keep)", when=only("init", *SCALABLE)
+        "none",
+        ek.init.SCALES,
+        "how their deviation follows keep; paper: times 1/sqrt(keep)",
+        when=only("init", *ek.init.SCALED),
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.scale != "none" and not INITS[self.init][1]:
+        if self.scale != "none" and self.init not in ek.init.SCALED:
             raise self.wrong("scale", f"none, the only one init {self.init} has")
         if self.scale == "hidden-networks" and math.isclose(self.keep, 1):
             raise self.wrong("scale", "none or paper with keep 1, hidden-networks divides by 1 - keep")
@@ -63,13 +53,8 @@ class EdgePopup(Recipe):
         model = models.build(
             self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
         )
-        draw, scalable = INITS[self.init]
-        for layer in model.modules():
-            if isinstance(layer, (ek.FusedSubnetConv, ek.FusedSubnetLinear)):
-                if scalable:
-                    draw(layer.weight, self.keep, scale=self.scale)
-                else:
-                    draw(layer.weight)
+        masked = [layer for layer in model.modules() if isinstance(layer, (ek.FusedSubnetConv, ek.FusedSubnetLinear))]
+        draw_weights(masked, self.init, self.keep, self.scale)
         return ek.share_selection(model)
 
 

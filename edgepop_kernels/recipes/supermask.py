@@ -15,8 +15,7 @@ import edgepop_kernels as ek
 
 from . import models
 from .config import Entry, Recipe, choice, flag, only, setting
-from .edge_popup import INITS
-from .layers import Layers
+from .layers import INITS, Layers, draw_weights
 
 RULES = ("threshold", "bernoulli")
 
@@ -40,7 +39,7 @@ class Supermask(Recipe):
     )
     scores_init: float = setting(1.0, "constant the scores start at", "a number in [-20, 20]", lambda s: -20 <= s <= 20)
     rescale: bool = flag(False, "dynamic weight rescaling: weights times numel / kept")
-    init: str = choice("xavier_normal", tuple(INITS), "how the fixed weights are drawn")
+    init: str = choice("xavier_normal", INITS, "how the fixed weights are drawn")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         rule = ek.Threshold(self.cutoff) if self.rule == "threshold" else ek.Bernoulli(self.at_eval)
@@ -53,9 +52,8 @@ class Supermask(Recipe):
         model = models.build(
             self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
         )
-        for layer in model.modules():
-            if isinstance(layer, (ek.FusedSupermaskConv, ek.FusedSupermaskLinear)):
-                INITS[self.init][0](layer.weight)
+        kinds = (ek.FusedSupermaskConv, ek.FusedSupermaskLinear)
+        draw_weights([layer for layer in model.modules() if isinstance(layer, kinds)], self.init)
         return ek.share_selection(model)
 
 

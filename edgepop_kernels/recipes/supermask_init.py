@@ -93,7 +93,7 @@ class SupermaskInit(Experiment):
 
 def _biases_masked(layer):
     """The layer with a mask on its bias, where the network asks for one."""
-    return lambda *sizes, bias=True, **options: layer(*sizes, bias=bias, mask_bias=bias, **options)
+    return lambda *sizes, bias=True, **options: layer(*sizes, bias=bias, mask_bias=bias, scores_init=1.0, **options)
 
 
 _SOURCE = "mshlis 2019, Super-Masks: Are They Good Initializations?"

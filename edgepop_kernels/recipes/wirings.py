@@ -13,8 +13,8 @@ import edgepop_kernels as ek
 
 from . import models
 from .config import Entry, Recipe, but, choice, flag, setting
-from .edge_popup import IMAGENET, INITS
-from .layers import Layers
+from .edge_popup import IMAGENET
+from .layers import INITS, Layers, draw_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Wirings(Recipe):
 
     keep: float = setting(0.1, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
     first_dense: bool = flag(False, "keep the whole first layer", when=but("keep", 1.0))
-    init: str = choice("kaiming_normal", tuple(INITS), "how the weights are drawn")
+    init: str = choice("kaiming_normal", INITS, "how the weights are drawn")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         layers = Layers(
@@ -36,8 +36,7 @@ class Wirings(Recipe):
             self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
         )
         masked = [layer for layer in model.modules() if isinstance(layer, (ek.FusedSparseConv, ek.FusedSparseLinear))]
-        for layer in masked:
-            INITS[self.init][0](layer.weight)
+        draw_weights(masked, self.init)
         if self.first_dense:
             masked[0].keep = 1.0
         return ek.share_selection(model)

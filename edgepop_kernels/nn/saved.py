@@ -1,0 +1,173 @@
+"""What a state_dict says of a masked layer beside its tensors: frozen or not, and its settings.
+
+The settings are JSON in a tensor of bytes. torch's ``get_extra_state`` may return anything, but safetensors,
+torch.distributed.checkpoint and ``weights_only=True`` take tensors alone. The second loads into a tensor of the size
+that the network has already, so spaces fill the bytes up to one size.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import checks
+from ..rules import RULES, Rule
+
+_KEY = "_extra_state"  # torch's name
+_SIZE = 256  # the longest today, of a frozen supermask, takes 131 bytes
+
+
+class Saved(nn.Module):
+    """What masked layers inherit: a state_dict with their rule, and its way back.
+
+    Loading sets the rule, and the ``keep`` in it, to those of the layer that was saved, and freezes or thaws the layer
+    as that one was, without a word. A state_dict without a rule, of hidden-networks' layer or a dense one, leaves the
+    layer its own. What the layer cannot take is an error in load_state_dict's RuntimeError, which names its key, and
+    nothing of that layer is loaded.
+    """
+
+    def get_extra_state(self) -> torch.Tensor:
+        """What a state_dict holds beside parameters and buffers, under "_extra_state": the rule, as bytes of JSON."""
+        return _packed(**self._settings())
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """Sets the rule to that of the layer that was saved. Raises ValueError for one that this layer cannot take."""
+        self._take_settings(self._read_settings(state))
+
+    def _settings(self):
+        return {"rule": self._rule, "loose_rule": self.loose_rule if self._rule.fixed else None}
+
+    def _read_settings(self, state, **absent):
+        read = _unpacked(state, loose_rule=None, **absent)
+        if not read["rule"].fixed:
+            self._check(read["rule"])
+        if read["loose_rule"] is not None:
+            self._check(read["loose_rule"])
+        return read
+
+    def _check_frozen_as(self, read):
+        frozen = self._rule.fixed
+        if frozen != read["rule"].fixed:
+            raise ValueError(f"rule: this layer is {'' if frozen else 'not '}frozen and cannot become {read['rule']}")
+
+    def _take_settings(self, read):
+        self._check_frozen_as(read)
+        self._rule = read["rule"]
+        self.loose_rule = read["loose_rule"] if self._has_scores() else None
+        self.forget()
+
+    def _has_scores(self):
+        return self.scores is not None
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        state_dict, key = dict(state_dict), prefix + _KEY
+        own = state_dict.pop(key, None)
+
+        def saved(name):
+            return state_dict.get(prefix + name)
+
+        fits = self._fits(saved)  # another shape is for torch to refuse, and changes nothing
+        try:
+            read = None if own is None else self._read_settings(own)
+            if fits:
+                self._become_frozen_as(saved, read)
+        except ValueError as error:
+            errors.append(f"{key}: {error}")
+            return
+        before = len(errors)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        if key in missing:
+            missing.remove(key)
+        if read is None or len(errors) > before:
+            return
+        if fits:
+            self._take_settings(read)
+        else:
+            errors.append(f"{key}: expected the masks of a layer of this layer's shape")
+
+    def _become_frozen_as(self, saved, read):
+        """Freezes or thaws as the layer that was saved. Raises ValueError where its rule cannot become this one's."""
+        was_frozen = saved("mask_bits") is not None
+        if read is not None and read["rule"].fixed != was_frozen:
+            raise ValueError(f"rule: expected mask_bits beside Frozen() and nowhere else, got {read['rule']}")
+        if was_frozen != self._rule.fixed:
+            if was_frozen:
+                self._load_frozen(saved)
+            elif self._thaws_to(saved, read):
+                self.loose_rule = self.loose_rule if read is None else read["rule"]
+                self.thaw()
+        if read is not None:
+            self._check_frozen_as(read)
+
+    def _fits(self, saved):
+        """Whether what was saved, a function of its names, has this layer's shapes, as far as it is there."""
+        bits = saved("mask_bits")
+        shaped = all(t is None or t.shape == self.weight.shape for t in (saved("weight"), saved("scores")))
+        return shaped and (bits is None or bits.shape == checks.packed_shape(self.weight.shape))
+
+    def _thaws_to(self, saved, read):
+        same_scores = (saved("scores") is None) == (self.scores is None)
+        return same_scores and saved("weight") is not None and (read is not None or self.loose_rule is not None)
+
+    def _load_frozen(self, saved):
+        """Makes room for what was saved frozen."""
+        self.mask_bits = torch.empty_like(saved("mask_bits"), device=self.weight.device)
+        self._be_frozen()
+        if self.scores is None:
+            return
+        if saved("scores") is None:
+            self.scores = self.loose_rule = None
+        else:
+            self.scores.requires_grad_(False)
+
+
+def _packed(**settings: Rule | bool | None) -> torch.Tensor:
+    """uint8, on the CPU whatever torch's default device; what is None or False is left out."""
+    plain = {name: value if isinstance(value, bool) else _as_dict(value) for name, value in settings.items() if value}
+    content = json.dumps(plain).encode()
+    return torch.tensor(list(content.ljust(-(-len(content) // _SIZE) * _SIZE)), dtype=torch.uint8, device="cpu")
+
+
+def _unpacked(state: torch.Tensor, **absent: bool | None) -> dict[str, Rule | bool | None]:
+    """What ``_packed`` was given. absent: the settings that there may be beside ``rule``, as they are where left out.
+    Raises ValueError for what no layer has written."""
+    if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8 or state.dim() != 1:
+        raise ValueError(f"expected a tensor of bytes, as a masked layer's state_dict has it, got {_shown(state)}")
+    content = bytes(state.tolist())
+    try:
+        plain = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"expected JSON, got {_shown(content)}: {error}") from error
+    if not isinstance(plain, dict) or "rule" not in plain or plain.keys() - absent.keys() - {"rule"}:
+        raise ValueError(f"expected settings among {', '.join(['rule', *absent])}, rule at least, got {_shown(plain)}")
+    for name, value in plain.items():
+        if isinstance(value, bool) != isinstance(absent.get(name), bool):
+            raise ValueError(f"expected {name} to be {'a rule' if isinstance(value, bool) else 'true or false'}")
+    return absent | {name: value if isinstance(value, bool) else _from_dict(value) for name, value in plain.items()}
+
+
+def _shown(value):
+    text = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value).strip()
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _as_dict(rule: Rule) -> dict[str, Any]:
+    """The rule's fields, and its class under "kind"."""
+    return {"kind": type(rule).__name__, **asdict(rule)}
+
+
+def _from_dict(plain: dict[str, Any]) -> Rule:
+    """The rule that ``_as_dict`` was given. Raises ValueError for what is none."""
+    kinds = {kind.__name__: kind for kind in RULES}
+    name = plain.get("kind") if isinstance(plain, dict) else None
+    if not isinstance(name, str) or name not in kinds:
+        raise ValueError(f"rule: expected one of {', '.join(kinds)}, got {_shown(plain)}")
+    # JSON has lists alone; a rule's values are tuples, so that rules can be compared and hashed.
+    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in plain.items()}
+    del fields["kind"]
+    try:
+        return kinds[name](**fields)
+    except TypeError as error:
+        raise ValueError(f"rule: {name} cannot be made of {_shown(plain)}: {error}") from error
