@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import edgepop_kernels as ek
 from edgepop_kernels.backends import native
 from edgepop_kernels.optim.coefficients import Coefficients
-from edgepop_kernels.optim.step import Update
+from edgepop_kernels.optim.steady import Update
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import guarded
 from edgepop_kernels.testing.tolerances import assert_same_bits

@@ -592,3 +592,65 @@ def test_scores_that_their_layer_has_exchanged_are_a_parameter_like_any_other(si
     layer.scores = nn.Parameter(torch.randn(size, size))
     optimizer.step()
     torch.testing.assert_close(p.detach(), expected)
+
+
+# A step after which nothing is looked at anew while all is as it was.
+DISTURBANCES = {
+    "nothing": lambda o, p: None,
+    "a gradient is gone": lambda o, p: setattr(p, "grad", None),
+    "a gradient of other strides": lambda o, p: setattr(p, "grad", p.grad.t().contiguous().t()),
+    "a gradient of another dtype, cast": lambda o, p: setattr(p, "grad", p.grad.double().float()),
+    "another tensor as data": lambda o, p: setattr(p, "data", p.detach().clone()),
+    "the state is gone": lambda o, p: o.state.clear(),
+    "the state of one is another": lambda o, p: o.state.__setitem__(p, dict(o.state[p])),
+    "a moment is another tensor": lambda o, p: [
+        o.state[p].__setitem__(n, t.clone()) for n, t in o.state[p].items() if t.dim()
+    ],
+    "a state_dict is loaded": lambda o, p: o.load_state_dict(o.state_dict()),
+    "another rate": lambda o, p: o.param_groups[0].__setitem__("lr", 0.003),
+    "another decay": lambda o, p: o.param_groups[0].__setitem__("weight_decay", 0.1),
+    "a parameter joins": lambda o, p: o.param_groups[0]["params"].append(o.later),
+    "a group joins": lambda o, p: o.add_param_group({"params": [o.later], "lr": 0.2}),
+    "an idle parameter gets a gradient": lambda o, p: setattr(o.idle, "grad", torch.ones_like(o.idle)),
+}
+
+
+@pytest.mark.parametrize("disturb", DISTURBANCES)
+@pytest.mark.parametrize(
+    ("ours", "theirs", "settings"),
+    [
+        (ek.optim.ScoreSGD, torch.optim.SGD, dict(lr=0.05, momentum=0.9)),
+        (ek.optim.ScoreSGD, torch.optim.SGD, dict(lr=0.05)),
+        (ek.optim.ScoreAdamW, torch.optim.AdamW, dict(lr=0.01)),
+        (ek.optim.ScoreAdam, torch.optim.Adam, dict(lr=0.01, amsgrad=True)),
+    ],
+    ids=["momentum", "sgd", "adamw", "amsgrad"],
+)
+def test_a_step_sees_what_has_changed_since_the_last(ours, theirs, settings, disturb):
+    results = []
+    for kind in (ours, theirs):
+        torch.manual_seed(0)
+        p, q, idle, later = (nn.Parameter(torch.randn(6, 5)) for _ in range(4))
+        optimizer = kind([p, q, idle], **settings)
+        optimizer.idle, optimizer.later = idle, later
+        for step in range(6):
+            for parameter in (p, q, later):
+                parameter.grad = torch.randn(6, 5)
+            if step == 3:
+                DISTURBANCES[disturb](optimizer, p)
+            optimizer.step()
+        results.append([p, q, idle, later])
+    for mine, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_steady_step_finds_the_cut_of_a_rule_that_has_changed():
+    layer = ek.FusedSubnetLinear(17, 9, keep=0.5)
+    optimizer = ek.optim.ScoreSGD(layer, lr=0.1)
+    for keep in (0.5, 0.5, 0.3, 0.3, 0.9):
+        layer.keep = keep
+        layer.scores.grad = torch.randn_like(layer.scores)
+        optimizer.step()
+        assert torch.equal(layer.mask(), ek.mask(layer.scores.detach(), ek.TopK(keep)))
+        y = layer(torch.eye(17)) - layer.bias
+        assert int(y.ne(0).sum()) == ek.kept_count(17 * 9, keep)

@@ -81,12 +81,17 @@ def _sequence(scores):
 def step(updates, rankings):
     """Carries out each Update in place; the cuts of the first of them, which are scores, each by its Ranking."""
     cuts = torch.empty(len(rankings), 2, dtype=torch.int64)
-    parameters = []
+    parameters, layers, into = [], [], cuts.data_ptr()
     for value, grad, moments, coefficients in updates:
-        parameters.append((value.data_ptr(), grad.data_ptr(), _addresses(moments), value.numel(), coefficients[:2]))
-    scores = [value for value, *_ in updates[: len(rankings)]]
-    hints = [0 if r.hint is None else r.hint.data.data_ptr() for r in rankings]
-    layers = _rankings(scores, [r.kept for r in rankings], [r.of for r in rankings], hints, cuts)
+        addresses = [0, 0, 0]
+        for i, moment in enumerate(moments):
+            addresses[i] = moment.data_ptr()
+        parameters.append((value.data_ptr(), grad.data_ptr(), addresses, value.numel(), coefficients[:2]))
+    for (value, *_), (kept, of, hint) in zip(updates, rankings, strict=False):  # those that are scores come first
+        layers.append(
+            (value.data_ptr(), *_sequence(value), _OF[of], kept, into, 0 if hint is None else hint.data.data_ptr())
+        )
+        into += 16
     _native.step(parameters, layers, torch.get_num_threads())
     return cuts
 

@@ -7,7 +7,9 @@ from torch import nn
 from torch.optim.adam import adam
 
 from .coefficients import Coefficients
-from .step import ScoreOptimizer, Update, rate_on_device
+from .settings import check_rate
+from .steady import Update
+from .step import ScoreOptimizer, rate_on_device
 
 _AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # torch's names; the last with amsgrad only
 
@@ -29,8 +31,15 @@ class _ScoreAdam(ScoreOptimizer):
             state["step"] = state["step"].to(p.device, torch.float32)
         return state
 
+    def _remembers(self, group):
+        return _AVERAGES[: 3 if group["amsgrad"] else 2]
+
+    def _coefficients(self, group, states):
+        check_rate(group["lr"])
+        return _counted(group, [state["step"] for state in states], None)
+
     def _updates(self, group, params, values, grads):
-        names = _AVERAGES[: 3 if group["amsgrad"] else 2]
+        names = self._remembers(group)
         coefficients = _counted_on_device if group["capturable"] else _counted
         counts = [self._start(group, p, value)["step"] for p, value in zip(params, values, strict=True)]
         for p, value, grad, own in zip(params, values, grads, coefficients(group, counts, params), strict=True):

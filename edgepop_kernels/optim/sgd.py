@@ -7,7 +7,9 @@ from torch import nn
 from torch.optim.sgd import sgd
 
 from .coefficients import Coefficients
-from .step import ScoreOptimizer, Update, rate_on_device
+from .settings import check_rate
+from .steady import Update
+from .step import ScoreOptimizer, rate_on_device
 
 
 class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
@@ -58,17 +60,17 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
         params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
 
+    def _remembers(self, group):
+        return () if group["momentum"] == 0 else self._moments
+
+    def _coefficients(self, group, states):
+        check_rate(group["lr"])
+        return [Coefficients("sgd", (float(group["lr"]), *_settings(group), 0.0))] * len(states)
+
     def _updates(self, group, params, values, grads):
         momentum = float(group["momentum"])
         lr = rate_on_device(group["lr"], params[0])
-        settings = (
-            float(group["lr"]) if lr is None else 0.0,
-            momentum,
-            1.0 - group["dampening"],
-            float(group["weight_decay"]),
-            -1.0 if group["maximize"] else 1.0,
-            float(group["nesterov"]),
-        )
+        settings = float(group["lr"]) if lr is None else 0.0, *_settings(group)
         first, later = (Coefficients("sgd", (*settings, begins), lr=lr) for begins in (1.0, 0.0))
         for p, value, grad in zip(params, values, grads, strict=True):
             if momentum == 0:
@@ -88,3 +90,14 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
         if remembers:
             for p, buffer in zip(params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
+
+
+def _settings(group):
+    """Sgd's fields of csrc/common/update.h between the learning rate and whether the buffer is empty."""
+    return (
+        float(group["momentum"]),
+        1.0 - group["dampening"],
+        float(group["weight_decay"]),
+        -1.0 if group["maximize"] else 1.0,
+        float(group["nesterov"]),
+    )

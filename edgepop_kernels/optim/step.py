@@ -12,21 +12,8 @@ from ..backends import optimizer_step
 from ..cut import Cut
 from ..nn import MaskedLayer
 from .backward import StepsInBackward
-from .coefficients import Coefficients
 from .settings import check_group, check_rate
-
-
-class Update(NamedTuple):
-    """One parameter's update as a backend's ``step`` takes it; the tensors float32 and of one layout without gaps.
-
-    grad          None for a kernel that computes it
-    moments       what the optimizer remembers: the momentum buffer, or Adam's averages
-    """
-
-    value: torch.Tensor
-    grad: torch.Tensor | None
-    moments: tuple[torch.Tensor, ...]
-    coefficients: Coefficients
+from .steady import Steady, Update, in_place
 
 
 class Ranking(NamedTuple):
@@ -65,6 +52,7 @@ class ScoreOptimizer:
 
     _scores: dict[torch.Tensor, _Scores]
     _in_backward: StepsInBackward | None = None  # with fused_backward
+    _steady: Steady | None = None  # what the last step found, while nothing else has happened
 
     def _find_scores(self, params, model: nn.Module | None, fused_backward: bool):
         """The parameters to optimize; keeps whose scores are among them."""
@@ -100,11 +88,11 @@ class ScoreOptimizer:
     def __setstate__(self, state):
         # Also of load_state_dict, which says nothing of ours.
         fused = state.pop("_fused", False)
+        self._steady = None
         super().__setstate__(state)
         if fused:
             self._in_backward = StepsInBackward(self, [s.layer for s in self._scores.values()])
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
         """One step; the loss that ``closure`` returns, where one is given. Parameters without gradient stand still.
 
@@ -112,7 +100,16 @@ class ScoreOptimizer:
         or infinite (a tensor is not looked at), and RuntimeError where a CUDA graph is captured and the count of steps
         is kept on the host, and for scores with a gradient beside the one that ``fused_backward`` has spent.
         """
-        loss = None
+        if closure is None and self._steady is not None:
+            updates = self._steady.updates(self)
+            if updates is not None:
+                self._step(updates)
+                return None
+        with torch.no_grad():
+            return self._step_from_the_beginning(closure)
+
+    def _step_from_the_beginning(self, closure):
+        loss, self._steady = None, None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -134,6 +131,8 @@ class ScoreOptimizer:
                 self._step(updates)
         for params in _by_device(done).values():
             self._find_cuts(params)
+        if self._in_backward is None:
+            self._steady = Steady.of(self)
         return loss
 
     def _check_group(self, group):
@@ -183,8 +182,10 @@ class ScoreOptimizer:
             scores.layer.know(cut, p)
 
     def _step(self, ours: list[tuple[torch.Tensor, Update]]) -> None:
-        scored, others, rankings = [], [], []
+        scored, others, rankings, copied = [], [], [], []
         for p, update in ours:
+            if update.value is not p:
+                copied.append((p, update.value))
             scores = self._scores.get(p)
             ranking = None if scores is None else scores.ranking(p)
             if ranking is None:
@@ -194,9 +195,8 @@ class ScoreOptimizer:
                 rankings.append(ranking)
         run = optimizer_step(ours[0][0])
         cuts = run([update for *_, update in scored] + others, rankings)
-        for p, update in ours:
-            if update.value is not p:
-                p.copy_(update.value)
+        for p, value in copied:
+            p.copy_(value)
         torch.autograd.graph.increment_version([p for p, _ in ours])
         for (p, scores, _), row in zip(scored, cuts.unbind(), strict=True):
             scores.layer.know(scores.rule.cut(row, p.numel()), p)
@@ -212,6 +212,10 @@ class ScoreOptimizer:
             and (not group.get("capturable", False) or _counts_on_device(group, p))
             and all(_is_like(state.get(name), p) for name in self._moments)
         )
+
+    def _in_place(self, group, p, moments):
+        """Whether the next step of ``p`` is a kernel's that reads and writes it, its gradient and moments in place."""
+        return self._is_native(group, p) and not group.get("capturable", False) and in_place(p, moments)
 
     def _moment(self, p: torch.Tensor, name: str, value: torch.Tensor) -> torch.Tensor:
         """The state ``name`` of ``p`` in the layout of ``value``; a state loaded in another is laid out anew."""
