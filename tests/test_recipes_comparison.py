@@ -271,6 +271,10 @@ def test_results_has_a_row_for_each_variant(straight):
         row["test_accuracy"] for row in table
     ]
     assert summary["trainings"] == 9
+    layers = rows(straight[LOTTERY] / "layers.csv")
+    assert [row["variant"] for row in layers] == [row["variant"] for row in table for _ in range(2)]
+    for row in table:
+        assert sum(int(layer["kept"]) for layer in layers if layer["variant"] == row["variant"]) == int(row["kept"])
 
 
 def test_what_was_picked_on_the_test_part_is_said(straight):

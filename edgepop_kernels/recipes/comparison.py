@@ -200,7 +200,8 @@ def _bar(session: Saved, report: Report) -> Iterator[Callable[[], None]]:
         def advance() -> None:
             number, epoch = min(len(session.finished) + 1, session.total), session.place[0] + 1
             place = f"training {number}/{session.total}  {session.name}  epoch {epoch}/{session.recipe.epochs}"
-            bar.update(task, completed=session.done, place=place)
+            begins = session.place == (0, 0, 1)  # is shown however soon it ends
+            bar.update(task, completed=session.done, place=place, refresh=begins)
 
         yield advance
 
@@ -215,14 +216,13 @@ def _conclude(session: Saved, record: dict, pictures: bool) -> Result:
         "accuracy": "on the test part, after the last epoch of each training",
         "notes": result.notes,
         "variants": [_variant(name, found) for name, found in result.variants.items()],
-        "layers": [{"name": name, "kept": kept, "weights": weights} for name, kept, weights in result.layers],
     }
     write_atomic(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     settings = recipe.to_dict()
-    for variant in summary["variants"]:
-        row = {name: settings.get(name, "") for name in runs.RESULT_COLUMNS}
-        told = {"run": run.name, "started": record["started"], "recipe": record["recipe"]} | variant
-        runs.append_result(run.parent, row | {name: "" if value is None else value for name, value in told.items()})
+    for name, found in result.variants.items():
+        row = {column: settings.get(column, "") for column in runs.RESULT_COLUMNS}
+        told = {"run": run.name, "started": record["started"], "recipe": record["recipe"], "variant": name}
+        runs.append_result(run.parent, row | told | experiments.numbers(found))
     for chart in result.charts:
         report.line(f"{chart.title}, at {chart.x} {chart.at[-1]:.4g}:")
         for label, line in chart.lines.items():
@@ -238,8 +238,8 @@ def _conclude(session: Saved, record: dict, pictures: bool) -> Result:
 
 
 def _variant(name: str, found: Outcome) -> dict:
-    kept, weights = (found.kept, found.weights) if found.layers else (None, None)
-    return {"variant": name, "test_accuracy": found.test[-1], "kept": kept, "weights": weights}
+    layers = [{"name": name, "kept": kept, "weights": weights} for name, kept, weights in found.layers]
+    return {"variant": name, "test_accuracy": found.test[-1], "layers": layers}
 
 
 def _clock(seconds: float) -> str:

@@ -40,8 +40,8 @@ class Result:
 
     @property
     def layers(self) -> list[tuple[str, int, int]]:
-        """(name, weights kept, weights) of the masked layers of the last variant."""
-        return list(self.variants.values())[-1].layers
+        """(name, weights kept, weights) of the last variant's masked layers; of the last one that has any."""
+        return next((found.layers for found in reversed(self.variants.values()) if found.layers), [])
 
 
 _ONE_TRAINING = When("recipes of one training", lambda recipe: False)
@@ -216,39 +216,45 @@ def fit(
 
 
 def write(result: Result, folder: Path, pictures: bool) -> list[Path]:
-    """NAME.csv and NAME.png of each chart; where layers were masked, layers.csv and layers.png (share against size)."""
+    """NAME.csv and NAME.png of each chart; layers.csv, of all variants with masked layers, and layers.png, of the last
+    of them (share against size)."""
     files = []
     for chart in result.charts:
         files.append(_table(folder / f"{chart.name}.csv", {chart.x: chart.at} | chart.lines))
         if pictures:
             files.append(plots.lines(chart, folder / f"{chart.name}.png"))
-    if result.layers:
-        columns = zip(*result.layers, strict=True)
-        files.append(_table(folder / "layers.csv", dict(zip(("layer", "kept", "weights"), columns, strict=True))))
+    rows = [(name, *layer) for name, found in result.variants.items() for layer in found.layers]
+    if rows:
+        columns = zip(*rows, strict=True)
+        files.append(
+            _table(folder / "layers.csv", dict(zip(("variant", "layer", "kept", "weights"), columns, strict=True)))
+        )
         if pictures:
             files.append(plots.masked_by_size(result.layers, folder / "layers.png"))
     return files
 
 
-TRAININGS = ["training", "kept", "weights", "test_accuracy_before", "train_accuracy", "test_accuracy"]
+def numbers(found: Outcome) -> dict:
+    """The cells of a table for a training: test accuracy after its last epoch; kept and weights of its masked layers,
+    empty where there are none."""
+    kept = {"kept": found.kept, "weights": found.weights} if found.layers else {"kept": "", "weights": ""}
+    return kept | {"test_accuracy": found.test[-1]}
 
 
 def write_trainings(finished: dict[str, Outcome], folder: Path) -> Path:
     """trainings.csv: the trainings in their order, with the accuracies after the last epoch, and on the test part
-    before the first; kept and weights of the masked layers, empty where there are none."""
+    before the first where that was asked for."""
     rows = [
-        dict(
-            training=name,
-            kept=done.kept if done.layers else "",
-            weights=done.weights if done.layers else "",
-            test_accuracy_before="" if done.before is None else done.before,
-            train_accuracy=done.train[-1],
-            test_accuracy=done.test[-1],
-        )
-        for name, done in finished.items()
+        {"training": name}
+        | numbers(found)
+        | {
+            "test_accuracy_before": "" if found.before is None else found.before,
+            "train_accuracy": found.train[-1],
+        }
+        for name, found in finished.items()
     ]
     path = folder / "trainings.csv"
-    write_atomic(path, csv_bytes(TRAININGS, rows))
+    write_atomic(path, csv_bytes(rows[0], rows))
     return path
 
 
