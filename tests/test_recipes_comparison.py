@@ -264,7 +264,7 @@ def test_results_has_a_row_for_each_variant(straight):
         assert [last[name] for name in ("test_accuracy", "kept", "weights")] == [
             row[name] for name in ("test_accuracy", "kept", "weights")
         ]
-        assert (row["method"], row["epochs"], row["best_epoch"]) == ("lottery-tickets", "2", "")
+        assert (row["method"], row["epochs"], row["best_test_epoch"]) == ("lottery-tickets", "2", "")
     summary = json.loads((straight[LOTTERY] / "summary.json").read_text())
     assert [variant["variant"] for variant in summary["variants"]] == [row["variant"] for row in table]
     assert [repr(variant["test_accuracy"]) for variant in summary["variants"]] == [
@@ -277,11 +277,25 @@ def test_results_has_a_row_for_each_variant(straight):
         assert sum(int(layer["kept"]) for layer in layers if layer["variant"] == row["variant"]) == int(row["kept"])
 
 
-def test_what_was_picked_on_the_test_part_is_said(straight):
-    summary = json.loads((straight["supermask-init-digits"] / "summary.json").read_text())
-    masks = [float(row["mask only"]) for row in rows(straight["supermask-init-digits"] / "curves.csv")]
-    (note,) = summary["notes"]
-    assert f"epoch {masks.index(max(masks)) + 1}," in note and "picked on the test part" in note
+def test_the_mask_to_train_on_under_is_picked_by_images_held_out_and_else_it_is_said(straight, tmp_path):
+    name, report = "supermask-init-digits", quiet()
+    start(tmp_path, name, report, validation=300, fine_tune_lr=1e-6)
+    held = tmp_path / name
+    assert "(1,137 training images, 300 held out for validation)" in report.console.file.getvalue()
+    for run, table, words in ((straight[name], "curves", "test part, on which"), (held, "validation", "held out")):
+        masks = [float(row["mask only"]) for row in rows(run / f"{table}.csv")]
+        (note,) = json.loads((run / "summary.json").read_text())["notes"]
+        epoch = masks.index(max(masks)) + 1
+        assert note.startswith(f"best mask: that of epoch {epoch}, by its accuracy of {max(masks):.2%} on the ")
+        assert words in note
+    # At so small a rate the network is still the best mask's.
+    tuned = [float(row["best mask, then weights"]) for row in rows(held / "validation.csv")]
+    assert tuned[0] == pytest.approx(max(masks), abs=0.01)
+    assert all(accuracy * 300 == pytest.approx(round(accuracy * 300)) for accuracy in [*masks, *tuned])
+    for table in (tmp_path / "results.csv", held / "trainings.csv"):
+        assert [float(row["validation_accuracy"]) for row in rows(table)][::2] == [masks[-1], tuned[-1]]
+    assert json.loads((held / "config.json").read_text())["config"]["validation"] == 300
+    assert registry.find("supermask-init-mnist").recipe.resolved(60_000).validation == 5000
 
 
 def test_weights_are_saved_of_what_later_trainings_need_alone(straight, tmp_path):

@@ -4,7 +4,7 @@ The comparison of the blog post "Finding lottery tickets, the Bayesian way" (sce
 not published; the layers are those of ``methods.bayesian``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -57,14 +57,13 @@ class BayesianTickets(Experiment):
 
         def train_posterior():
             penalty = lambda: bayesian.kl(posterior) / examples  # noqa: E731
-            found = fit(self, posterior, batches, session, penalty=penalty).accuracies
-            return Outcome(found.train, found.test), posterior.state_dict()
+            return fit(self, posterior, batches, session, penalty=penalty).outcome, posterior.state_dict()
 
         def train_ticket(criterion, keep):
             posterior.load_state_dict(trained)
             ticket = bayesian.ticket(posterior, means, criterion, keep)
-            found = fit(self, ticket, batches, session).accuracies
-            return Outcome(found.train, found.test, kept_per_layer(ticket)), {}
+            found = fit(self, ticket, batches, session).outcome
+            return replace(found, layers=kept_per_layer(ticket)), {}
 
         trained = session.training("posterior", train_posterior, lasting=True)
         session.training("unmasked", lambda: train_ticket("random", 1.0))

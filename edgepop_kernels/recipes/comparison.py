@@ -67,7 +67,9 @@ def run(
     name = record["recipe"]
     if state["data_digest"] != dataset.digest():
         raise UserError(f"the {dataset.name} data are not those this run was started with: their hashes differ")
-    report.line(f"{name}: {recipe.model} on {dataset.name} ({len(dataset.train):,} training images)")
+    left = len(dataset.train) - recipe.validation
+    held = f", {recipe.validation:,} held out for validation" if recipe.validation else ""
+    report.line(f"{name}: {recipe.model} on {dataset.name} ({left:,} training images{held})")
     report.line(f"{recipe.trainings()} trainings of {recipe.epochs} epochs")
     report.line(f"run folder: {folder}")
     with Stop() as stop:
@@ -76,7 +78,7 @@ def run(
             report.line(f"continuing after {len(session.finished)} of {session.total} trainings")
         with _bar(session, report) as session.show:
             recipe.compare(dataset, device, session)
-    return _conclude(session, record, pictures)
+    return _conclude(session, record, registry.goal(name, recipe, len(dataset.train)), pictures)
 
 
 class Saved(Session):
@@ -206,14 +208,14 @@ def _bar(session: Saved, report: Report) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def _conclude(session: Saved, record: dict, pictures: bool) -> Result:
+def _conclude(session: Saved, record: dict, goal: str | None, pictures: bool) -> Result:
     run, recipe, report = session.run, session.recipe, session.report
     remove(session.file)
     result, written = session.write(pictures)
     summary = {
         "trainings": len(session.finished),
         "epochs": recipe.epochs,
-        "accuracy": "on the test part, after the last epoch of each training",
+        "accuracy": "after the last epoch of each training",
         "notes": result.notes,
         "variants": [_variant(name, found) for name, found in result.variants.items()],
     }
@@ -229,7 +231,6 @@ def _conclude(session: Saved, record: dict, pictures: bool) -> Result:
             report.line(f"  {label:<40}{line[-1]:.2%}")
     for note in result.notes:
         report.line(note)
-    goal = registry.goal(record["recipe"], recipe)
     if goal is not None:
         report.line(f"aims at: {goal}")
     for file in [*written, run / "summary.json"]:
@@ -239,7 +240,8 @@ def _conclude(session: Saved, record: dict, pictures: bool) -> Result:
 
 def _variant(name: str, found: Outcome) -> dict:
     layers = [{"name": name, "kept": kept, "weights": weights} for name, kept, weights in found.layers]
-    return {"variant": name, "test_accuracy": found.test[-1], "layers": layers}
+    validation = {"validation_accuracy": found.validation[-1]} if found.validation else {}
+    return {"variant": name} | validation | {"test_accuracy": found.test[-1], "layers": layers}
 
 
 def _clock(seconds: float) -> str:

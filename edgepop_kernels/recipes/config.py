@@ -90,6 +90,17 @@ def flag(default: bool, text: str, **where: Any) -> Any:
     return setting(default, text, "true or false", lambda value: True, **where)
 
 
+def held_out(what: str) -> Any:
+    return setting(
+        "auto",
+        f"training images held out to pick the best {what} by; 0: the test set picks it; auto: 5000 of 50000 or more",
+        "auto or a whole number, at least 0",
+        lambda value: value >= 0,
+        kind=int,
+        panel="Data",
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Settings every method has. Raises ConfigError, naming the setting, for a value that is not allowed."""
@@ -99,14 +110,7 @@ class Recipe:
 
     dataset: str = choice("digits", DATASETS, "data set", panel="Data")
     image_size: int = whole(224, 1, "side of the crops, in pixels", panel="Data", when=only("dataset", "imagenet"))
-    validation: int | str = setting(
-        "auto",
-        "training images held out to pick the best epoch by; 0: the test set picks it; auto: 5000 of 50000 or more",
-        "auto or a whole number, at least 0",
-        lambda value: value >= 0,
-        kind=int,
-        panel="Data",
-    )
+    validation: int | str = held_out("epoch")
     limit_images: int = whole(
         0, 0, "for a smoke test, how many of the first training and test images to use; 0: all", panel="Data"
     )

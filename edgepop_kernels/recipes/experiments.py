@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from . import checkpoint, finite, plots
 from .config import Recipe, When, choice, setting
-from .data import Batches, Dataset
+from .data import Batches, Dataset, hold_out
 from .data.batches import generator
 from .errors import NotFinite, UserError
 from .files import csv_bytes, write_atomic
 from .plots import Chart
-from .session import Accuracies, Outcome, Session
+from .session import Outcome, Session
 from .trainer import autocast, evaluate, make_optimizer
 
 
@@ -89,7 +89,8 @@ class Experiment(Recipe):
         return self.result(session.finished)
 
     def batches(self, data: Dataset, device: torch.device) -> Batches:
-        """Those of the data set, which is moved to the device."""
+        """Those of the data set, which is moved to the device; less what is held out."""
+        data = hold_out(data, self.resolved(len(data.train)).validation)
         sizes = dict(batch_size=self.batch_size, seed=self.seed)
         return Batches(data.to(device), **sizes, channels_last=self.channels_last, workers=self.workers)
 
@@ -122,7 +123,7 @@ class _Place:
     """Where a training is, beside the states of its network and optimizer. Plain data.
 
     factor: on the recipe's lr; right: answers in the epoch that has begun; best, waited: of the training accuracy;
-    picked: a copy of the network's state at its best test accuracy, where that is asked for.
+    picked: a copy of the network's state at its best epoch, where that is asked for.
     """
 
     factor: float
@@ -131,13 +132,14 @@ class _Place:
     right: int = 0
     train: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
     best: float = -math.inf
     waited: int = 0
     picked: dict[str, Tensor] | None = None
 
 
 class Fitted(NamedTuple):
-    accuracies: Accuracies
+    outcome: Outcome
     picked: dict[str, Tensor] | None
 
 
@@ -157,8 +159,8 @@ def fit(
     added to the loss of every step; augment: applied to the training images, float32 [B, C, H, W].
 
     patience: lr times 0.1 after so many epochs in a row whose training accuracy is no best by 1e-4. pick: a state_dict
-    of the first epoch with the best test accuracy is returned too. Raises NotFinite where the loss of a step is no
-    number, and Interrupted.
+    of the first epoch with the best accuracy, on the images held out or else on the test part, is returned too. Raises
+    Interrupted, and NotFinite where a loss is no number.
     """
     optimizer = make_optimizer(recipe, model)
     place = _Place(1.0 if lr is None else lr / recipe.lr)
@@ -201,8 +203,11 @@ def fit(
             session.step(place.epoch, place.step, batches.steps(), state)
         check_finite()
         place.train.append(right.item() / len(batches.data.train))
-        place.test.append(evaluate(recipe, model, batches)[1])
-        if pick and place.test[-1] > max(place.test[:-1], default=-1.0):
+        accuracies = {"train": place.train, "validation": place.validation, "test": place.test}
+        for part in batches.data.evaluated:
+            accuracies[part].append(evaluate(recipe, model, batches, part)[1])
+        picked_on = accuracies[next(iter(batches.data.evaluated))]
+        if pick and picked_on[-1] > max(picked_on[:-1], default=-1.0):
             place.picked = copy.deepcopy(model.state_dict())
         if place.train[-1] > place.best + 1e-4:
             place.best, place.waited = place.train[-1], 0
@@ -212,7 +217,7 @@ def fit(
             place.factor, place.waited = 0.1 * place.factor, 0
         place.epoch, place.step = place.epoch + 1, 0
         right.zero_()
-    return Fitted(Accuracies(place.train, place.test), place.picked)
+    return Fitted(Outcome(place.train, place.test, place.validation), place.picked)
 
 
 def write(result: Result, folder: Path, pictures: bool) -> list[Path]:
@@ -235,10 +240,11 @@ def write(result: Result, folder: Path, pictures: bool) -> list[Path]:
 
 
 def numbers(found: Outcome) -> dict:
-    """The cells of a table for a training: test accuracy after its last epoch; kept and weights of its masked layers,
-    empty where there are none."""
+    """The cells of a table for a training: accuracies after its last epoch; kept and weights of its masked layers.
+    Empty where there are none, as where no images are held out."""
     kept = {"kept": found.kept, "weights": found.weights} if found.layers else {"kept": "", "weights": ""}
-    return kept | {"test_accuracy": found.test[-1]}
+    validation = found.validation[-1] if found.validation else ""
+    return kept | {"validation_accuracy": validation, "test_accuracy": found.test[-1]}
 
 
 def write_trainings(finished: dict[str, Outcome], folder: Path) -> Path:

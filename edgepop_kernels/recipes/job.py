@@ -64,6 +64,7 @@ def experiment(
         recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
         held.enter_context(_backend(recipe))
         dataset = _load(recipe, images)
+        recipe = recipe.resolved(len(dataset.train))
         run = runs.create(folder, name)
         held.enter_context(locked(run, wait=False))
         record = _record(name, recipe, images, _environment(device, world))

@@ -6,7 +6,7 @@ action). A round's network before its training is a supermask: its accuracy tell
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -155,10 +155,10 @@ class LotteryTickets(Experiment):
             else:
                 layer.weight.register_hook(partial(torch.mul, masks[name]))
         before = evaluate(self, model, batches)[1]
-        found = fit(self, model, batches, session).accuracies
+        found = fit(self, model, batches, session).outcome
         layers = [(name, int(mask.sum()), mask.numel()) for name, mask in masks.items()]
         left = {"masks": masks, "start": start, "final": _weights(model)}
-        return Outcome(found.train, found.test, layers, before), left
+        return replace(found, layers=layers, before=before), left
 
     def _gradient(self, batches, initial: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of the mean loss over the training set at the initial weights."""

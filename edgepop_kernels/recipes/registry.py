@@ -17,7 +17,6 @@ from . import (
 )
 from .config import Entry, Recipe
 from .errors import ConfigError, UserError
-from .experiments import Experiment
 
 RECIPES: dict[str, Entry] = (
     edge_popup.RECIPES
@@ -69,7 +68,7 @@ def goal(name: str, recipe: Recipe, images: int = 0) -> str | None:
 
 def picks(recipe: Recipe) -> str:
     """What the best epoch is picked by, in words."""
-    if isinstance(recipe, Experiment):
+    if "validation" not in (field.name for field in recipe.in_effect()):
         return "compares several trainings, picks no epoch"
     if recipe.validation == 0:
         return "picks best by test accuracy, as its source does"

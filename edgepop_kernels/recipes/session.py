@@ -17,20 +17,17 @@ Left = dict[str, Tensor | dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Accuracies:
-    """Fractions after each epoch; ``train`` over the epoch's own batches, as they were trained on."""
+class Outcome:
+    """What a training found: accuracies, fractions after each epoch.
+
+    train: over the epoch's own batches, as they were trained on; validation: of the images that are held out, empty
+    where none are; layers: (name, weights kept, weights) of the masked ones; before: the test accuracy of the first
+    weights, None where nobody asked for it.
+    """
 
     train: list[float]
     test: list[float]
-
-
-@dataclass(frozen=True)
-class Outcome(Accuracies):
-    """What a training found. before: the test accuracy of its first weights, None where nobody asked for it.
-
-    layers: (name, weights kept, weights) of the masked ones.
-    """
-
+    validation: list[float] = field(default_factory=list)
     layers: list[tuple[str, int, int]] = field(default_factory=list)
     before: float | None = None
 

@@ -14,7 +14,7 @@ import edgepop_kernels as ek
 
 from . import models
 from .checkpoint import seed_everything
-from .config import Entry, flag, positive, whole
+from .config import Entry, flag, held_out, positive, whole
 from .data import Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .jitter import jitter
@@ -30,6 +30,7 @@ class SupermaskInit(Experiment):
 
     method: ClassVar[str] = "supermask-init"
 
+    validation: int | str = held_out("mask")
     lr: float = positive(0.01, "learning rate at its highest")
     fine_tune_lr: float = positive(1e-5, "learning rate of the weights under the best mask")
     augment: bool = flag(False, "flips, rotations up to 20 degrees and shifts up to a fifth of the training images")
@@ -64,31 +65,34 @@ class SupermaskInit(Experiment):
 
         def train_masks():
             found, best = fit(self, masked, batches, session, **options, pick=True)
-            return Outcome(found.train, found.test, kept_per_layer(masked)), best
+            return replace(found, layers=kept_per_layer(masked)), best
 
         def train_all_weights():
             found, _ = fit(self, weights, batches, session, **options)
-            return Outcome(found.train, found.test), {}
+            return found, {}
 
         def train_kept_weights():
             masked.load_state_dict(best)
             ek.train_weights(masked)
             found, _ = fit(self, masked, batches, session, **options, lr=self.fine_tune_lr)
-            return Outcome(found.train, found.test, kept_per_layer(masked)), {}
+            return replace(found, layers=kept_per_layer(masked)), {}
 
         best = session.training("mask only", train_masks, lasting=True)
         session.training("weights only", train_all_weights)
         session.training("best mask, then weights", train_kept_weights)
 
     def result(self, finished: dict[str, Outcome]) -> Result:
-        test = epochs_chart({name: done.test for name, done in finished.items()})
-        training = {name: done.train for name, done in finished.items()}
-        masks = finished["mask only"].test
-        note = (
-            f"best mask: that of epoch {masks.index(max(masks)) + 1}, the first of the best test accuracy "
-            f"({max(masks):.2%}): what is trained on under it was picked on the test part"
+        test, training, validation = (
+            {name: getattr(done, part) for name, done in finished.items()} for part in ("test", "train", "validation")
         )
-        return Result([test, epochs_chart(training, "training", "training accuracy")], finished, [note])
+        charts = [epochs_chart(test), epochs_chart(training, "training", "training accuracy")]
+        masks, part = test["mask only"], "test part, on which what is trained on under it was thus picked"
+        if masks_held := validation["mask only"]:
+            charts.append(epochs_chart(validation, "validation", "validation accuracy"))
+            masks, part = masks_held, "images held out"
+        epoch = masks.index(max(masks)) + 1
+        note = f"best mask: that of epoch {epoch}, by its accuracy of {max(masks):.2%} on the {part}"
+        return Result(charts, finished, [note])
 
 
 def _biases_masked(layer):

@@ -263,10 +263,11 @@ def train_step(
     return sums
 
 
-def evaluate(recipe: Recipe, model: nn.Module, batches: Batches) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a fraction) on the test part; leaves the model in evaluation mode."""
-    sums = sums_over(recipe, model, batches.test(), batches.mean.device)
-    loss, right = (sums / len(batches.data.test)).tolist()
+def evaluate(recipe: Recipe, model: nn.Module, batches: Batches, part: str = "test") -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (a fraction) on a part of the data; leaves the model in evaluation mode."""
+    split = batches.data.evaluated[part]
+    sums = sums_over(recipe, model, batches.in_order(split), batches.mean.device)
+    loss, right = (sums / len(split)).tolist()
     return loss, right
 
 
