@@ -173,7 +173,7 @@ def test_a_checkpoint_is_exported_by_its_file_as_by_its_folder(edgepop, trained,
     )
     assert_refused(edgepop("export", trained / "other.pt"), "cannot read", "other.pt: No such file or directory")
     assert_refused(edgepop("export", trained / "log.csv"), "log.csv is corrupt")
-    assert_refused(edgepop("export", trained / "last-plain.pt"), "last-plain.pt is not a checkpoint of this version")
+    assert_refused(edgepop("export", trained / "last-plain.pt"), "last-plain.pt is not a checkpoint of this program")
 
 
 def test_a_drawn_mask_is_drawn_alike_in_every_export_and_said_to_be_drawn(edgepop, tmp_path):

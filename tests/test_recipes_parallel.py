@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipe_runs import assert_same, rows, start, state
+from recipe_runs import assert_same, quiet, rows, start, state
 from two_ranks import BERNOULLI, EDGE_POPUP
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import parallel
+from edgepop_kernels.recipes import evaluation, parallel
 from edgepop_kernels.recipes.data import Share
 from edgepop_kernels.recipes.errors import UserError
 from edgepop_kernels.recipes.randomness import PartRandom
@@ -61,6 +61,15 @@ def test_two_processes_equal_one_that_computes_the_same_two_parts(together, tmp_
     for part in ("model", "optimizer", "random", "masks"):
         assert_same(two[part], one[part], part)
     assert rows(run.parent / "results.csv") == rows(tmp_path / "results.csv")
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_one_process_evaluates_as_two_did(together, method):
+    """Each one's half of every batch, with the masks that both drew."""
+    (run,) = (together / method).glob("*digits")
+    row = state(run)["history"][-1]
+    (found,) = evaluation.evaluate(run, "last", None, quiet())
+    assert (found.loss, found.accuracy) == (row["test_loss"], row["test_accuracy"])
 
 
 def test_two_processes_have_the_masks_of_one_with_the_same_global_batch(together, tmp_path):

@@ -73,7 +73,9 @@ def _parse(file: Path, content: bytes) -> dict:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise UserError(f"{file} is not a checkpoint of this program") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or "format" not in state:
+        raise UserError(f"{file} is not a checkpoint of this program")
+    if state["format"] != FORMAT:
         raise UserError(f"{file} is not a checkpoint of this version: expected format {FORMAT}")
     return state
 
@@ -94,19 +96,29 @@ def random_state() -> dict:
     """States of the generators of torch (CPU and, where used, the current GPU), Python and numpy, as plain data."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = numpy.random.get_state()  # noqa: NPY002 - the global generator is meant
-    return {
-        "torch": torch.get_rng_state(),
-        # Of one GPU: each process of a run uses one, in the state that all of them share.
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    return torch_random_state() | {
         "python": [version, list(words), gauss],
         "numpy": [name, keys.tolist(), position, has_gauss, cached],
     }
 
 
-def set_random_state(state: dict) -> None:
+def torch_random_state() -> dict:
+    """Of torch's generators alone, from which masks are drawn."""
+    return {
+        "torch": torch.get_rng_state(),
+        # Of one GPU: each process of a run uses one, in the state that all of them share.
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_torch_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None:
+    if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def set_random_state(state: dict) -> None:
+    set_torch_random_state(state)
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

@@ -169,6 +169,7 @@ def recipes(
 
 
 app.command(name="export")(cli_saved.export_run)
+app.command(name="eval")(cli_saved.eval_run)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

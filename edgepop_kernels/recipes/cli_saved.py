@@ -1,12 +1,14 @@
-"""The commands for what runs have saved: `export`."""
+"""The commands for what runs have saved: `export` and `eval`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from . import checkpoint, export, exported
+from . import checkpoint, evaluation, export, exported
 from .errors import ConfigError
+from .report import Report
 
 Which = Annotated[
     str | None,
@@ -27,6 +29,20 @@ def export_run(
         typer.echo(file)
         if exported.description(file) != file:
             typer.echo(f"{exported.description(file)}: what one has to know to use {file.name}", err=True)
+
+
+def eval_run(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_FILE", help="A run folder, a checkpoint of one, or an export.")
+    ],
+    images: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder of the data set's files.", show_default="where the run had them"),
+    ] = None,
+    which: Which = None,
+):
+    """Evaluate a trained run, as it was evaluated in training, or an export of one."""
+    evaluation.evaluate(run, _known(which), images, Report(Console()))
 
 
 def _known(which: str | None) -> str | None:

@@ -48,7 +48,7 @@ def export(place: Path, name: str | None, output: Path | None, masks: bool) -> l
     exported.write(output, {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, about)
     if not masks:
         return [output]
-    exported.write(mask_file, packed, about)
+    exported.write(mask_file, packed, about | {"holds": "masks"})
     return [output, mask_file]
 
 
@@ -62,20 +62,20 @@ def plain(model: nn.Module, recipe: Recipe) -> nn.Module:
 def description(found: Saved, model: nn.Module, drawn: bool) -> dict[str, Any]:
     """What one has to know to use the weights of the plain ``model``: plain data, without the places of any files.
 
-    preprocessing: how an image becomes the input; class_names: of the outputs, None where they are unknown;
-    architecture: the network and its modules; checkpoint: its name and the row of the log, with the accuracies, of the
-    epoch it was taken after (``row`` None: of none); data: name and SHA-256 of what it was trained and tested on;
-    config: every setting of the run. accuracy_of: "these weights", or "masks drawn anew" where, with ``drawn``, these
-    weights are under one draw of many.
+    holds: "weights", in a file of masks "masks"; preprocessing: how an image becomes the input; class_names: of the
+    outputs, None where they are unknown; architecture: the network and its modules; checkpoint: its name and the row of
+    the log, with the accuracies, of the epoch it was taken after (``row`` None: of none); data: name and SHA-256 of
+    what it was trained and tested on; config: every setting of the run. accuracy_of: "these weights", or "masks drawn
+    anew" where, with ``drawn``, these weights are under one draw of many.
     """
     state, config = found.state, found.recipe.to_dict()
-    rows = [row for row in state["history"] if row["epoch"] == state["epoch"] and state["step"] == 0]
     return {
+        "holds": "weights",
         "checkpoint": {
             "name": found.file.stem,
             "epoch": state["epoch"],
             "step": state["step"],
-            "row": rows[0] if rows else None,
+            "row": found.row,
             "accuracy_of": "masks drawn anew" if drawn else "these weights",
         },
         "preprocessing": state["preprocessing"],

@@ -15,6 +15,12 @@ class Saved(NamedTuple):
     state: dict[str, Any]
     recipe: Recipe
 
+    @property
+    def row(self) -> dict[str, Any] | None:
+        """Of the run's log, with its accuracies; None where it was saved before the first epoch or within one."""
+        rows = [row for row in self.state["history"] if row["epoch"] == self.state["epoch"]]
+        return rows[0] if rows and self.state["step"] == 0 else None
+
 
 def find(place: Path, name: str | None = None) -> Saved:
     """The checkpoint ``name`` (None: the best) of the run folder ``place``, or the one in the file ``place``.

@@ -58,6 +58,7 @@ class Trainer:
         self.random = PartRandom(self.model, device) if self.share.parts > 1 else None
         self.epoch = self.step = 0
         self.history: list[dict] = []
+        self.evaluated_from: dict | None = None  # of the generators, before the last evaluation: masks may be drawn
         self.picked_on = next(iter(self.data.evaluated))
         self.masks = packed_masks(self.model)
         self.frozen_digest = frozen_digest(self.model)
@@ -145,6 +146,7 @@ class Trainer:
 
     def _end_epoch(self, lr: float) -> None:
         self.world.spread_buffers(self.model)
+        self.evaluated_from = checkpoint.torch_random_state()
         row = {"epoch": self.epoch + 1, "lr": lr}
         seen = min(self.step * self.recipe.batch_size, len(self.data.train))
         row["train_loss"], row["train_accuracy"] = (sum(self.world.gather(self.sums)) / seen).tolist()
@@ -191,6 +193,7 @@ class Trainer:
             "step": self.step,
             "sums": [sums.tolist() for sums in self.world.gather(self.sums)],
             "history": self.history,
+            "evaluated_from": self.evaluated_from,
             "masks": self.masks,
             "frozen_digest": self.frozen_digest,
             "random": checkpoint.random_state(),
@@ -203,7 +206,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
-        self.history = list(state["history"])
+        self.history, self.evaluated_from = list(state["history"]), state["evaluated_from"]
         self.masks = {name: bits.to(self.device) for name, bits in state["masks"].items()}
         self.frozen_digest = state["frozen_digest"]
         self._start_sums()
