@@ -1,4 +1,4 @@
-"""The commands `train`, `recipes`, `export` and `bench`: a typer app that the console script mounts."""
+"""The commands `train`, `recipes`, `export`, `eval` and `bench`: a typer app that the console script mounts."""
 
 import contextlib
 import difflib
@@ -85,7 +85,7 @@ def _common(
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
     ] = False,
 ):
-    """Train, list, export and measure masked networks."""
+    """Train, list, export, evaluate and measure masked networks."""
     if context.invoked_subcommand not in ("doctor", "recipes"):
         try:
             ek.use_backend("auto")  # raises where EDGEPOP_ISA asks for what is not here: before anything is loaded
