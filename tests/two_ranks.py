@@ -29,7 +29,7 @@ def refused(action):
 def main(folder: Path) -> None:
     saw = {"leads": parallel.leads()}
     start(folder / "edge-popup", EDGE_POPUP)
-    start(folder / "bernoulli", BERNOULLI)
+    start(folder / "bernoulli", BERNOULLI, name="supermask-bernoulli-digits")
 
     signalled = SignalAt(7) if not parallel.leads() else quiet()  # rank 1 alone is asked to stop
     saw["stopped"] = refused(lambda: start(folder / "stopped", EDGE_POPUP, signalled))
