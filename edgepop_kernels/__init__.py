@@ -6,7 +6,7 @@ from . import init, optim
 from .backends import backends, use_backend
 from .convert import convert, materialize
 from .cut import Bits, Cut
-from .functional import mask, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
+from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
 from .graphed import graphed_step
 from .nn import (
     FusedSparseConv,
@@ -45,6 +45,7 @@ __all__ = [
     "init",
     "kept_count",
     "mask",
+    "masked_conv1d",
     "masked_conv2d",
     "masked_linear",
     "materialize",

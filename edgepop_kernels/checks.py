@@ -127,6 +127,27 @@ def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups):
     return stride, padding, dilation, groups
 
 
+def conv1d(x, weight, scores, rule_, stride, padding, dilation, groups):
+    """Checks what is its own, and returns the geometry of a convolution of images one pixel high."""
+    tensor("x", x)
+    tensor("weight", weight)
+    rule(rule_)
+    _dims("x", x, (2, 3), "(N, C, L) or (C, L)")
+    _dims("weight", weight, (3,), "(O, C / groups, k)")
+    if isinstance(scores, torch.Tensor) and not rule_.fixed and scores.shape != weight.shape:
+        raise ValueError(f"scores: expected the weight's shape {_shape(weight)}, got {_shape(scores)}")
+    padding = padding if isinstance(padding, str) else (0, _single("padding", padding))
+    return (1, _single("stride", stride)), padding, (1, _single("dilation", dilation)), groups
+
+
+def _single(name, value):
+    if isinstance(value, (tuple, list)) and len(value) == 1:
+        return value[0]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {_shown(value)}")
+    return value
+
+
 def _reach(axis, size, kernel, padding, dilation):
     reach = dilation * (kernel - 1) + 1
     if size + 2 * padding < reach:

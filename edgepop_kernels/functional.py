@@ -222,6 +222,39 @@ def conv2d_product(x, weight, scores, rule, bias, geometry, cut, update=None):
     )
 
 
+def masked_conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    bias: torch.Tensor | None = None,
+    stride: int | tuple[int] = 1,
+    padding: int | tuple[int] | str = 0,
+    dilation: int | tuple[int] = 1,
+    groups: int = 1,
+    *,
+    cut: Selection | None = None,
+) -> torch.Tensor:
+    """``F.conv1d(x, weight * mask, bias, ...)``: a two-dimensional convolution of images one pixel high.
+
+    x        (N, C, L) or (C, L), float32, bfloat16 or float16, any strides
+    weight   (O, C / groups, k), float32 or x's dtype
+    padding  zeros on each side, or "valid", or "same" (stride 1)
+    returns  (N, O, L') in x's dtype
+
+    scores, bias, cut, gradients, errors: as in ``masked_linear``.
+    """
+    geometry = checks.conv1d(x, weight, scores, rule, stride, padding, dilation, groups)
+    return conv1d_product(x, weight, scores, rule, bias, geometry, checked_cut(cut, weight, rule))
+
+
+def conv1d_product(x, weight, scores, rule, bias, geometry, cut, update=None):
+    """``masked_conv1d`` for layers, as ``linear_product``. geometry: that of the images, their height first."""
+    if scores is not None and scores.dim() == 3:  # packed bits have no shape
+        scores = scores.unsqueeze(2)
+    return conv2d_product(x.unsqueeze(-2), weight.unsqueeze(2), scores, rule, bias, geometry, cut, update).squeeze(-2)
+
+
 # What calls have in common, by all that they are checked for and that a plan hangs on. Networks have tens of layers and
 # few batch sizes; who has more shapes than this starts anew.
 _prepared: dict[tuple | None, Prepared] = {}

@@ -119,6 +119,12 @@ def planned(op: str, x: torch.Tensor, *arguments, **options):
     return None if plan is None else plan(x, *arguments, **options)
 
 
+def fingerprint(scores: torch.Tensor) -> int | None:
+    """A number that most writes of ``scores`` change; None where it cannot be had at once: on a GPU, of scores with
+    gaps or that are no plain memory, and without the native module."""
+    return native.fingerprint(scores)
+
+
 def beside(op: str, other: str, tensor: torch.Tensor) -> Callable | None:
     """The function ``other`` of the backend that runs ``op`` for such a call; None where that has none."""
     return getattr(_backend(_chosen, op, tensor.device, tensor.dtype).ops, other, None)

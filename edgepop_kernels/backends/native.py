@@ -9,6 +9,7 @@ import math
 
 import torch
 
+from .. import torch_private
 from ..masks import packed_bytes
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -76,6 +77,14 @@ def _sequence(scores):
     """Sizes and strides of four dimensions."""
     lead = 4 - scores.dim()
     return (1,) * lead + tuple(scores.shape), (0,) * lead + scores.stride()
+
+
+def fingerprint(scores):
+    if _native is None or scores.device.type != "cpu" or not torch_private.plain(scores):
+        return None
+    if not (scores.is_contiguous() or scores.is_contiguous(memory_format=torch.channels_last)):
+        return None
+    return _native.fingerprint(scores.data_ptr(), scores.numel())
 
 
 def step(updates, rankings):
