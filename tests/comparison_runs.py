@@ -4,7 +4,7 @@ from recipe_runs import NOTHING, assert_same, quiet, rows
 
 from edgepop_kernels.recipes import checkpoint, job, registry
 
-SETTINGS = dict(epochs=2, batch_size=480, backend="reference", threads=1)  # 3 steps an epoch
+SETTINGS = dict(epochs=2, batch_size=480, device="cpu", backend="reference", threads=1)  # 3 steps an epoch
 RECIPES = {
     "bayesian-tickets-digits": dict(widths=(8,), criterion="random"),
     # Its lr falls after every epoch that is no best; its images are moved at random.

@@ -34,6 +34,14 @@ def test_bayesian_tickets_compare_whole_and_masked(digits):
     assert recipe.run(digits, CPU) == result
 
 
+def test_bayesian_tickets_by_several_criteria_share_posterior_and_whole_network(digits):
+    recipe = bayesian_tickets.BayesianTickets(widths=(8,), epochs=1, keep=0.3)
+    (both,) = recipe.tickets(digits, CPU, ["low_variance", "high_variance"]).charts
+    (low,) = recipe.run(digits, CPU).charts
+    assert list(both.lines) == [*low.lines, "keep 0.3 by high_variance"]
+    assert {name: both.lines[name] for name in low.lines} == low.lines
+
+
 def test_bayesian_tickets_of_a_convolutional_network(digits):
     """All layers are ranked together. A network with a norm is refused: it would carry what the posterior learned."""
     settings = dict(model="small-conv", width_multiplier=0.25, epochs=3, keep=0.3, channels_last=True)
