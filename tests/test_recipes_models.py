@@ -101,9 +101,9 @@ def test_recipes_have_their_settings_and_a_goal():
 
 def test_the_goal_holds_for_the_recipe_as_listed_only():
     recipe = registry.find("edge-popup-digits").recipe
-    assert registry.goal("edge-popup-digits", recipe.override(seed=7, threads=2)) == "91.1 % ± 0.5"
-    assert registry.goal("edge-popup-digits", recipe.override(keep=0.1)) is None
-    assert registry.goal("a recipe of an older version", recipe) is None
+    assert registry.goal("edge-popup-digits", recipe.override(seed=7, threads=2), 1437) == "91.1 % ± 0.5"
+    assert registry.goal("edge-popup-digits", recipe.override(keep=0.1), 1437) is None
+    assert registry.goal("a recipe of an older version", recipe, 1437) is None
 
 
 def test_shared_selection_is_on():

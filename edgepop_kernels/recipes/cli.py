@@ -13,10 +13,12 @@ from typer.core import TyperGroup
 
 import edgepop_kernels as ek
 
-from . import cli_recipes, cli_saved, cli_settings, data, job, parallel, registry
+from . import cli_recipes, cli_saved, cli_settings, data, job, parallel, registry, sweep
+from .config import Recipe
 from .errors import ConfigError, Interrupted, UserError
 from .experiments import Experiment
 from .report import Report
+from .runs import check_name
 
 UsageError = typer.BadParameter.__base__  # typer exports only this subclass of it
 
@@ -113,6 +115,18 @@ def train(
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="where run folders and results.csv are made", show_default="runs"),
     ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="what the run folder is called", show_default="the recipe's name"),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INT",
+            help="so many runs, with --seed and the seeds after it; their mean and standard deviation",
+            show_default="1",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="continue this run folder, or this checkpoint of one, bit for bit"),
@@ -136,6 +150,10 @@ def train(
             raise ConfigError(f"RECIPE: a resumed run has its own, leave it out with --resume, got {recipe!r}")
         if runs is not None:
             raise ConfigError(f"--out: a resumed run stays in its folder, leave it out with --resume, got {runs}")
+        if name is not None:
+            raise ConfigError(f"--name: a resumed run has its own, leave it out with --resume, got {name!r}")
+        if seeds is not None:
+            raise ConfigError(f"--seeds: a resumed run has one seed, leave it out with --resume, got {seeds!r}")
         job.resume(resume, asked, images, outputs, report)
         return
     if recipe is None:
@@ -145,8 +163,25 @@ def train(
         recipe = registry.DEFAULTS[dataset]
         asked = {"dataset": dataset} | asked
     settings = registry.find(recipe).recipe.asked(**asked)
-    run = job.experiment if isinstance(settings, Experiment) else job.start
-    run(recipe, settings, images, runs or Path("runs"), outputs, report)
+    count = _count(seeds)
+    run_name = recipe if name is None else check_name(name)
+
+    def begin(settings: Recipe, run_name: str):
+        run = job.experiment if isinstance(settings, Experiment) else job.start
+        return run(recipe, settings, images, runs or Path("runs"), outputs, report, run_name)
+
+    if count == 1:
+        begin(settings, run_name)
+        return
+    with parallel.join():  # all runs in one world
+        sweep.over_seeds(settings, count, run_name, begin, report)
+
+
+def _count(seeds: str | None) -> int:
+    count = 1 if seeds is None else int(seeds) if seeds.isdecimal() and len(seeds) < 11 else 0
+    if count < 1:
+        raise ConfigError(f"expected a whole number, at least 1, got {seeds!r}", "seeds")
+    return count
 
 
 @app.command()

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from . import registry
+from . import config, registry
 from .config import ALWAYS, Recipe, panel
 
 # Those of `edgepop train`; a method's own settings follow in a panel of its name.
@@ -30,11 +30,7 @@ def spelled(name: str, value: Any) -> str:
     """The option that gives the setting ``name`` this value."""
     if isinstance(value, bool):
         return option(name) if value else option(f"no_{name}")
-    return f"{option(name)} {_text(value)}"
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"{option(name)} {config.spelled(value)}"
 
 
 def with_settings(function: Callable) -> Callable:
@@ -150,4 +146,4 @@ def _row(field: dataclasses.Field, value: Any, more: str = "") -> tuple[str, str
     if isinstance(field.default, bool):
         return f"--[no-]{option(field.name)[2:]}", f"{text}{more}", "on" if value else "off"
     name = f"{option(field.name)} {_KINDS[field.metadata['kind']]}"
-    return name, f"{text}: {field.metadata['allowed']}{more}", _text(value)
+    return name, f"{text}: {field.metadata['allowed']}{more}", config.spelled(value)

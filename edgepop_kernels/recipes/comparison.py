@@ -78,7 +78,7 @@ def run(
             report.line(f"continuing after {len(session.finished)} of {session.total} trainings")
         with _bar(session, report) as session.show:
             recipe.compare(dataset, device, session)
-    return _conclude(session, record, registry.goal(name, recipe, len(dataset.train)), pictures)
+    return _conclude(session, record, len(dataset.train), pictures)
 
 
 class Saved(Session):
@@ -208,7 +208,7 @@ def _bar(session: Saved, report: Report) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def _conclude(session: Saved, record: dict, goal: str | None, pictures: bool) -> Result:
+def _conclude(session: Saved, record: dict, images: int, pictures: bool) -> Result:
     run, recipe, report = session.run, session.recipe, session.report
     remove(session.file)
     result, written = session.write(pictures)
@@ -221,16 +221,18 @@ def _conclude(session: Saved, record: dict, goal: str | None, pictures: bool) ->
     }
     write_atomic(run / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     settings = recipe.to_dict()
+    told = {"run": run.name, "started": record["started"], "recipe": record["recipe"]}
+    told["settings"] = registry.told_apart(record["recipe"], recipe, images)
     for name, found in result.variants.items():
-        row = {column: settings.get(column, "") for column in runs.RESULT_COLUMNS}
-        told = {"run": run.name, "started": record["started"], "recipe": record["recipe"], "variant": name}
-        runs.append_result(run.parent, row | told | experiments.numbers(found))
+        row = {column: settings.get(column, "") for column in runs.RESULT_COLUMNS} | told | {"variant": name}
+        runs.append_result(run.parent, row | experiments.numbers(found))
     for chart in result.charts:
         report.line(f"{chart.title}, at {chart.x} {chart.at[-1]:.4g}:")
         for label, line in chart.lines.items():
             report.line(f"  {label:<40}{line[-1]:.2%}")
     for note in result.notes:
         report.line(note)
+    goal = registry.goal(record["recipe"], recipe, images)
     if goal is not None:
         report.line(f"aims at: {goal}")
     for file in [*written, run / "summary.json"]:

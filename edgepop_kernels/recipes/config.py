@@ -253,6 +253,11 @@ class Recipe:
         return recipe
 
 
+def spelled(value: Any) -> str:
+    """A setting's value as text, as the command line takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
 def panel(field: dataclasses.Field) -> str | None:
     """The group that a setting stands in; None: its method's own."""
     return field.metadata["panel"] or _PANELS.get(field.name)

@@ -32,11 +32,20 @@ class Outputs:
     step_times: bool = True
 
 
-def start(name: str, recipe: Recipe, images: Path | None, folder: Path, outputs: Outputs, report: Report) -> Summary:
-    """Train ``recipe`` in a new folder ``folder/name``; sets torch's thread count and seeds the global generators.
+def start(
+    name: str,
+    recipe: Recipe,
+    images: Path | None,
+    folder: Path,
+    outputs: Outputs,
+    report: Report,
+    run_name: str | None = None,
+) -> Summary:
+    """Train ``recipe``, listed as ``name``, in a new folder; sets torch's thread count, seeds the global generators.
 
-    images: folder of the data set's files, None for the embedded digits. Started by torchrun, the processes train
-    together and rank 0 alone touches ``folder``. Raises UserError and Interrupted, the same on every rank.
+    folder: of the new folder, which is called ``run_name``, None for ``name``. images: folder of the data set's files,
+    None for the embedded digits. Started by torchrun, the processes train together and rank 0 alone touches ``folder``.
+    Raises UserError and Interrupted, the same on every rank.
     """
     with parallel.join() as world, contextlib.ExitStack() as held:
         device = world.each(lambda: _prepare(recipe, outputs, world))
@@ -44,7 +53,7 @@ def start(name: str, recipe: Recipe, images: Path | None, folder: Path, outputs:
         held.enter_context(_backend(recipe))
         dataset = world.each(lambda: _load(recipe, images))
         trainer = Trainer(recipe, dataset, device, world)
-        run = world.lead(lambda: runs.create(folder, name))
+        run = world.lead(lambda: runs.create(folder, run_name or name))
         world.lead(lambda: held.enter_context(locked(run, wait=False)))
         record = _record(name, trainer.recipe, images, _environment(device, world))
         state = trainer.state()
@@ -54,10 +63,16 @@ def start(name: str, recipe: Recipe, images: Path | None, folder: Path, outputs:
 
 
 def experiment(
-    name: str, recipe: Experiment, images: Path | None, folder: Path, outputs: Outputs, report: Report
+    name: str,
+    recipe: Experiment,
+    images: Path | None,
+    folder: Path,
+    outputs: Outputs,
+    report: Report,
+    run_name: str | None = None,
 ) -> experiments.Result:
-    """Run a recipe of several trainings in a new folder ``folder/name``, as ``start`` a recipe of one. Raises UserError
-    and Interrupted."""
+    """Run a recipe of several trainings in a new folder, as ``start`` a recipe of one. Raises UserError and
+    Interrupted."""
     with parallel.join() as world, contextlib.ExitStack() as held:
         _refuse_for_comparison(name, outputs, world)
         device = _prepare(recipe, outputs, world)
@@ -65,7 +80,7 @@ def experiment(
         held.enter_context(_backend(recipe))
         dataset = _load(recipe, images)
         recipe = recipe.resolved(len(dataset.train))
-        run = runs.create(folder, name)
+        run = runs.create(folder, run_name or name)
         held.enter_context(locked(run, wait=False))
         record = _record(name, recipe, images, _environment(device, world))
         state = comparison.begin(run, recipe, dataset)
@@ -228,6 +243,7 @@ def _result_row(trainer: Trainer, run: Path, record: dict, summary: Summary) -> 
         "run": run.name,
         "started": record["started"],
         "recipe": record["recipe"],
+        "settings": registry.told_apart(record["recipe"], trainer.recipe, trainer.images),
         "kept": summary.kept,
         "weights": summary.weights,
         "weights_unchanged": "" if summary.unchanged is None else summary.unchanged,

@@ -15,7 +15,7 @@ from . import (
     supermask_init,
     wirings,
 )
-from .config import Entry, Recipe
+from .config import Entry, Recipe, spelled
 from .errors import ConfigError, UserError
 
 RECIPES: dict[str, Entry] = (
@@ -61,7 +61,12 @@ def differences(name: str, recipe: Recipe, images: int) -> dict[str, Any]:
     return {setting: value for setting, value in values.items() if value != getattr(usual, setting)}
 
 
-def goal(name: str, recipe: Recipe, images: int = 0) -> str | None:
+def told_apart(name: str, recipe: Recipe, images: int) -> str:
+    """``differences`` as text: keep=0.3 lr=0.05."""
+    return " ".join(f"{setting}={spelled(value)}" for setting, value in differences(name, recipe, images).items())
+
+
+def goal(name: str, recipe: Recipe, images: int) -> str | None:
     """The accuracy the recipe ``name`` aims at, if these are its settings; see ``differences``."""
     return RECIPES[name].goal if name in RECIPES and not differences(name, recipe, images) else None
 

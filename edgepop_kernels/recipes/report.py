@@ -37,6 +37,14 @@ class Summary:
         return self.last["test_accuracy"]
 
     @property
+    def headline(self) -> dict[str, float]:
+        """Test accuracies that nothing was picked by: what to report, by what they are of."""
+        found = {"test accuracy, last epoch": self.accuracy}
+        if self.picked_on != "test":
+            found["test accuracy, epoch picked by validation"] = self.best["test_accuracy"]
+        return found
+
+    @property
     def accuracies(self) -> dict:
         """Accuracies by name. Each that was picked, and its epoch, is named by the images that picked it."""
         picked = self.picked_on
@@ -126,8 +134,9 @@ class Report:
         words = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {row['train_loss']:.4f}"]
         words += [f"{part} {accuracy:.2%}" for part, accuracy in accuracies.items()]
         words += [f"lr {row['lr']:.4g}", duration(now - self.epoch_begun)]
-        if not trainer.finished:
-            pace = (now - self.begun) / (trainer.steps_done - self.steps_before)
+        done = trainer.steps_done - self.steps_before
+        if done and not trainer.finished:  # none, where this process has evaluated an epoch that another trained
+            pace = (now - self.begun) / done
             words[-1] += f", {duration(pace * (trainer.steps - trainer.steps_done))} left"
         self.epoch_begun = now
         self.line("  ".join(words))
@@ -136,15 +145,11 @@ class Report:
         table = Table(title="summary", title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column(justify="right")
-        best = summary.best
-        table.add_row("test accuracy, last epoch", f"{summary.accuracy:.2%}")
-        if summary.picked_on == "test":
-            table.add_row(
-                "best test accuracy (picked on the test set)", f"{best['test_accuracy']:.2%} (epoch {best['epoch']})"
-            )
-        else:
-            table.add_row("test accuracy, epoch picked by validation", f"{best['test_accuracy']:.2%}")
-            table.add_row("best validation accuracy", f"{best['validation_accuracy']:.2%} (epoch {best['epoch']})")
+        for what, accuracy in summary.headline.items():
+            table.add_row(what, f"{accuracy:.2%}")
+        best, picked = summary.best, summary.picked_on
+        what = f"best {picked} accuracy" + (" (picked on the test set)" if picked == "test" else "")
+        table.add_row(what, f"{best[f'{picked}_accuracy']:.2%} (epoch {best['epoch']})")
         if summary.ended:
             table.add_row("ended", summary.ended)
         if goal is not None:

@@ -4,13 +4,15 @@ import json
 import os
 from pathlib import Path
 
-from .errors import UserError, reason
+from .errors import ConfigError, UserError, reason
 from .files import append_csv, csv_bytes, make_folder, read_bytes, read_csv, write_atomic
 
+RESULTS = "results.csv"
 RESULT_COLUMNS = [
     "run",
     "started",
     "recipe",
+    "settings",  # that differ from the recipe's, but seed and machine: alike in the runs of one row of a sweep
     "method",
     "variant",  # of a comparison: which of its trainings
     "dataset",
@@ -34,10 +36,18 @@ RESULT_COLUMNS = [
 ]
 
 
+def check_name(name: str) -> str:
+    """The name, where it can be a run folder's. Raises ConfigError."""
+    if name in ("", RESULTS) or name.startswith((".", "-")) or "/" in name or not name.isprintable():
+        allowed = f"a folder's name without /, not beginning with . or -, other than {RESULTS}"
+        raise ConfigError(f"expected {allowed}, got {name!r}", "name")
+    return name
+
+
 def create(runs: Path, name: str) -> Path:
     """A new folder: ``runs/name``, or the first of ``name-1``, ``name-2``... that does not exist."""
     make_folder(runs)
-    results = runs / "results.csv"
+    results = runs / RESULTS
     if results.exists():
         read_csv(results, RESULT_COLUMNS)  # refuse a foreign table now, not after hours of training
     number = 0
@@ -90,4 +100,4 @@ def write_log(folder: Path, history: list[dict]) -> None:
 
 
 def append_result(runs: Path, row: dict) -> None:
-    append_csv(runs / "results.csv", RESULT_COLUMNS, row, key=("run", "started", "variant"))
+    append_csv(runs / RESULTS, RESULT_COLUMNS, row, key=("run", "started", "variant"))

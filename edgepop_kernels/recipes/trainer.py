@@ -53,6 +53,8 @@ class Trainer:
             )
         self.model = make_network(recipe, data, device)
         finite.check_drawn(self.model)
+        if self.batches.smallest() < 2 * self.share.parts:
+            _check_norms(self.model, recipe, data.image, device)
         self.optimizer = make_optimizer(recipe, self.model)
         self.parallel = world.wrap(self.model)
         self.random = PartRandom(self.model, device) if self.share.parts > 1 else None
@@ -220,6 +222,30 @@ def make_network(recipe: Recipe, data: Dataset, device: torch.device) -> nn.Modu
     """Drawn on the CPU whatever the device, so that one seed means one network."""
     model = recipe.network(data.image, data.classes)
     return model.to(device, memory_format=torch.channels_last if recipe.channels_last else torch.preserve_format)
+
+
+@torch.no_grad()
+def _check_norms(model: nn.Module, recipe: Recipe, image: tuple[int, int, int], device: torch.device) -> None:
+    """ConfigError where a part of a batch that is one image would leave a batch norm one value per channel."""
+    single = []
+
+    def look(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            single.append(norm)
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    with torch.random.fork_rng():  # for rules that draw
+        model.eval()(torch.zeros(1, *image, device=device))
+    model.train()
+    for hook in hooks:
+        hook.remove()
+    if single:
+        raise ConfigError(
+            f"{recipe.batch_size} leaves a single image for the last step of an epoch, or a part of it: too few for a "
+            "batch norm of this network, which sees one value per channel",
+            "batch_size",
+        )
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
