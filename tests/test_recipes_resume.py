@@ -160,8 +160,9 @@ def test_two_processes_cannot_train_in_one_folder(straight):
 def damage(file, kind):
     content = bytearray(file.read_bytes())
     if kind == "flipped bit":
-        # In the middle of the largest record: a score, which PyTorch's own reader would take as it is.
-        content[len(content) // 2] ^= 4
+        # A score, which PyTorch's own reader would take as it is.
+        scores = checkpoint.load(file)["model"]["fc1.scores"]
+        content[content.index(scores.numpy().tobytes()) + 9] ^= 4
     file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "foreign": b"hello"}.get(kind, content))
 
 
