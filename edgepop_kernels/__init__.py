@@ -1,5 +1,6 @@
 """edgepop_kernels: masked training without paying for the mask."""
 
+import importlib
 import warnings
 
 from . import init, optim
@@ -18,7 +19,7 @@ from .nn import (
     NonAffineBatchNorm,
 )
 from .phases import train_masks, train_weights
-from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Threshold, TopK, kept_count
+from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
 from .sharing import share_selection, unshare_selection
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "GlobalTopK",
     "NonAffineBatchNorm",
     "Percentile",
+    "Rule",
     "Threshold",
     "TopK",
     "backends",
@@ -62,7 +64,13 @@ __all__ = [
 ]
 
 
+def __dir__():
+    return sorted([*__all__, "__version__", "methods"])
+
+
 def __getattr__(name):
+    if name == "methods":  # made of this package's own names, so only once these are there
+        return importlib.import_module(f"{__name__}.methods")
     if name == "Draw":
         warnings.warn("edgepop_kernels.Draw is called Bits, and is not only drawn", DeprecationWarning, stacklevel=2)
         return Bits

@@ -168,7 +168,7 @@ def _convert_layer(module, kind, rule, options):
     module.__class__ = kind
     if options.get("mask_bias") and module.bias is None:
         options = options | {"mask_bias": False}
-    module.mask_with(rule, **options)
+    module._mask_with(rule, **options)
     if scores is not None and module.scores is not None:
         module.scores = nn.Parameter(scores.detach().to(torch.float32), requires_grad=scores.requires_grad)
 
@@ -191,7 +191,7 @@ def _is_hidden_networks_layer(module):
 def _materialize_layer(layer, mask):
     weight, bias = layer.effective_weight(mask), layer.effective_bias()
     plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    for name in layer.added:
+    for name in layer._added:
         if name in vars(layer) or name in layer._parameters or name in layer._buffers:
             delattr(layer, name)
     for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is past_no_forward]:

@@ -37,9 +37,9 @@ def _turn(model, optimizer, masks):
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
     if masks:
         for layer in layers:
-            layer.check_thaws()
+            layer._check_thaws()
     if optimizer is not None:
-        _check_holds(optimizer, model, {p for layer in layers for p in layer.trained(masks)})
+        _check_holds(optimizer, model, {p for layer in layers for p in layer._trained(masks)})
     before = {p: p.requires_grad for p in model.parameters()}
     if masks:
         for layer in layers:

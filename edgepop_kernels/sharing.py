@@ -20,11 +20,11 @@ def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
     groups = {}
     for layer in layers:
         if not layer.rule.fixed:
-            groups.setdefault(layer.group, []).append(layer)
+            groups.setdefault(layer._group, []).append(layer)
     found = {}
     for group in groups.values():
-        selections = functional.select_all([m.ranked for m in group], [m.settled_rule() for m in group])
-        found |= {m: functional.selected_mask(m.ranked, s) for m, s in zip(group, selections, strict=True)}
+        selections = functional.select_all([m._ranked for m in group], [m._settled_rule() for m in group])
+        found |= {m: functional.selected_mask(m._ranked, s) for m, s in zip(group, selections, strict=True)}
     return [found[layer] if layer in found else layer.mask() for layer in layers]
 
 
@@ -38,11 +38,11 @@ class _SharedSelection:
     """Hooks on a network's root: one select_all before its forward, nothing kept after it."""
 
     def __init__(self, model):
-        names = {m: name for name, m in model.named_modules() if isinstance(m, MaskedLayer) and m.group is None}
+        names = {m: name for name, m in model.named_modules() if isinstance(m, MaskedLayer) and m._group is None}
         self.layers, self.names = list(names), list(names.values())
         self.looked = False  # whether a layer that keeps nothing would have been named
         for layer in self.layers:
-            layer.group = self
+            layer._group = self
         self.handles = [
             model.register_forward_pre_hook(self.select),
             # always_call: a forward that raises must not leave its cuts to a later one.
@@ -51,16 +51,16 @@ class _SharedSelection:
 
     def select(self, model, args):
         self._clear()  # a forward that was interrupted has left its cuts: torch calls no hook then
-        layers = [m for m in self.layers if isinstance(m, MaskedLayer) and _selects_together(m.forward_rule())]
+        layers = [m for m in self.layers if isinstance(m, MaskedLayer) and _selects_together(m._forward_rule())]
         for layer in layers:
-            note(layer, shared_cut=layer.known_cut())
-        layers = [m for m in layers if m.shared_cut is None]
+            note(layer, _shared_cut=layer._known_cut())
+        layers = [m for m in layers if m._shared_cut is None]
         if not layers:
             return
-        hints = [m.hint() for m in layers]
-        selections = functional.select_all([m.ranked for m in layers], [m.forward_rule() for m in layers], hints)
+        hints = [m._hint() for m in layers]
+        selections = functional.select_all([m._ranked for m in layers], [m._forward_rule() for m in layers], hints)
         for layer, selection in zip(layers, selections, strict=True):
-            note(layer, shared_cut=selection)
+            note(layer, _shared_cut=selection)
         remember(layers, selections)
         self._look_for_empty()
 
@@ -75,7 +75,7 @@ class _SharedSelection:
                 continue
             if layer.scores is None:
                 continue  # a weight that scores itself learns where it is not kept, too
-            if popcount(functional.selected_bits(layer.ranked, layer.shared_cut)).item() == 0:
+            if popcount(functional.selected_bits(layer._ranked, layer._shared_cut)).item() == 0:
                 empty.append(f"{name} (0 of {layer.weight.numel():,})")
         if empty:
             warnings.warn(
@@ -91,19 +91,19 @@ class _SharedSelection:
     def _clear(self):
         for layer in self.layers:
             if isinstance(layer, MaskedLayer):
-                note(layer, shared_cut=None)
+                note(layer, _shared_cut=None)
 
     def __setstate__(self, state):
         # Layers keep their group out of their own state: copied alone, one would take its whole network along.
         self.__dict__.update(state)
         for layer in self.layers:
             if isinstance(layer, MaskedLayer):
-                layer.group = self
+                layer._group = self
 
     def selection_of(self, layer: MaskedLayer) -> Selection:
         """The selection of one layer, whose rule ranks it together with others."""
         together = [m for m in self.layers if m.rule == layer.rule]
-        selections = functional.select_all([m.ranked for m in together], [m.rule for m in together])
+        selections = functional.select_all([m._ranked for m in together], [m.rule for m in together])
         for m, selection in zip(together, selections, strict=True):
             if m is layer:
                 return selection
@@ -116,8 +116,8 @@ class _SharedSelection:
         for handle in self.handles:
             handle.remove()
         for layer in self.layers:
-            if getattr(layer, "group", None) is self:  # not materialized since, nor taken over
-                layer.group = layer.shared_cut = None
+            if getattr(layer, "_group", None) is self:  # not materialized since, nor taken over
+                layer._group = layer._shared_cut = None
 
 
 def share_selection(model: nn.Module) -> nn.Module:
@@ -132,10 +132,10 @@ def share_selection(model: nn.Module) -> nn.Module:
     inside = {m.__dict__[_SHARED] for m in model.modules() if _SHARED in m.__dict__}
     layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
     for name, m in layers.items():
-        if m.group is None or m.group in inside:
+        if m._group is None or m._group in inside:
             continue
-        if set(m.group.layers) <= set(layers.values()):
-            m.group.dissolve()  # of a network that is gone, its layers taken over
+        if set(m._group.layers) <= set(layers.values()):
+            m._group.dissolve()  # of a network that is gone, its layers taken over
         else:
             raise ValueError(
                 f"model: its layer {name or 'itself'} shares its selection with a network outside of the model; call "

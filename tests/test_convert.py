@@ -288,7 +288,7 @@ def test_shared_selection_is_one_call_and_changes_nothing():
     with mock.patch.object(functional.ops, "select", wraps=functional.ops.select) as select:
         torch.testing.assert_close(model(x), alone, rtol=0, atol=0)
     assert select.call_count == 1 and len(select.call_args.args[0]) == 2
-    assert all(m.shared_cut is None for m in (model[0], model[3]))
+    assert all(m._shared_cut is None for m in (model[0], model[3]))
 
 
 def test_shared_selection_follows_the_scores_and_survives_errors():
@@ -297,7 +297,7 @@ def test_shared_selection_follows_the_scores_and_survives_errors():
     before = model(x)
     with pytest.raises(ValueError, match="x"):
         model(torch.randn(3, 7))
-    assert model[0].shared_cut is None and model[1].shared_cut is None
+    assert model[0]._shared_cut is None and model[1]._shared_cut is None
     with torch.no_grad():
         for layer in model:
             layer.scores.neg_().add_(0.3)
@@ -357,15 +357,15 @@ def test_a_layer_is_copied_without_its_network():
     torch.save(model[0], file)
     assert len(file.getvalue()) < 20_000  # the other layer takes 720,000
     alone = copy.deepcopy(model[0])
-    assert alone.group is None
+    assert alone._group is None
     again = ek.share_selection(nn.Sequential(alone))
-    assert alone.group is not None and alone.group is not model[0].group and again[0] is alone
+    assert alone._group is not None and alone._group is not model[0]._group and again[0] is alone
     itself = ek.share_selection(ek.FusedSubnetLinear(4, 4))
     for whole in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), itself):
         layers = [m for m in whole.modules() if isinstance(m, ek.FusedSubnetLinear)]
         copied = copy.deepcopy(whole)
         both = [*layers, *(m for m in copied.modules() if isinstance(m, ek.FusedSubnetLinear))]
-        assert len({m.group for m in both}) == 2 and None not in {m.group for m in both}
+        assert len({m._group for m in both}) == 2 and None not in {m._group for m in both}
 
 
 def test_layers_are_not_shared_from_within_and_without():
@@ -377,19 +377,19 @@ def test_layers_are_not_shared_from_within_and_without():
     ek.unshare_selection(model)
     ek.share_selection(part)
     ek.share_selection(model)  # the layer stays with its part
-    assert part[0].group is not model[1].group
+    assert part[0]._group is not model[1]._group
 
 
 def test_a_network_that_is_gone_leaves_its_layers_free():
     network = ek.share_selection(nn.Sequential(ek.FusedSubnetLinear(8, 8), ek.FusedSubnetLinear(8, 3), nn.Softmax(-1)))
     layers = list(network)[:-1]
     trunk = ek.share_selection(nn.Sequential(*layers))
-    groups = {layer.group for layer in layers}
+    groups = {layer._group for layer in layers}
     assert len(groups) == 1 and None not in groups
     ek.unshare_selection(network)  # which its layers have left
-    assert {layer.group for layer in layers} == groups
+    assert {layer._group for layer in layers} == groups
     ek.unshare_selection(trunk)
-    assert {layer.group for layer in layers} == {None}
+    assert {layer._group for layer in layers} == {None}
 
 
 def test_a_replica_cannot_rank_with_the_others():
@@ -409,6 +409,6 @@ def test_a_part_is_materialized_while_the_rest_shares_on():
     copied = copy.deepcopy(model)
     for network in (model, copied):
         assert_close("y", network(x), expected, x.dtype)
-        assert not {"group", "shared_cut"} & vars(network[0]).keys()
+        assert not {"_group", "_shared_cut"} & vars(network[0]).keys()
         assert type(ek.materialize(network)[2]) is nn.Linear
         assert_close("y", network(x), expected, x.dtype)

@@ -75,10 +75,10 @@ def give_gradients(params, seed):
 
 def assert_cuts(model):
     for layer in model:
-        kept = layer.rule.kept(layer.ranked.numel())
-        data = reference.select([layer.ranked.detach().cpu()], [kept], [layer.rule.of], None)[0]
-        expected = layer.rule.cut(data, layer.ranked.numel())
-        assert layer.known_cut().data.tolist() == expected.data.tolist()
+        kept = layer.rule.kept(layer._ranked.numel())
+        data = reference.select([layer._ranked.detach().cpu()], [kept], [layer.rule.of], None)[0]
+        expected = layer.rule.cut(data, layer._ranked.numel())
+        assert layer._known_cut().data.tolist() == expected.data.tolist()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -195,12 +195,12 @@ def test_replays_of_a_captured_step_start_from_each_others_cuts(host, monkeypatc
     optimizer = ek.optim.ScoreSGD(model, lr=0.1)
     give_gradients(trained(model), 0)
     optimizer.step()
-    hints = [layer.hint().data for layer in model]
+    hints = [layer._hint().data for layer in model]
     monkeypatch.setattr(cuda, "_captured", [])
     monkeypatch.setattr(cuda.capture, "capturing", lambda tensor: True)
     give_gradients(trained(model), 1)
     optimizer.step()
-    found = [layer.hint().data for layer in model]
+    found = [layer._hint().data for layer in model]
     assert [h.tolist() for h in hints] == [f.tolist() for f in found]
     kept = [tensor for entry in cuda._captured if isinstance(entry, list) for tensor, _ in entry]
     assert all(a is b for a, b in zip(kept, hints, strict=True))
@@ -443,7 +443,7 @@ class TestOnDevice:
             for step in range(3):
                 give_gradients(trained(model), step)
                 optimizer.step()
-            found.append([*(p.detach() for p in trained(model)), *(m.known_cut().data for m in model)])
+            found.append([*(p.detach() for p in trained(model)), *(m._known_cut().data for m in model)])
         assert all(torch.equal(a, b) for run in found for a, b in zip(run, found[0], strict=True))
 
     def test_in_a_graph_it_goes_on_stepping(self):
@@ -483,9 +483,9 @@ class TestOnDevice:
             for p, q in zip(trained(model), other, strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
             for layer in model:
-                kept = layer.rule.kept(layer.ranked.numel())
-                cut = reference.select([layer.ranked.detach().cpu()], [kept], [layer.rule.of], None)[0]
-                assert layer.hint().data.tolist() == cut.tolist()
+                kept = layer.rule.kept(layer._ranked.numel())
+                cut = reference.select([layer._ranked.detach().cpu()], [kept], [layer.rule.of], None)[0]
+                assert layer._hint().data.tolist() == cut.tolist()
         assert all(state["step"].item() == 6 for state in optimizer.state.values())
 
     def test_a_count_on_the_host_is_not_captured(self):

@@ -151,7 +151,7 @@ def assert_equal_training(ours, theirs):
             assert_same_bits(f"{key}.{name}", value, states[1][key][name])
     assert optimizer.state_dict()["param_groups"] == reference.state_dict()["param_groups"]
     for layer, twin in zip(scored(model), scored(other), strict=True):
-        cuts = layer.known_cut(), twin.known_cut()
+        cuts = layer._known_cut(), twin._known_cut()
         assert (cuts[0] is None) == (cuts[1] is None)
         if cuts[0] is not None:
             assert torch.equal(cuts[0].data, cuts[1].data)
@@ -393,7 +393,7 @@ def test_groups_of_their_own_settings_closure_and_scores_left_out():
     assert first.scores.grad is not None  # none of the optimizer's
     assert torch.equal(last.scores, before)
     assert last.scores.grad is None
-    assert last.known_cut() is not None
+    assert last._known_cut() is not None
     optimizer.add_param_group({"params": [first.scores], "lr": 1.0})
     first.scores.grad = None
     before = first.scores.detach().clone()

@@ -132,9 +132,9 @@ def test_a_replay_makes_the_cuts_of_an_eager_step_unknown(monkeypatch):
     eager = step_of(model, optimizer)
     captured = graphed.GraphedStep(eager, model, optimizer, (X, TARGET))
     eager(X, TARGET)
-    assert all(layer.known_cut() is not None for layer in (model[0], model[4]))
+    assert all(layer._known_cut() is not None for layer in (model[0], model[4]))
     captured(X, TARGET)
-    assert all(layer.known_cut() is None for layer in (model[0], model[4]))
+    assert all(layer._known_cut() is None for layer in (model[0], model[4]))
     eager(X, TARGET)
     captured(X, TARGET)
     twin = copy.deepcopy(model)  # selects anew
@@ -197,7 +197,7 @@ def test_while_capturing_cuts_stay_where_the_first_replay_reads_its_hints(monkey
         ek.unshare_selection(model)
     layers = [model[0], model[4]]
     model(X)
-    hints = [layer.hint() for layer in layers]
+    hints = [layer._hint() for layer in layers]
     stale = [hint.data.clone() for hint in hints]
     with torch.no_grad():
         for layer in layers:
@@ -205,13 +205,13 @@ def test_while_capturing_cuts_stay_where_the_first_replay_reads_its_hints(monkey
     monkeypatch.setattr(capture, "capturing", lambda tensor: True)
     model(X)
     for layer, hint, old in zip(layers, hints, stale, strict=True):
-        assert layer.hint() is hint
+        assert layer._hint() is hint
         assert not torch.equal(hint.data, old)
         assert torch.equal(hint.data, ek.select(layer.scores, layer.rule).data)
     monkeypatch.undo()
     model(X)  # outside of the graph: its memory is left alone, and kept
     for layer, hint in zip(layers, hints, strict=True):
-        assert layer.hint().data.data_ptr() != hint.data.data_ptr()
+        assert layer._hint().data.data_ptr() != hint.data.data_ptr()
         assert any(held is hint for held in layer._captured_cuts)
 
 
@@ -289,7 +289,7 @@ def test_replays_take_the_steps_that_eager_ones_take(rule, shared):
     for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert_close(name, a, b, torch.float32)
     # A step selects before it updates: the hint that a replay leaves is the cut of the scores before the last update.
-    assert_same_bits("cut", ours[0].hint().data, theirs[0].hint().data)
+    assert_same_bits("cut", ours[0]._hint().data, theirs[0]._hint().data)
 
 
 @pytest.mark.gpu

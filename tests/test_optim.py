@@ -47,15 +47,15 @@ def score_layer(scores, rule=None):
 
 
 def expected_cut(layer):
-    kept = layer.rule.kept(layer.ranked.numel())
-    data = reference.select([layer.ranked.detach()], [kept], [layer.rule.of], None)[0]
-    return layer.rule.cut(data, layer.ranked.numel()).data
+    kept = layer.rule.kept(layer._ranked.numel())
+    data = reference.select([layer._ranked.detach()], [kept], [layer.rule.of], None)[0]
+    return layer.rule.cut(data, layer._ranked.numel()).data
 
 
 def assert_knows(layer):
     """The layer knows its cut, and it is the reference's."""
-    assert layer.known_cut() is not None
-    assert torch.equal(layer.known_cut().data, expected_cut(layer))
+    assert layer._known_cut() is not None
+    assert torch.equal(layer._known_cut().data, expected_cut(layer))
 
 
 def distance(a, b):
@@ -189,7 +189,7 @@ def test_a_network_selects_once_and_never_again(shared):
         train(model, optimizer, 3)
     for i in MASKED:
         assert_knows(model[i])
-        assert torch.equal(reference.mask(model[i].ranked.detach(), model[i].select().data, "abs"), model[i].mask())
+        assert torch.equal(reference.mask(model[i]._ranked.detach(), model[i].select().data, "abs"), model[i].mask())
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -276,7 +276,7 @@ def test_no_cut_outlives_its_scores(change):
     optimizer.step()
     assert_knows(layer)
     CHANGES[change](layer)
-    assert layer.known_cut() is None
+    assert layer._known_cut() is None
     assert torch.equal(layer.select().data, expected_cut(layer))
     y = layer(torch.eye(30)).t()
     assert torch.equal(y, layer.weight.masked_fill(~ek.mask(layer.scores.detach(), layer.rule), 0))
@@ -288,7 +288,7 @@ def test_no_cut_outlives_a_step_of_another_optimizer():
     ek.optim.ScoreSGD(layer, lr=0.1).step()
     for other in (torch.optim.SGD([layer.scores], lr=0.1), ek.optim.ScoreSGD([layer.scores], lr=0.1)):
         other.step()  # the latter knows no layers
-        assert layer.known_cut() is None
+        assert layer._known_cut() is None
         assert torch.equal(layer.select().data, expected_cut(layer))
 
 
@@ -298,7 +298,7 @@ def test_no_layer_knows_the_cut_of_scores_that_it_has_no_more():
     layer.scores.grad = inputs.scores("normal", (40, 30), 1)
     layer.scores = nn.Parameter(inputs.scores("normal", (40, 30), 2))
     optimizer.step()
-    assert layer.known_cut() is None
+    assert layer._known_cut() is None
     assert torch.equal(layer.select().data, expected_cut(layer))
 
 
@@ -308,7 +308,7 @@ def test_copies_know_nothing_of_their_original():
     layer.scores.grad = inputs.scores("normal", (40, 30), 1)
     optimizer.step()
     twin, steps = copy.deepcopy((layer, optimizer))
-    assert twin.known_cut() is None
+    assert twin._known_cut() is None
     twin.scores.grad = layer.scores.grad.clone()
     steps.step()
     assert_knows(twin)
@@ -391,7 +391,7 @@ def test_layers_that_rank_together_or_nothing_are_left_to_forward():
     for _ in range(2):
         model(torch.randn(3, 6)).square().sum().backward()
         optimizer.step()
-    assert [layer.known_cut() for layer in model] == [None] * 3
+    assert [layer._known_cut() for layer in model] == [None] * 3
 
 
 def test_materialized_layers_are_plain_parameters():
@@ -515,8 +515,8 @@ def test_a_cut_of_a_graph_under_capture_only_starts_the_next(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(capture, "capturing", lambda tensor: True)
         optimizer.step()
-    assert layer.known_cut() is None
-    assert torch.equal(layer.hint().data, expected_cut(layer))
+    assert layer._known_cut() is None
+    assert torch.equal(layer._hint().data, expected_cut(layer))
 
 
 @pytest.mark.parametrize("fused_backward", [False, True])

@@ -62,15 +62,15 @@ def test_a_thousand_steps_on_digits_have_the_masks_of_torch_and_a_sort():
         optimizer.zero_grad()
         F.cross_entropy(ours(x), labels[rows]).backward()
         optimizer.step()
-        cuts.add(tuple(ours[0].known_cut().data.tolist()))
+        cuts.add(tuple(ours[0]._known_cut().data.tolist()))
 
         for layer in theirs:
-            x = layer.masked(x, None, selected(layer)) if hasattr(layer, "scores") else layer(x)
+            x = layer._masked(x, None, selected(layer)) if hasattr(layer, "scores") else layer(x)
         other.zero_grad()
         F.cross_entropy(x, labels[rows]).backward()
         other.step()
 
-        same = [torch.equal(ours[i].known_cut().data, selected(theirs[i]).data) for i in (0, 2)]
+        same = [torch.equal(ours[i]._known_cut().data, selected(theirs[i]).data) for i in (0, 2)]
         if not all(same):
             for a, b in ((ours[i], theirs[i]) for i in (0, 2)):
                 if not torch.equal(a.scores, b.scores):
@@ -90,4 +90,4 @@ def test_recipes_train_with_it(name):
     model(torch.randn(8, 64)).square().mean().backward()
     optimizer.step()
     assert optimizer.param_groups[0]["lr"] == recipe.lr
-    assert (model[0].known_cut() is not None) == name.startswith("score-")
+    assert (model[0]._known_cut() is not None) == name.startswith("score-")

@@ -81,7 +81,7 @@ def test_rescaling_counts_as_the_mask_does(of):
     layer = ek.FusedSupermaskLinear(40, 30, rule=ek.Threshold(0.25, of), rescale=True)
     with torch.no_grad():
         layer.scores.copy_(torch.randint(-4, 5, (30, 40)) * 0.125)
-    assert layer.scale(layer.select()).item() == pytest.approx(1200 / layer.mask().sum().item())
+    assert layer._scale(layer.select()).item() == pytest.approx(1200 / layer.mask().sum().item())
 
 
 def test_a_layer_that_keeps_nothing_gives_its_bias():

@@ -24,6 +24,8 @@ class _Known(NamedTuple):
 class MaskedLayer(Saved):
     """What masked layers share, over nn.Conv2d or nn.Linear. Not constructed by itself.
 
+    Names with an underscore are for this package alone: its optimizers, shared selections and phases.
+
     weight   frozen (requires_grad False); train it with ``layer.weight.requires_grad_()``, it gets dW = dW_eff * M
     scores   float32 parameter of the weight's shape, whatever the layer's dtype; None when frozen for good
     bias     torch's own, trained, not masked
@@ -31,15 +33,15 @@ class MaskedLayer(Saved):
     """
 
     # What this class adds to an instance of torch's layer.
-    added: tuple[str, ...] = (
-        *("scores", "mask_bits", "_rule", "loose_rule", "shared_cut", "group"),
+    _added: tuple[str, ...] = (
+        *("scores", "mask_bits", "_rule", "_loose_rule", "_shared_cut", "_group"),
         *("_last_cut", "_captured_cuts", "_known", "_updater"),
     )
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
     _rule: Rule
-    loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
-    shared_cut: Selection | None = None  # this forward's selection, set by share_selection
-    group = None  # what share_selection put this layer in
+    _loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
+    _shared_cut: Selection | None = None  # this forward's selection, set by share_selection
+    _group = None  # what share_selection put this layer in
     _last_cut: Cut | None = None
     _captured_cuts: tuple[Cut, ...] = ()  # whose memory CUDA graphs read and write
     _known: "_Known | None" = None
@@ -52,13 +54,13 @@ class MaskedLayer(Saved):
 
     @classmethod
     def _check(cls, rule: Rule) -> None:
-        """Raises TypeError or ValueError for arguments that ``mask_with`` does not take."""
+        """Raises TypeError or ValueError for arguments that ``_mask_with`` does not take."""
         kinds = ", ".join(kind.__name__ for kind in RULES if cls._takes(kind))
         checks.rule(rule, cls._example, kinds)
         if not cls._takes(rule):
             raise ValueError(f"rule: {cls.__name__} takes one of {kinds}, got {rule}")
 
-    def mask_with(self, rule: Rule) -> None:
+    def _mask_with(self, rule: Rule) -> None:
         """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
         self._take_rule(rule)
         self.weight.requires_grad_(False)
@@ -93,7 +95,7 @@ class MaskedLayer(Saved):
         init.scores_(self.scores)
 
     @property
-    def ranked(self) -> torch.Tensor:
+    def _ranked(self) -> torch.Tensor:
         """What the rule looks at: the scores; the weight where it scores itself."""
         return self.weight if self.scores is None else self.scores
 
@@ -101,7 +103,7 @@ class MaskedLayer(Saved):
     def keep(self) -> float:
         """Fraction of weights kept, under Bernoulli the expected one, under GlobalTopK this layer's own share; settable
         for rules that rank: there it is the rule's."""
-        share = None if self.rule.fixed else self.rule.share(self.ranked.detach())
+        share = None if self.rule.fixed else self.rule.share(self._ranked.detach())
         return self.mask().float().mean().item() if share is None else share
 
     @keep.setter
@@ -115,21 +117,21 @@ class MaskedLayer(Saved):
     def select(self) -> Selection | None:
         """The cut of the scores as they stand, or a draw; None when frozen. Starts from the last cut, exact either
         way."""
-        rule = self.forward_rule()
+        rule = self._forward_rule()
         if rule.fixed:
             return None
         if rule.together:
-            if self.group is None:
+            if self._group is None:
                 raise ValueError("rule: GlobalTopK ranks the layers of a network together; call share_selection(model)")
-            return self.group.selection_of(self)
-        known = self.known_cut()
+            return self._group.selection_of(self)
+        known = self._known_cut()
         if known is not None:
             return known
-        selection = functional.select(self.ranked, rule, self.hint())
+        selection = functional.select(self._ranked, rule, self._hint())
         remember([self], [selection])
         return selection
 
-    def know(self, cut: Cut, scores: torch.Tensor) -> None:
+    def _know(self, cut: Cut, scores: torch.Tensor) -> None:
         """Takes the cut under this layer's rule of ``scores`` as they stand, from who wrote them: while these are what
         the layer ranks, and neither they nor the rule change, forwards select nothing. Of a CUDA graph under capture
         only a warm start remains: replays write scores that no version counts."""
@@ -138,12 +140,12 @@ class MaskedLayer(Saved):
             known = _Known(cut, self.rule, scores, scores._version, scores.data_ptr())
         note(self, _known=known, _last_cut=cut)
 
-    def known_cut(self) -> Cut | None:
-        """The cut that ``know`` was given, while it is that of the scores as they stand."""
+    def _known_cut(self) -> Cut | None:
+        """The cut that ``_know`` was given, while it is that of the scores as they stand."""
         # A compiled or captured forward would hold on to the cut of the step in which it was made.
         if torch.compiler.is_compiling() or self._known is None or capture.capturing(self.weight):
             return None
-        known, scores = self._known, self.ranked
+        known, scores = self._known, self._ranked
         stands = scores is known.scores and scores._version == known.version and scores.data_ptr() == known.address
         return known.cut if stands and self.rule == known.rule else None
 
@@ -152,16 +154,16 @@ class MaskedLayer(Saved):
         through ``scores.data``, of other processes, and of a ``torch.cuda.CUDAGraph`` replayed by hand."""
         self._known = self._last_cut = None
 
-    def hint(self) -> Cut | None:
+    def _hint(self) -> Cut | None:
         """The last cut, where it can start the next selection."""
         starts = self._last_cut is not None and self.rule.ranks and self._last_cut.of == self.rule.of
         return self._last_cut if starts else None
 
-    def forward_rule(self) -> Rule:
+    def _forward_rule(self) -> Rule:
         """The rule of a forward in the present mode."""
-        return self.rule if self.training else self.settled_rule()
+        return self.rule if self.training else self._settled_rule()
 
-    def settled_rule(self) -> Rule:
+    def _settled_rule(self) -> Rule:
         """The rule of evaluation, of ``mask()`` and of what is kept for good."""
         return self.rule.settled()
 
@@ -174,8 +176,8 @@ class MaskedLayer(Saved):
         if self.rule.fixed:
             return self.mask_bits.clone()
         together = self.rule.together
-        selection = self.select() if together else functional.select(self.ranked, self.settled_rule())
-        return functional.selected_bits(self.ranked, selection)
+        selection = self.select() if together else functional.select(self._ranked, self._settled_rule())
+        return functional.selected_bits(self._ranked, selection)
 
     def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
         """Keeps the present mask, or the one given, bit-packed in the buffer ``mask_bits``; nothing is selected any
@@ -196,29 +198,29 @@ class MaskedLayer(Saved):
         if not frozen:
             self._be_frozen()
         if not keep_scores:
-            self.scores = self.loose_rule = None
+            self.scores = self._loose_rule = None
         elif self.scores is not None:
             self.scores.requires_grad_(False)
 
     def _be_frozen(self):
-        self.loose_rule, self._rule = self._rule, Frozen()
-        self._last_cut = self.shared_cut = None
+        self._loose_rule, self._rule = self._rule, Frozen()
+        self._last_cut = self._shared_cut = None
 
     def thaw(self) -> None:
         """Undoes ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
-        self.check_thaws()
+        self._check_thaws()
         if not self.rule.fixed:
             return
-        self._rule, self.loose_rule, self.mask_bits = self.loose_rule, None, None
+        self._rule, self._loose_rule, self.mask_bits = self._loose_rule, None, None
         if self.scores is not None:
             self.scores.requires_grad_()
 
-    def check_thaws(self) -> None:
+    def _check_thaws(self) -> None:
         """Raises ValueError where ``thaw`` would."""
-        if self.rule.fixed and self.loose_rule is None:
+        if self.rule.fixed and self._loose_rule is None:
             raise ValueError("thaw: this layer's scores were dropped by freeze(); freeze it with keep_scores=True")
 
-    def trained(self, masks: bool) -> list[nn.Parameter]:
+    def _trained(self, masks: bool) -> list[nn.Parameter]:
         """What trains after ``train_mask``, with ``masks``, or after ``train_weight``."""
         if masks:
             return [self.scores]
@@ -233,7 +235,7 @@ class MaskedLayer(Saved):
     def train_weight(self, mask: torch.Tensor) -> None:
         """Weight and bias train under ``mask``, the scores stand still; see ``train_weights``."""
         self.freeze(mask, keep_scores=True)
-        for p in self.trained(masks=False):
+        for p in self._trained(masks=False):
             p.requires_grad_()
 
     @torch.no_grad()
@@ -245,18 +247,15 @@ class MaskedLayer(Saved):
         """The bias as evaluation uses it."""
         return self.bias
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.output(x)
-
-    def output(self, x: torch.Tensor) -> torch.Tensor:
+    def _output(self, x: torch.Tensor) -> torch.Tensor:
         """What a forward returns for a dense ``x``."""
-        return self.masked(x, self.bias, self.shared_cut or self.select())
+        return self._masked(x, self.bias, self._shared_cut or self.select())
 
     def _masking(self):
         """(scores or packed bits or None, rule) as the user functions take them."""
         if self.rule.fixed:
             return self.mask_bits, self.rule
-        return self.scores, self.forward_rule()
+        return self.scores, self._forward_rule()
 
     def _product(self, function, *arguments):
         """``function``, a masked product of functional.py, told of the optimizer that updates scores in backward."""
@@ -276,8 +275,8 @@ class MaskedLayer(Saved):
     def __getstate__(self):
         # A copy's scores count their versions anew, and belong to no optimizer; its network, where that is copied too,
         # shares its selection with it again (sharing.py).
-        state = self.__dict__ | {"_known": None, "_updater": None, "shared_cut": None}
-        state.pop("group", None)
+        state = self.__dict__ | {"_known": None, "_updater": None, "_shared_cut": None}
+        state.pop("_group", None)
         return state
 
     def _apply(self, fn, recurse=True):
@@ -318,11 +317,11 @@ def remember(layers: list[MaskedLayer], selections: list[Selection]) -> None:
     holds from then on: what a replay selects is the start of the next replay.
     """
     if capture.capturing(layers[0].weight):
-        warm = [(m, s) for m, s in zip(layers, selections, strict=True) if m.hint() is not None]
+        warm = [(m, s) for m, s in zip(layers, selections, strict=True) if m._hint() is not None]
         if warm:
-            torch._foreach_copy_([m.hint().data for m, _ in warm], [s.data for _, s in warm])
+            torch._foreach_copy_([m._hint().data for m, _ in warm], [s.data for _, s in warm])
         for layer, _ in warm:
-            layer._captured_cuts += (layer.hint(),)
+            layer._captured_cuts += (layer._hint(),)
         return
     for layer, selection in zip(layers, selections, strict=True):
         real = isinstance(selection, Cut) and type(selection.data) is torch.Tensor

@@ -1,5 +1,6 @@
 """Normalisation that leaves nothing to learn, for networks whose weights stay random."""
 
+import torch
 from torch import nn
 
 
@@ -8,3 +9,12 @@ class NonAffineBatchNorm(nn.BatchNorm2d):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, device=None, dtype=None):
         super().__init__(num_features, eps, momentum, affine=False, device=device, dtype=dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """``input`` with each channel at mean 0 and deviation 1, over the batch in training, by the running statistics
+        in evaluation.
+
+        input    (N, num_features, H, W), of a floating dtype
+        returns  the same shape and dtype
+        """
+        return super().forward(input)

@@ -12,7 +12,19 @@ from .masked import MaskedLayer
 class MaskedConv2d(MaskedLayer, nn.Conv2d):
     """A masked nn.Conv2d: input (N, C, H, W) or (C, H, W), as ``masked_conv2d``."""
 
-    def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution of ``x`` with the weights that are kept, and the bias.
+
+        x        (N, C, H, W) or (C, H, W), float32, bfloat16 or float16, NCHW, channels_last or any strides
+        returns  (N, O, H', W') or (O, H', W') in x's dtype, under autocast in autocast's; channels_last where x or the
+                 weight is
+
+        The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
+        ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
+        """
+        return self._output(x)
+
+    def _masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
         """The convolution of ``x`` with the masked weight."""
         padding = self.padding
         if self.padding_mode != "zeros":
@@ -52,13 +64,21 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         self.register_forward_pre_hook(past_no_forward)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product of ``x`` and the weights that are kept, and the bias.
+
+        x        (..., in_features), float32, bfloat16 or float16, any strides; or a nested tensor of sequences
+        returns  (..., out_features) in x's dtype, under autocast in autocast's; nested where x is
+
+        The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
+        ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
+        """
         if not x.is_nested:
-            return self.output(x)
+            return self._output(x)
         sequences = x.unbind()  # of several lengths, as nn.TransformerEncoder makes them of a padded batch
-        joined = self.output(torch.cat(sequences))
+        joined = self._output(torch.cat(sequences))
         return torch.nested.as_nested_tensor(list(joined.split([len(s) for s in sequences])), layout=x.layout)
 
-    def masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
+    def _masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
         """The product of ``x`` and the masked weight."""
         scores, rule = self._masking()
         return self._product(functional.linear_product, x, self.weight, scores, rule, bias, cut)

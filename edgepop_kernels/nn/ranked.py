@@ -27,7 +27,7 @@ class RankedConv2d(MaskedConv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self.mask_with(ranked_rule(keep, rule))
+        self._mask_with(ranked_rule(keep, rule))
 
 
 class RankedLinear(MaskedLinear):
@@ -45,4 +45,4 @@ class RankedLinear(MaskedLinear):
         rule: Rule | None = None,
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.mask_with(ranked_rule(keep, rule))
+        self._mask_with(ranked_rule(keep, rule))

@@ -37,7 +37,7 @@ class Saved(nn.Module):
         self._take_settings(self._read_settings(state))
 
     def _settings(self):
-        return {"rule": self._rule, "loose_rule": self.loose_rule if self._rule.fixed else None}
+        return {"rule": self._rule, "loose_rule": self._loose_rule if self._rule.fixed else None}
 
     def _read_settings(self, state, **absent):
         read = _unpacked(state, loose_rule=None, **absent)
@@ -55,7 +55,7 @@ class Saved(nn.Module):
     def _take_settings(self, read):
         self._check_frozen_as(read)
         self._rule = read["rule"]
-        self.loose_rule = read["loose_rule"] if self._has_scores() else None
+        self._loose_rule = read["loose_rule"] if self._has_scores() else None
         self.forget()
 
     def _has_scores(self):
@@ -96,7 +96,7 @@ class Saved(nn.Module):
             if was_frozen:
                 self._load_frozen(saved)
             elif self._thaws_to(saved, read):
-                self.loose_rule = self.loose_rule if read is None else read["rule"]
+                self._loose_rule = self._loose_rule if read is None else read["rule"]
                 self.thaw()
         if read is not None:
             self._check_frozen_as(read)
@@ -109,7 +109,7 @@ class Saved(nn.Module):
 
     def _thaws_to(self, saved, read):
         same_scores = (saved("scores") is None) == (self.scores is None)
-        return same_scores and saved("weight") is not None and (read is not None or self.loose_rule is not None)
+        return same_scores and saved("weight") is not None and (read is not None or self._loose_rule is not None)
 
     def _load_frozen(self, saved):
         """Makes room for what was saved frozen."""
@@ -118,7 +118,7 @@ class Saved(nn.Module):
         if self.scores is None:
             return
         if saved("scores") is None:
-            self.scores = self.loose_rule = None
+            self.scores = self._loose_rule = None
         else:
             self.scores.requires_grad_(False)
 

@@ -18,15 +18,15 @@ class SelfScored(MaskedLayer):
     def _takes(rule: Rule | type[Rule]) -> bool:
         return rule.ranks
 
-    def mask_with(self, rule: Rule) -> None:
+    def _mask_with(self, rule: Rule) -> None:
         """Masks a layer built by torch's constructor by the ``rule`` on its weight."""
         self._take_rule(rule)
         self.register_parameter("scores", None)
         if self.weight.dtype != torch.float32:
             self.weight = nn.Parameter(self.weight.detach().to(torch.float32))
 
-    def trained(self, masks: bool) -> list[nn.Parameter]:
-        return [self.weight] if masks else super().trained(masks)
+    def _trained(self, masks: bool) -> list[nn.Parameter]:
+        return [self.weight] if masks else super()._trained(masks)
 
     def train_mask(self) -> None:
         """The weight chooses its edges again, and trains."""

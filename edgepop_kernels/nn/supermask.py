@@ -26,7 +26,7 @@ class Supermask(MaskedLayer):
                  scores through sum(M) too
     """
 
-    added = (*MaskedLayer.added, "scores_init", "rescale", "bias_scores", "bias_mask")
+    _added = (*MaskedLayer._added, "scores_init", "rescale", "bias_scores", "bias_mask")
     _example = "Threshold(0.5) or Bernoulli()"
 
     @staticmethod
@@ -40,7 +40,7 @@ class Supermask(MaskedLayer):
         if scores_init is not None and not (number and math.isfinite(scores_init)):
             raise ValueError(f"scores_init: expected a finite number, or None to draw them, got {scores_init!r}")
 
-    def mask_with(
+    def _mask_with(
         self, rule: Rule, *, scores_init: float | None = None, mask_bias: bool = False, rescale: bool = False
     ) -> None:
         """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
@@ -54,7 +54,7 @@ class Supermask(MaskedLayer):
         if mask_bias:
             self.bias.requires_grad_(False)
             self.bias_scores = nn.Parameter(torch.empty_like(self.bias, dtype=torch.float32))
-        super().mask_with(rule)
+        super()._mask_with(rule)
 
     def reset_scores(self) -> None:
         """All scores at ``scores_init``; where that is None, drawn by ``init.scores_``."""
@@ -66,16 +66,16 @@ class Supermask(MaskedLayer):
             else:
                 nn.init.constant_(scores, self.scores_init)
 
-    def output(self, x: torch.Tensor) -> torch.Tensor:
-        selection = self.shared_cut or self.select()
-        bias = self._masked_bias(self.forward_rule())
+    def _output(self, x: torch.Tensor) -> torch.Tensor:
+        selection = self._shared_cut or self.select()
+        bias = self._masked_bias(self._forward_rule())
         if not self.rescale:
-            return self.masked(x, bias, selection)
-        y = self.masked(x, None, selection)
-        y = y * self.scale(selection).to(y.dtype)
+            return self._masked(x, bias, selection)
+        y = self._masked(x, None, selection)
+        y = y * self._scale(selection).to(y.dtype)
         return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (self.weight.dim() - 2))
 
-    def scale(self, selection: Selection | None) -> torch.Tensor:
+    def _scale(self, selection: Selection | None) -> torch.Tensor:
         """numel / sum(M), a float32 scalar; sum(M) is differentiable straight-through, and counts as 1 where it is 0.
 
         selection: what ``select`` returned for this forward.
@@ -90,7 +90,7 @@ class Supermask(MaskedLayer):
 
     def effective_bias(self) -> torch.Tensor | None:
         """The bias, times its mask where that is masked, as evaluation uses it."""
-        return self._masked_bias(self.settled_rule())
+        return self._masked_bias(self._settled_rule())
 
     def _masked_bias(self, rule):
         if self.bias_mask is not None:
@@ -110,7 +110,7 @@ class Supermask(MaskedLayer):
     def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
         bias_mask = self.bias_mask
         if self.bias_scores is not None and bias_mask is None:
-            bias_mask = functional.mask(self.bias_scores.detach(), self.settled_rule())
+            bias_mask = functional.mask(self.bias_scores.detach(), self._settled_rule())
         super().freeze(mask, keep_scores=keep_scores)
         self.bias_mask = bias_mask
         if self.bias_scores is not None:
@@ -124,9 +124,9 @@ class Supermask(MaskedLayer):
         if self.bias_scores is not None:
             self.bias_scores.requires_grad_()
 
-    def trained(self, masks: bool) -> list[nn.Parameter]:
+    def _trained(self, masks: bool) -> list[nn.Parameter]:
         masks_bias = masks and self.bias_scores is not None
-        return super().trained(masks) + ([self.bias_scores] if masks_bias else [])
+        return super()._trained(masks) + ([self.bias_scores] if masks_bias else [])
 
     def train_mask(self) -> None:
         super().train_mask()
@@ -198,7 +198,7 @@ class FusedSupermaskConv(Supermask, MaskedConv2d):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         rule = Threshold() if rule is None else rule
-        self.mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)
+        self._mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)
 
 
 class FusedSupermaskLinear(Supermask, MaskedLinear):
@@ -223,4 +223,4 @@ class FusedSupermaskLinear(Supermask, MaskedLinear):
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
         rule = Threshold() if rule is None else rule
-        self.mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)
+        self._mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)

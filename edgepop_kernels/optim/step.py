@@ -33,13 +33,13 @@ class _Scores:
     def ranking(self, p: torch.Tensor) -> Ranking | None:
         """None where the cut does not follow from ``p`` alone: under other rules, in a plain layer, or where the layer
         has other scores by now."""
-        if getattr(self.layer, "ranked", None) is not p:
+        if getattr(self.layer, "_ranked", None) is not p:
             return None
         rule = self.layer.rule
         if rule is not self.rule:
             self.kept = rule.kept(p.numel()) if rule.ranks and not rule.together else 0
             self.rule = rule
-        return Ranking(self.kept, rule.of, self.layer.hint()) if self.kept > 0 else None
+        return Ranking(self.kept, rule.of, self.layer._hint()) if self.kept > 0 else None
 
 
 class ScoreOptimizer:
@@ -65,7 +65,7 @@ class ScoreOptimizer:
         elif model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         layers = [] if model is None else [m for m in model.modules() if isinstance(m, MaskedLayer)]
-        self._scores = {layer.ranked: _Scores(layer) for layer in layers}
+        self._scores = {layer._ranked: _Scores(layer) for layer in layers}
         if fused_backward:
             if not layers:
                 raise ValueError(
@@ -179,7 +179,7 @@ class ScoreOptimizer:
         hints = [ranking.hint for *_, ranking in scored]
         cuts = functional.select_all([p for p, *_ in scored], [scores.rule for _, scores, _ in scored], hints)
         for (p, scores, _), cut in zip(scored, cuts, strict=True):
-            scores.layer.know(cut, p)
+            scores.layer._know(cut, p)
 
     def _step(self, ours: list[tuple[torch.Tensor, Update]]) -> None:
         scored, others, rankings, copied = [], [], [], []
@@ -199,7 +199,7 @@ class ScoreOptimizer:
             p.copy_(value)
         torch.autograd.graph.increment_version([p for p, _ in ours])
         for (p, scores, _), row in zip(scored, cuts.unbind(), strict=True):
-            scores.layer.know(scores.rule.cut(row, p.numel()), p)
+            scores.layer._know(scores.rule.cut(row, p.numel()), p)
 
     def _is_native(self, group, p):
         """Whether the kernel takes the step; else torch does, or says what is wrong."""
