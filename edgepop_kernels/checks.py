@@ -2,6 +2,7 @@
 
 import torch
 
+from . import torch_private
 from .cut import Bits, Cut
 from .masks import packed_bytes
 from .rules import RULES, Rule
@@ -49,7 +50,10 @@ def packed_bits(bits, shape):
 def score_tensor(name, value):
     tensor(name, value)
     if value.dtype != torch.float32:
-        raise TypeError(f"{name}: scores are float32 on every path, got {value.dtype}")
+        raise TypeError(
+            f"{name}: scores are float32 on every path, got {value.dtype}; where fully_shard's MixedPrecisionPolicy "
+            "casts them, shard masked layers without it, each by itself, and the rest with it"
+        )
 
 
 def selection(scores, rule_, hint):
@@ -89,6 +93,7 @@ def _selection(name, value, device, rule):
 
 
 def linear(x, weight, scores, rule_, bias):
+    _no_trace()
     tensor("weight", weight)
     _dims("weight", weight, (2,), "(out_features, in_features)")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
@@ -98,6 +103,7 @@ def linear(x, weight, scores, rule_, bias):
 
 def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups):
     """Checks, and returns the geometry, its numbers as pairs; padding stays "same" where it is that."""
+    _no_trace()
     tensor("weight", weight)
     _dims("x", x, (3, 4), "(N, C, H, W) or (C, H, W)")
     _dims("weight", weight, (4,), "(O, C / groups, kh, kw)")
@@ -129,13 +135,14 @@ def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups):
 
 def conv1d(x, weight, scores, rule_, stride, padding, dilation, groups):
     """Checks what is its own, and returns the geometry of a convolution of images one pixel high."""
+    _no_trace()
     tensor("x", x)
     tensor("weight", weight)
     rule(rule_)
     _dims("x", x, (2, 3), "(N, C, L) or (C, L)")
     _dims("weight", weight, (3,), "(O, C / groups, k)")
-    if isinstance(scores, torch.Tensor) and not rule_.fixed and scores.shape != weight.shape:
-        raise ValueError(f"scores: expected the weight's shape {_shape(weight)}, got {_shape(scores)}")
+    if isinstance(scores, torch.Tensor) and not rule_.fixed:
+        _of_weights_shape(weight, scores)
     padding = padding if isinstance(padding, str) else (0, _single("padding", padding))
     return (1, _single("stride", stride)), padding, (1, _single("dilation", dilation)), groups
 
@@ -146,6 +153,20 @@ def _single(name, value):
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected an int, got {_shown(value)}")
     return value
+
+
+def _no_trace():
+    """Refuses where the graph that is made would not compute what this package does."""
+    if torch_private.jit_traces():
+        raise RuntimeError(
+            "torch.jit.trace cannot follow masked layers: call edgepop_kernels.materialize(model) first, which makes "
+            "them torch's own"
+        )
+    if torch_private.exports_onnx():
+        raise RuntimeError(
+            "torch.onnx has no operators for masked layers: call edgepop_kernels.materialize(model) first, which makes "
+            "them torch's own"
+        )
 
 
 def _reach(axis, size, kernel, padding, dilation):
@@ -202,8 +223,15 @@ def _scores(weight, scores, rule_):
         return
     else:
         score_tensor("scores", scores)
+    _of_weights_shape(weight, scores)
+
+
+def _of_weights_shape(weight, scores):
     if scores.shape != weight.shape:
-        raise ValueError(f"scores: expected the weight's shape {_shape(weight)}, got {_shape(scores)}")
+        raise ValueError(
+            f"scores: expected the weight's shape {_shape(weight)}, got {_shape(scores)}; where a layer's weight was "
+            "replaced after its conversion (resize_token_embeddings), convert after that"
+        )
 
 
 def _dims(name, value, allowed, form):

@@ -34,6 +34,18 @@ def _selects_together(rule):
     return not (rule.fixed or rule.fresh)
 
 
+def _at_hand(layers, ranked):
+    """Of the layers and what they rank those that can be selected before their forwards. In a torch.fx trace none can.
+    Where fully_shard gathers a layer's scores for its forward alone, the layer selects there: but for GlobalTopK, which
+    needs all of them now, they are gathered once more."""
+    found = []
+    for layer, scores in zip(layers, ranked, strict=True):
+        sharded = torch_private.sharded(scores)
+        if isinstance(scores, torch.Tensor) and (not sharded or layer.rule.together):
+            found.append((layer, torch_private.whole(scores)))
+    return [layer for layer, _ in found], [scores for _, scores in found]
+
+
 class _SharedSelection:
     """Hooks on a network's root: one select_all before its forward, nothing kept after it."""
 
@@ -50,32 +62,38 @@ class _SharedSelection:
         ]
 
     def select(self, model, args):
+        if model.__dict__.get("_is_replica"):  # of nn.DataParallel, whose layers are not ours: they select themselves
+            return
         self._clear()  # a forward that was interrupted has left its cuts: torch calls no hook then
         layers = [m for m in self.layers if isinstance(m, MaskedLayer) and _selects_together(m._forward_rule())]
         for layer in layers:
             note(layer, _shared_cut=layer._known_cut())
         layers = [m for m in layers if m._shared_cut is None]
+        ranked = [m._ranked for m in layers]
+        if [s for s in ranked if type(s) not in torch_private.PLAIN]:
+            layers, ranked = _at_hand(layers, ranked)
         if not layers:
             return
         hints = [m._hint() for m in layers]
-        selections = functional.select_all([m._ranked for m in layers], [m._forward_rule() for m in layers], hints)
+        selections = functional.select_all(ranked, [m._forward_rule() for m in layers], hints)
         for layer, selection in zip(layers, selections, strict=True):
             note(layer, _shared_cut=selection)
         remember(layers, selections)
-        self._look_for_empty()
+        if not self.looked:
+            self._look_for_empty(dict(zip(layers, ranked, strict=True)))
 
-    def _look_for_empty(self):
+    def _look_for_empty(self, ranked):
         """Warns, at the first selection, of layers that a ranking of all together leaves without a weight."""
-        if self.looked or torch.compiler.is_compiling() or torch_private.transformed():
+        if torch.compiler.is_compiling() or torch_private.transformed():
             return
         self.looked = True
         empty = []
         for layer, name in zip(self.layers, self.names, strict=True):
-            if not isinstance(layer, MaskedLayer) or not layer.rule.together or capture.capturing(layer.weight):
+            if layer not in ranked or not layer.rule.together or capture.capturing(layer.weight):
                 continue
             if layer.scores is None:
                 continue  # a weight that scores itself learns where it is not kept, too
-            if popcount(functional.selected_bits(layer._ranked, layer._shared_cut)).item() == 0:
+            if popcount(functional.selected_bits(ranked[layer], layer._shared_cut)).item() == 0:
                 empty.append(f"{name} (0 of {layer.weight.numel():,})")
         if empty:
             warnings.warn(
@@ -86,7 +104,8 @@ class _SharedSelection:
             )
 
     def forget(self, model, args, output):
-        self._clear()
+        if not model.__dict__.get("_is_replica"):
+            self._clear()
 
     def _clear(self):
         for layer in self.layers:
@@ -103,7 +122,8 @@ class _SharedSelection:
     def selection_of(self, layer: MaskedLayer) -> Selection:
         """The selection of one layer, whose rule ranks it together with others."""
         together = [m for m in self.layers if m.rule == layer.rule]
-        selections = functional.select_all([m._ranked for m in together], [m.rule for m in together])
+        ranked = [torch_private.whole(m._ranked) for m in together]
+        selections = functional.select_all(ranked, [m.rule for m in together])
         for m, selection in zip(together, selections, strict=True):
             if m is layer:
                 return selection

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 import torch
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -45,6 +46,16 @@ def applied(function: type[torch.autograd.Function], *inputs):
     of the 40 that a call of a layer may take.
     """
     return super(torch.autograd.Function, function).apply(*inputs)
+
+
+def sharded(tensor: torch.Tensor) -> bool:
+    """Whether this process has a part of ``tensor`` only: a DTensor, as fully_shard leaves parameters."""
+    return type(tensor) not in PLAIN and hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor: gathered where it is sharded, which all processes of its mesh must ask for together."""
+    return tensor.detach().full_tensor() if sharded(tensor) else tensor
 
 
 def version(tensor: torch.Tensor) -> int:
@@ -89,6 +100,27 @@ def remove_forward_pre_hook(module: torch.nn.Module, hook: Callable) -> None:
     hooks = module._forward_pre_hooks
     for key in [key for key, registered in hooks.items() if registered is hook]:
         del hooks[key]
+
+
+def folds_batch_norm() -> bool:
+    """Whether ``fuse_conv_bn_eval`` is what sets the parameter whose registration asks: it gives no other sign."""
+    frame = sys._getframe(2)  # past the asking register_parameter, and nn.Module.__setattr__ above it
+    for _ in range(2):
+        if frame is None or frame.f_code is fuse_conv_bn_eval.__code__:
+            return frame is not None
+        frame = frame.f_back
+    return False
+
+
+def jit_traces() -> bool:
+    """Whether torch.jit.trace records the calls of this moment; torch.onnx's older exporter builds on it."""
+    return not torch.compiler.is_compiling() and torch.jit.is_tracing()
+
+
+def exports_onnx() -> bool:
+    """Whether torch.onnx exports; asked of what is loaded, as asking torch.onnx loads packages that may be missing."""
+    flags = sys.modules.get("torch.onnx._internal.exporter._flags")
+    return flags is not None and flags._is_onnx_exporting
 
 
 def tell_flop_counters(formulas: Mapping[torch._ops.OpOverloadPacket, Callable[..., int]]) -> None:

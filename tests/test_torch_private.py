@@ -1,8 +1,11 @@
 """What torch_private.py relies on in torch: each function answers a question whose answer is known."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,3 +144,29 @@ def test_flops_of_masked_layers_are_those_of_dense_ones(device):
 
     assert counted(masked) == counted(dense)
     assert min(counted(dense)) > 0
+
+
+def test_an_onnx_export_is_seen_by_its_flag(monkeypatch):
+    assert not torch_private.exports_onnx()
+    flags = importlib.import_module("torch.onnx._internal.exporter._flags")
+    monkeypatch.setattr(flags, "_is_onnx_exporting", True)
+    assert torch_private.exports_onnx() and torch.onnx.is_in_onnx_export()
+
+
+def test_a_trace_of_torch_jit_is_seen():
+    saw = []
+    torch.jit.trace(lambda x: saw.append(torch_private.jit_traces()) or x + 1, torch.ones(2))
+    assert saw[0] is True and torch_private.jit_traces() is False
+
+
+def test_a_fold_of_batch_norm_is_seen_where_it_sets_a_parameter():
+    class Watching(nn.Conv2d):
+        def register_parameter(self, name, param):
+            saw.append((name, torch_private.folds_batch_norm()))
+            super().register_parameter(name, param)
+
+    saw = []
+    conv = Watching(2, 2, 1).eval()
+    conv.weight = nn.Parameter(torch.ones(2, 2, 1, 1))
+    fuse_conv_bn_eval(conv, nn.BatchNorm2d(2).eval())
+    assert saw == [("weight", False), ("bias", False), ("weight", False), ("weight", True), ("bias", True)]

@@ -1,14 +1,16 @@
 """What all masked layers share: scores, rule, selection, freezing."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .. import capture, checks, functional, init
+from .. import capture, checks, functional, init, torch_private
 from ..cut import Cut, Selection
 from ..rules import RULES, Frozen, Rule
 from .saved import Saved
+from .tools import AmongTools
 
 
 class _Known(NamedTuple):
@@ -21,12 +23,13 @@ class _Known(NamedTuple):
     address: int
 
 
-class MaskedLayer(Saved):
+class MaskedLayer(Saved, AmongTools):
     """What masked layers share, over nn.Conv2d or nn.Linear. Not constructed by itself.
 
     Names with an underscore are for this package alone: its optimizers, shared selections and phases.
 
-    weight   frozen (requires_grad False); train it with ``layer.weight.requires_grad_()``, it gets dW = dW_eff * M
+    weight   frozen (requires_grad False); train it with ``layer.weight.requires_grad_()``, it gets dW = dW_eff * M,
+             and the first such forward warns: ``model.requires_grad_(True)`` does the same unmeant
     scores   float32 parameter of the weight's shape, whatever the layer's dtype; None when frozen for good
     bias     torch's own, trained, not masked
     rule     assign another to change it
@@ -35,7 +38,7 @@ class MaskedLayer(Saved):
     # What this class adds to an instance of torch's layer.
     _added: tuple[str, ...] = (
         *("scores", "mask_bits", "_rule", "_loose_rule", "_shared_cut", "_group"),
-        *("_last_cut", "_captured_cuts", "_known", "_updater"),
+        *("_last_cut", "_captured_cuts", "_known", "_updater", "_weight_stands"),
     )
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
     _rule: Rule
@@ -46,6 +49,7 @@ class MaskedLayer(Saved):
     _captured_cuts: tuple[Cut, ...] = ()  # whose memory CUDA graphs read and write
     _known: "_Known | None" = None
     _updater = None  # of an optimizer with fused_backward
+    _weight_stands = True  # as far as it was told: a weight that trains beside its scores is worth a word, once
 
     @staticmethod
     def _takes(rule: Rule | type[Rule]) -> bool:
@@ -175,9 +179,9 @@ class MaskedLayer(Saved):
         """``mask()`` as ``pack_mask`` packs it, 1 bit per weight; no mask of a byte per weight is made on the way."""
         if self.rule.fixed:
             return self.mask_bits.clone()
-        together = self.rule.together
-        selection = self.select() if together else functional.select(self._ranked, self._settled_rule())
-        return functional.selected_bits(self._ranked, selection)
+        together, ranked = self.rule.together, torch_private.whole(self._ranked)
+        selection = self.select() if together else functional.select(ranked, self._settled_rule())
+        return functional.selected_bits(ranked, selection)
 
     def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
         """Keeps the present mask, or the one given, bit-packed in the buffer ``mask_bits``; nothing is selected any
@@ -257,16 +261,28 @@ class MaskedLayer(Saved):
             return self.mask_bits, self.rule
         return self.scores, self._forward_rule()
 
-    def _product(self, function, *arguments):
+    def _product(self, function, x, weight, *arguments):
         """``function``, a masked product of functional.py, told of the optimizer that updates scores in backward."""
+        if weight.requires_grad and self._weight_stands:
+            self._tell_that_weight_trains()
         if self._updater is None:
-            return function(*arguments)
+            return function(x, weight, *arguments)
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "fused_backward: the step of an optimizer inside backward cannot be traced; compile the model without "
                 "fullgraph, or build the optimizer without fused_backward"
             )
-        return function(*arguments, self._update())
+        return function(x, weight, *arguments, self._update())
+
+    def _tell_that_weight_trains(self):
+        if self.rule.fixed or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return
+        note(self, _weight_stands=False)
+        warnings.warn(
+            "the weight of a masked layer trains beside its scores, as layer.weight.requires_grad_() asks for; where "
+            "model.requires_grad_(True) did that, edgepop_kernels.train_masks(model) makes the weights stand still",
+            stacklevel=1,
+        )
 
     def _update(self):
         """What an optimizer with fused_backward does in this forward's backward; None: the scores get a gradient."""

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx import Proxy
 
 from .. import functional, torch_private
 from ..cut import Selection
@@ -22,7 +23,7 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
         ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
         """
-        return self._output(x)
+        return self._in_graph(x) if type(x) is Proxy else self._output(x)
 
     def _masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
         """The convolution of ``x`` with the masked weight."""
@@ -72,6 +73,8 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
         ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
         """
+        if type(x) is Proxy:
+            return self._in_graph(x)
         if not x.is_nested:
             return self._output(x)
         sequences = x.unbind()  # of several lengths, as nn.TransformerEncoder makes them of a padded batch

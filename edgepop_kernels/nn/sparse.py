@@ -14,6 +14,8 @@ class SelfScored(MaskedLayer):
     There are no scores; the weight is float32 whatever the layer's dtype. A dense state_dict loads as it is.
     """
 
+    _weight_stands = False
+
     @staticmethod
     def _takes(rule: Rule | type[Rule]) -> bool:
         return rule.ranks
@@ -38,6 +40,14 @@ class SelfScored(MaskedLayer):
 
     def _float32_parameters(self):
         return [self.weight]
+
+    def _standing(self):
+        return []
+
+    def _before_folding(self, name):
+        # The factors of a batch norm would change which weights are the largest.
+        if name == "weight" and not self.rule.fixed:
+            self.freeze()
 
 
 class FusedSparseConv(SelfScored, RankedConv2d):

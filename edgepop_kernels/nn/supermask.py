@@ -146,6 +146,18 @@ class Supermask(MaskedLayer):
     def _float32_parameters(self):
         return [self.scores, self.bias_scores]
 
+    def _standing(self):
+        if self.bias_scores is None:
+            return super()._standing()
+        return [*super()._standing(), self.bias_scores if self.rule.fixed else self.bias]
+
+    def _before_folding(self, name):
+        if self.bias_scores is not None or self.bias_mask is not None:
+            raise ValueError(
+                "conv: its bias is masked, and batch norm's shift would be as well; call "
+                "edgepop_kernels.materialize(model) first"
+            )
+
     def _fits(self, saved):
         of_bias = [t for t in map(saved, ("bias_mask", "bias_scores")) if t is not None]
         return super()._fits(saved) and all(self.bias is not None and t.shape == self.bias.shape for t in of_bias)

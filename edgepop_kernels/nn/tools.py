@@ -1,0 +1,71 @@
+"""What torch's own tools do to a layer beside calling it: here they work on masked ones, or say what to do first.
+
+None of it costs a call of the layer anything: each tool is met at the method through which it comes.
+"""
+
+import torch
+from torch import nn
+
+from .. import torch_private
+
+
+class AmongTools(nn.Module):
+    """The masked layer as torch.fx, torch.jit, quantization, batch norm folding and nn.DataParallel meet it."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> "AmongTools":
+        """torch's, but True leaves alone what stands still in this layer by its method: a weight that scores mask
+        trains by ``layer.weight.requires_grad_()`` or ``train_weights``."""
+        if not requires_grad:
+            return super().requires_grad_(False)
+        standing = self._standing()
+        for p in self.parameters():
+            if not any(p is s for s in standing):
+                p.requires_grad_()
+        return self
+
+    def _standing(self) -> list[nn.Parameter | None]:
+        """The parameters that do not train in this layer as it is."""
+        return [self.scores] if self.rule.fixed else [self.weight]
+
+    def _in_graph(self, x: torch.fx.Proxy) -> torch.fx.Proxy:
+        """The call of this layer where torch.fx traces the network: one node, as of torch's own layers."""
+        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+
+    def __prepare_scriptable__(self):
+        raise RuntimeError(_first("torch.jit.script cannot compile masked layers"))
+
+    @property
+    def qconfig(self):
+        """torch.ao.quantization's, which masked layers do not take. Setting it raises ValueError."""
+        raise AttributeError("qconfig")
+
+    @qconfig.setter
+    def qconfig(self, value):
+        # Dynamic quantization hands None to layers of no class that it knows, and leaves them as they are.
+        if value is not None or isinstance(self, nn.Linear):
+            raise ValueError(_first("qconfig: quantization does not know masked layers"))
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """torch's; a batch norm that ``fuse_conv_bn_eval`` folds into the weight leaves the mask as it is."""
+        if torch_private.folds_batch_norm():
+            self._before_folding(name)
+        super().register_parameter(name, param)
+
+    def _before_folding(self, name: str) -> None:
+        """Called before a parameter is replaced by one with a batch norm folded in."""
+
+    def _replicate_for_data_parallel(self):
+        """torch's, for nn.DataParallel: what the layer remembers of its scores is on one device, and the replica's
+        gradient goes to the layer's own scores."""
+        if self._updater is not None:
+            raise RuntimeError(
+                "fused_backward: the replicas of nn.DataParallel have no scores to update in backward; build the "
+                "optimizer without fused_backward, or train in several processes (DistributedDataParallel)"
+            )
+        replica = super()._replicate_for_data_parallel()
+        replica.__dict__.update(_known=None, _last_cut=None, _captured_cuts=(), _shared_cut=None)
+        return replica
+
+
+def _first(problem):
+    return f"{problem}: call edgepop_kernels.materialize(model) first, which makes them torch's own"
