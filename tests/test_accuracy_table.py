@@ -34,8 +34,8 @@ def test_every_result_is_shown_as_it_comes_and_a_mean_that_is_off_ends_in_1(accu
     runs = [re.fullmatch(r" *(\d) of 6, \d+:\d\d  seed ([01]): (\w+)[ ,](.* )?\d+\.\d %", line) for line in lines[:6]]
     assert [run.group(1) for run in runs] == list("123456")
     assert sorted(run.group(3, 2) for run in runs) == [(n, s) for n in ("dense", "masked", "tickets") for s in "01"]
-    (dense,) = [line for line in lines[6:] if "dense" in line]
-    (masked,) = [line for line in lines[6:] if "masked" in line]
+    (dense,) = [line for line in lines[6:] if line.startswith("│ dense ")]
+    (masked,) = [line for line in lines[6:] if line.startswith("│ masked ")]
     assert "ok" in dense
     assert "outside" in masked
 
