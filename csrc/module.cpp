@@ -175,9 +175,9 @@ uint32_t read(const std::vector<RangeArg>& args, int threads) {
   return cpu::read(ranges, threads);
 }
 
-uint64_t fingerprint(uintptr_t scores, int64_t count) {
-  check("scores", scores, count);
-  return cpu::fingerprint(reinterpret_cast<const uint32_t*>(scores), count);
+uint64_t fingerprint(uintptr_t scores, const Strides& size, const Strides& stride) {
+  check("scores", scores, size[0] * size[1] * size[2] * size[3]);
+  return cpu::fingerprint(reinterpret_cast<const uint32_t*>(scores), size.data(), stride.data());
 }
 
 // addresses of value and gradient, moments, number of elements, and the update

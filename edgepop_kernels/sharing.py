@@ -9,7 +9,6 @@ from . import capture, functional, torch_private
 from .cut import Selection
 from .masks import popcount
 from .nn import MaskedLayer
-from .nn.masked import note, remember
 
 _SHARED = "_edgepop_shared_selection"
 
@@ -66,19 +65,22 @@ class _SharedSelection:
             return
         self._clear()  # a forward that was interrupted has left its cuts: torch calls no hook then
         layers = [m for m in self.layers if isinstance(m, MaskedLayer) and _selects_together(m._forward_rule())]
+        watched = torch_private.watched()  # traced, or of tensors that stand for others: nothing of it may stay
         for layer in layers:
-            note(layer, _shared_cut=layer._known_cut())
-        layers = [m for m in layers if m._shared_cut is None]
+            layer._cuts.shared = None if watched else layer._known_cut()
+        layers = [m for m in layers if m._cuts.shared is None]
         ranked = [m._ranked for m in layers]
         if [s for s in ranked if type(s) not in torch_private.PLAIN]:
             layers, ranked = _at_hand(layers, ranked)
         if not layers:
             return
-        hints = [m._hint() for m in layers]
-        selections = functional.select_all(ranked, [m._forward_rule() for m in layers], hints)
-        for layer, selection in zip(layers, selections, strict=True):
-            note(layer, _shared_cut=selection)
-        remember(layers, selections)
+        rules = [m._forward_rule() for m in layers]
+        hints = None if watched else [m._hint() for m in layers]
+        selections = functional.select_all(ranked, rules, hints)
+        for layer, scores, rule, selection in zip(layers, ranked, rules, selections, strict=True):
+            layer._cuts.shared = selection
+            if not watched:
+                layer._cuts.start_from(selection, scores, rule, stays=not layer.training)
         if not self.looked:
             self._look_for_empty(dict(zip(layers, ranked, strict=True)))
 
@@ -93,7 +95,7 @@ class _SharedSelection:
                 continue
             if layer.scores is None:
                 continue  # a weight that scores itself learns where it is not kept, too
-            if popcount(functional.selected_bits(ranked[layer], layer._shared_cut)).item() == 0:
+            if popcount(functional.selected_bits(ranked[layer], layer._cuts.shared)).item() == 0:
                 empty.append(f"{name} (0 of {layer.weight.numel():,})")
         if empty:
             warnings.warn(
@@ -110,7 +112,7 @@ class _SharedSelection:
     def _clear(self):
         for layer in self.layers:
             if isinstance(layer, MaskedLayer):
-                note(layer, _shared_cut=None)
+                layer._cuts.shared = None
 
     def __setstate__(self, state):
         # Layers keep their group out of their own state: copied alone, one would take its whole network along.
@@ -137,7 +139,7 @@ class _SharedSelection:
             handle.remove()
         for layer in self.layers:
             if getattr(layer, "_group", None) is self:  # not materialized since, nor taken over
-                layer._group = layer._shared_cut = None
+                layer._group = layer._cuts.shared = None
 
 
 def share_selection(model: nn.Module) -> nn.Module:

@@ -288,7 +288,7 @@ def test_shared_selection_is_one_call_and_changes_nothing():
     with mock.patch.object(functional.ops, "select", wraps=functional.ops.select) as select:
         torch.testing.assert_close(model(x), alone, rtol=0, atol=0)
     assert select.call_count == 1 and len(select.call_args.args[0]) == 2
-    assert all(m._shared_cut is None for m in (model[0], model[3]))
+    assert all(m._cuts.shared is None for m in (model[0], model[3]))
 
 
 def test_shared_selection_follows_the_scores_and_survives_errors():
@@ -297,7 +297,7 @@ def test_shared_selection_follows_the_scores_and_survives_errors():
     before = model(x)
     with pytest.raises(ValueError, match="x"):
         model(torch.randn(3, 7))
-    assert model[0]._shared_cut is None and model[1]._shared_cut is None
+    assert model[0]._cuts.shared is None and model[1]._cuts.shared is None
     with torch.no_grad():
         for layer in model:
             layer.scores.neg_().add_(0.3)
@@ -409,6 +409,6 @@ def test_a_part_is_materialized_while_the_rest_shares_on():
     copied = copy.deepcopy(model)
     for network in (model, copied):
         assert_close("y", network(x), expected, x.dtype)
-        assert not {"_group", "_shared_cut"} & vars(network[0]).keys()
+        assert not {"_group", "_cuts"} & vars(network[0]).keys()
         assert type(ek.materialize(network)[2]) is nn.Linear
         assert_close("y", network(x), expected, x.dtype)

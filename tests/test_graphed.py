@@ -212,7 +212,7 @@ def test_while_capturing_cuts_stay_where_the_first_replay_reads_its_hints(monkey
     model(X)  # outside of the graph: its memory is left alone, and kept
     for layer, hint in zip(layers, hints, strict=True):
         assert layer._hint().data.data_ptr() != hint.data.data_ptr()
-        assert any(held is hint for held in layer._captured_cuts)
+        assert any(held is hint for held in layer._cuts.captured)
 
 
 WITHOUT_A_DEVICE = pytest.mark.skipif(

@@ -184,7 +184,7 @@ def test_the_authors_way_computes_the_same_network_and_the_same_gradients(recipe
     sorting = trainer.make_network(settings, data.load("digits", None), torch.device("cpu"))
     assert authors_name(fused) == name
     unfused(sorting)
-    assert not any(hasattr(layer, "_shared_cut") and layer._group for layer in sorting.modules())
+    assert not any(hasattr(layer, "_cuts") and layer._group for layer in sorting.modules())
     images = torch.randn(5, 1, 8, 8)
     with ek.use_backend("reference"):
         ours, theirs = fused(images), sorting(images)

@@ -80,11 +80,9 @@ def _sequence(scores):
 
 
 def fingerprint(scores):
-    if _native is None or scores.device.type != "cpu" or not torch_private.plain(scores):
+    if _native is None or scores.device.type != "cpu" or scores.dim() > 4 or not torch_private.plain(scores):
         return None
-    if not (scores.is_contiguous() or scores.is_contiguous(memory_format=torch.channels_last)):
-        return None
-    return _native.fingerprint(scores.data_ptr(), scores.numel())
+    return _native.fingerprint(scores.data_ptr(), *_sequence(scores))
 
 
 def step(updates, rankings):

@@ -1,26 +1,16 @@
 """What all masked layers share: scores, rule, selection, freezing."""
 
 import warnings
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from .. import capture, checks, functional, init, torch_private
+from .. import checks, functional, init, torch_private
 from ..cut import Cut, Selection
 from ..rules import RULES, Frozen, Rule
+from .cuts import Cuts
 from .saved import Saved
 from .tools import AmongTools
-
-
-class _Known(NamedTuple):
-    """A cut, and what it belongs to."""
-
-    cut: Cut
-    rule: Rule
-    scores: torch.Tensor
-    version: int
-    address: int
 
 
 class MaskedLayer(Saved, AmongTools):
@@ -37,17 +27,14 @@ class MaskedLayer(Saved, AmongTools):
 
     # What this class adds to an instance of torch's layer.
     _added: tuple[str, ...] = (
-        *("scores", "mask_bits", "_rule", "_loose_rule", "_shared_cut", "_group"),
-        *("_last_cut", "_captured_cuts", "_known", "_updater", "_weight_stands"),
+        *("scores", "mask_bits", "_rule", "_loose_rule"),
+        *("_cuts", "_group", "_updater", "_weight_stands"),
     )
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
     _rule: Rule
     _loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
-    _shared_cut: Selection | None = None  # this forward's selection, set by share_selection
+    _cuts: Cuts  # what is remembered of selections
     _group = None  # what share_selection put this layer in
-    _last_cut: Cut | None = None
-    _captured_cuts: tuple[Cut, ...] = ()  # whose memory CUDA graphs read and write
-    _known: "_Known | None" = None
     _updater = None  # of an optimizer with fused_backward
     _weight_stands = True  # as far as it was told: a weight that trains beside its scores is worth a word, once
 
@@ -73,7 +60,7 @@ class MaskedLayer(Saved, AmongTools):
 
     def _take_rule(self, rule):
         self._check(rule)
-        self._rule = rule
+        self._rule, self._cuts = rule, Cuts()
         self.register_buffer("mask_bits", None)
 
     @property
@@ -128,40 +115,34 @@ class MaskedLayer(Saved, AmongTools):
             if self._group is None:
                 raise ValueError("rule: GlobalTopK ranks the layers of a network together; call share_selection(model)")
             return self._group.selection_of(self)
-        known = self._known_cut()
+        ranked = self.weight if self.scores is None else self.scores
+        if torch_private.watched():  # traced, or of tensors that stand for others: nothing of it may stay
+            return functional.selection(ranked, rule, None)
+        known = self._cuts.of(ranked, rule)
         if known is not None:
             return known
-        selection = functional.select(self._ranked, rule, self._hint())
-        remember([self], [selection])
+        checks.score_tensor("scores", ranked)
+        selection = functional.selection(ranked, rule, self._cuts.hint(rule))
+        self._cuts.start_from(selection, ranked, rule, stays=not self.training)
         return selection
 
     def _know(self, cut: Cut, scores: torch.Tensor) -> None:
         """Takes the cut under this layer's rule of ``scores`` as they stand, from who wrote them: while these are what
-        the layer ranks, and neither they nor the rule change, forwards select nothing. Of a CUDA graph under capture
-        only a warm start remains: replays write scores that no version counts."""
-        known = None
-        if not capture.capturing(scores):
-            known = _Known(cut, self.rule, scores, scores._version, scores.data_ptr())
-        note(self, _known=known, _last_cut=cut)
+        the layer ranks, and neither they nor the rule change, forwards select nothing."""
+        self._cuts.learn(cut, scores, self._rule)
 
     def _known_cut(self) -> Cut | None:
-        """The cut that ``_know`` was given, while it is that of the scores as they stand."""
-        # A compiled or captured forward would hold on to the cut of the step in which it was made.
-        if torch.compiler.is_compiling() or self._known is None or capture.capturing(self.weight):
-            return None
-        known, scores = self._known, self._ranked
-        stands = scores is known.scores and scores._version == known.version and scores.data_ptr() == known.address
-        return known.cut if stands and self.rule == known.rule else None
+        """The cut of the scores as they stand, where it is known."""
+        return self._cuts.of(self._ranked, self._forward_rule())
 
     def forget(self) -> None:
-        """Drops what earlier cuts say: to be called after writes that torch's version counter does not see, those
-        through ``scores.data``, of other processes, and of a ``torch.cuda.CUDAGraph`` replayed by hand."""
-        self._known = self._last_cut = None
+        """Drops what earlier cuts say. To be called after writes to single scores through ``scores.data``: torch's
+        version counter does not see those, and may one of the few scores that are looked at instead be among them."""
+        self._cuts.forget()
 
     def _hint(self) -> Cut | None:
         """The last cut, where it can start the next selection."""
-        starts = self._last_cut is not None and self.rule.ranks and self._last_cut.of == self.rule.of
-        return self._last_cut if starts else None
+        return self._cuts.hint(self._rule)
 
     def _forward_rule(self) -> Rule:
         """The rule of a forward in the present mode."""
@@ -208,7 +189,7 @@ class MaskedLayer(Saved, AmongTools):
 
     def _be_frozen(self):
         self._loose_rule, self._rule = self._rule, Frozen()
-        self._last_cut = self._shared_cut = None
+        self._cuts = Cuts()
 
     def thaw(self) -> None:
         """Undoes ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
@@ -253,7 +234,7 @@ class MaskedLayer(Saved, AmongTools):
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
         """What a forward returns for a dense ``x``."""
-        return self._masked(x, self.bias, self._shared_cut or self.select())
+        return self._masked(x, self.bias, self._cuts.shared or self.select())
 
     def _masking(self):
         """(scores or packed bits or None, rule) as the user functions take them."""
@@ -277,7 +258,7 @@ class MaskedLayer(Saved, AmongTools):
     def _tell_that_weight_trains(self):
         if self.rule.fixed or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return
-        note(self, _weight_stands=False)
+        self._weight_stands = False
         warnings.warn(
             "the weight of a masked layer trains beside its scores, as layer.weight.requires_grad_() asks for; where "
             "model.requires_grad_(True) did that, edgepop_kernels.train_masks(model) makes the weights stand still",
@@ -289,9 +270,9 @@ class MaskedLayer(Saved, AmongTools):
         return self._updater.use(self.scores)
 
     def __getstate__(self):
-        # A copy's scores count their versions anew, and belong to no optimizer; its network, where that is copied too,
-        # shares its selection with it again (sharing.py).
-        state = self.__dict__ | {"_known": None, "_updater": None, "_shared_cut": None}
+        # A copy's scores belong to no optimizer; its network, where that is copied too, shares its selection with it
+        # again (sharing.py).
+        state = self.__dict__ | {"_updater": None}
         state.pop("_group", None)
         return state
 
@@ -314,31 +295,3 @@ class MaskedLayer(Saved, AmongTools):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rule={self.rule}"
-
-
-def note(layer: MaskedLayer, **values) -> None:
-    """Sets attributes that are no parameters, buffers or modules, past nn.Module's own way: that takes 4 us, several
-    times a layer and step. The compiler knows only that."""
-    if not torch.compiler.is_compiling():
-        layer.__dict__.update(values)
-        return
-    for name, value in values.items():
-        setattr(layer, name, value)
-
-
-def remember(layers: list[MaskedLayer], selections: list[Selection]) -> None:
-    """Keeps the cuts as the layers' next warm starts; not those that export's fake tensors stand for.
-
-    While a CUDA graph is captured they are copied to where this selection took its hints from, memory that the layer
-    holds from then on: what a replay selects is the start of the next replay.
-    """
-    if capture.capturing(layers[0].weight):
-        warm = [(m, s) for m, s in zip(layers, selections, strict=True) if m._hint() is not None]
-        if warm:
-            torch._foreach_copy_([m._hint().data for m, _ in warm], [s.data for _, s in warm])
-        for layer, _ in warm:
-            layer._captured_cuts += (layer._hint(),)
-        return
-    for layer, selection in zip(layers, selections, strict=True):
-        real = isinstance(selection, Cut) and type(selection.data) is torch.Tensor
-        note(layer, _last_cut=selection if real else None)

@@ -67,7 +67,7 @@ class Supermask(MaskedLayer):
                 nn.init.constant_(scores, self.scores_init)
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
-        selection = self._shared_cut or self.select()
+        selection = self._cuts.shared or self.select()
         bias = self._masked_bias(self._forward_rule())
         if not self.rescale:
             return self._masked(x, bias, selection)

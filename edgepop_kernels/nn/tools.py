@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .. import torch_private
+from .cuts import Cuts
 
 
 class AmongTools(nn.Module):
@@ -63,7 +64,7 @@ class AmongTools(nn.Module):
                 "optimizer without fused_backward, or train in several processes (DistributedDataParallel)"
             )
         replica = super()._replicate_for_data_parallel()
-        replica.__dict__.update(_known=None, _last_cut=None, _captured_cuts=(), _shared_cut=None)
+        replica.__dict__["_cuts"] = Cuts()
         return replica
 
 

@@ -1,0 +1,97 @@
+"""What a layer remembers of its selections, so that it need not select again, or starts where the last one ended."""
+
+from typing import NamedTuple
+
+import torch
+
+from .. import capture, torch_private
+from ..backends import fingerprint
+from ..cut import Cut, Selection
+from ..rules import Rule
+
+
+class _Known(NamedTuple):
+    """A cut, and all that it hangs on."""
+
+    cut: Cut
+    rule: Rule
+    scores: torch.Tensor
+    version: int
+    address: int
+    fingerprint: int
+
+
+class Cuts:
+    """The cuts of one layer. A copy of the layer starts with none: its scores count their writes anew.
+
+    shared    this forward's selection, where the network makes those of all its layers together
+    last      the cut of the latest selection: a warm start for the next
+    captured  cuts whose memory CUDA graphs read and write
+    """
+
+    def __init__(self):
+        self.shared: Selection | None = None
+        self.last: Cut | None = None
+        self.captured: tuple[Cut, ...] = ()
+        self.known: _Known | None = None
+
+    def learn(self, cut: Cut, scores: torch.Tensor, rule: Rule) -> None:
+        """Takes the cut under ``rule`` of ``scores`` as they stand, from who wrote or ranked them.
+
+        It serves until they change. torch counts most writes; of those that it does not see (through ``.data``, by
+        other processes, by its own fused optimizers) a few of the scores tell. On a GPU those could be looked at only
+        by waiting for it: there the cut is a warm start, exact either way. So it is in a CUDA graph under capture,
+        whose replays write scores that nothing counts.
+        """
+        self.last, self.known = cut, None
+        if capture.capturing(scores):
+            return
+        seen = fingerprint(scores)
+        if seen is not None:
+            self.known = _Known(cut, rule, scores, torch_private.version(scores), scores.data_ptr(), seen)
+
+    def of(self, scores: torch.Tensor, rule: Rule) -> Cut | None:
+        """The cut of ``scores`` under ``rule``, where it is known and still holds."""
+        known = self.known
+        if known is None or scores is not known.scores or torch.compiler.is_dynamo_compiling():
+            return None
+        stands = torch_private.version(scores) == known.version and scores.data_ptr() == known.address
+        if stands and rule == known.rule and fingerprint(scores) == known.fingerprint:
+            return known.cut
+        self.known = None
+        return None
+
+    def start_from(self, selection: Selection, scores: torch.Tensor, rule: Rule, *, stays: bool) -> None:
+        """Takes the selection that a forward made; stays: whether the scores are expected to be as they are in the next
+        (in evaluation), so that it pays to ask."""
+        if not isinstance(selection, Cut):
+            self.last = None
+        elif capture.capturing(scores):
+            self._hand_on(selection, rule)
+        elif stays and not rule.together:
+            self.learn(selection, scores, rule)
+        else:
+            self.last = selection
+
+    def _hand_on(self, cut, rule):
+        # Where this selection, of a CUDA graph, took its hint from: memory that the layer holds from then on. What a
+        # replay selects is the start of the next replay.
+        hint = self.hint(rule)
+        if hint is not None:
+            hint.data.copy_(cut.data)
+            self.captured += (hint,)
+
+    def hint(self, rule: Rule) -> Cut | None:
+        """The last cut, where it can start the next selection under ``rule``."""
+        last = self.last
+        return last if last is not None and rule.ranks and last.of == rule.of else None
+
+    def forget(self) -> None:
+        """Drops what earlier selections say."""
+        self.known = self.last = None
+
+    def __deepcopy__(self, memo):
+        return Cuts()
+
+    def __reduce__(self):
+        return Cuts, ()
