@@ -29,8 +29,9 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
 
     The other arguments are torch.optim.SGD's, as are state, param groups and schedulers: a state_dict of either loads
     into the other. Values equal torch's to the rounding of float32, the cuts are exact. A cut serves as long as the
-    scores, counted by torch's version counter, and the rule stand as the step left them; like autograd's own check,
-    the counter does not see writes through ``scores.data``: after those call ``layer.forget()``.
+    scores and the rule stand as the step left them. torch counts most writes; those that it does not (through
+    ``scores.data``, by other processes) show in 32 of the scores, unless they reach a few others alone: after such a
+    write call ``layer.forget()``. On a GPU a cut is the next selection's warm start.
 
     float32 parameters on the CPU are updated by the native kernel, on a GPU by the CUDA kernel where the module was
     compiled with it; others by torch's, and their layers select in forward. A learning rate that is a tensor on the GPU

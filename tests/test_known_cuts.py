@@ -1,0 +1,179 @@
+"""A cut that is known is that of the scores as they are: whatever has written them, and whether torch counted it."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+import edgepop_kernels as ek
+from edgepop_kernels.backends import native
+
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+
+KEEP = 0.3
+
+
+def kept(layer):
+    """The mask that a forward uses, read off its outputs."""
+    bias = 0 if layer.bias is None else layer.bias
+    return (layer(torch.eye(layer.in_features)) - bias).t() != 0
+
+
+def expected(layer):
+    return ek.mask(layer.scores.detach().contiguous(), layer.rule)
+
+
+def stepped(lr=0.1, **options):
+    """A layer whose optimizer has just found the cut of its scores."""
+    torch.manual_seed(0)
+    layer = ek.FusedSubnetLinear(12, 32, keep=KEEP, **options)
+    optimizer = ek.optim.ScoreSGD(layer, lr=lr)
+    layer(torch.randn(4, 12)).square().sum().backward()
+    optimizer.step()
+    assert layer._known_cut() is not None
+    return layer, optimizer
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def written_by_numpy(scores):
+    array = scores.detach().numpy()
+    array[...] = array[::-1] * 0.5
+
+
+UNCOUNTED = {
+    "copied through data": lambda s: s.data.copy_(torch.randn_like(s)),
+    "scaled through data": lambda s: s.data.mul_(0.1),
+    "negated and moved through data": lambda s: s.data.neg_().add_(1),
+    "clamped through data": lambda s: s.data.clamp_(-0.1, 0.1),
+    "drawn through data": lambda s: s.data.normal_(),
+    "averaged, as EMA does": lambda s: s.data.lerp_(torch.randn_like(s), 0.5),
+    "numpy": written_by_numpy,
+}
+
+
+@pytest.mark.parametrize("write", UNCOUNTED)
+@pytest.mark.parametrize("shared", [False, True], ids=["per layer", "shared selection"])
+def test_writes_that_torch_does_not_count_are_seen(write, shared):
+    layer, _ = stepped()
+    if shared:
+        ek.share_selection(layer)
+    UNCOUNTED[write](layer.scores)
+    assert torch.equal(kept(layer), expected(layer))
+    layer.eval()
+    assert torch.equal(kept(layer), expected(layer))
+    UNCOUNTED[write](layer.scores)
+    assert torch.equal(kept(layer), expected(layer))
+
+
+def test_a_broadcast_and_a_reduction_are_seen(process_group):
+    layer, _ = stepped()
+    layer.scores.data.mul_(-1).add_(0.5)
+    dist.all_reduce(layer.scores.data)
+    assert torch.equal(kept(layer), expected(layer))
+
+
+def test_a_flat_buffer_under_the_parameters_is_seen():
+    torch.manual_seed(0)
+    layer = ek.FusedSubnetLinear(12, 32, keep=KEEP)
+    flat = layer.scores.detach().flatten().clone()
+    layer.scores.data = flat.view_as(layer.scores)
+    optimizer = ek.optim.ScoreSGD(layer, lr=0.1)
+    layer(torch.randn(4, 12)).square().sum().backward()
+    optimizer.step()
+    flat.normal_()
+    assert torch.equal(kept(layer), expected(layer))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_another_optimizer_takes_over(fused):
+    """torch's fused optimizers write without counting, in some versions."""
+    torch.manual_seed(0)
+    model = ek.convert(nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 5)), ek.TopK(KEEP))
+    x, labels = torch.randn(8, 12), torch.arange(8) % 5
+    ours = ek.optim.ScoreSGD(model, lr=0.1)
+    F.cross_entropy(model(x), labels).backward()
+    ours.step()
+    theirs = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, fused=fused)
+    for _ in range(5):
+        theirs.zero_grad()
+        F.cross_entropy(model(x), labels).backward()
+        theirs.step()
+    for layer in (model[0], model[2]):
+        assert torch.equal(kept(layer), expected(layer))
+
+
+def test_in_evaluation_a_layer_selects_once(monkeypatch):
+    calls = []
+    select = native.select
+    monkeypatch.setattr(native, "select", lambda *arguments: calls.append(1) or select(*arguments))
+    layer = ek.FusedSubnetLinear(12, 32, keep=KEEP).eval()
+    x = torch.randn(3, 12)
+    with torch.no_grad():
+        first = layer(x)
+        for _ in range(3):
+            assert torch.equal(layer(x), first)
+        assert len(calls) == 1
+        layer.scores.neg_().add_(0.1)
+        layer(x)
+        assert len(calls) == 2
+        layer.keep = 0.6
+        assert torch.equal(kept(layer), expected(layer))
+
+
+def test_what_was_known_ends_with_the_parameter_and_the_rule():
+    layer, _ = stepped()
+    layer.rule = ek.TopK(0.7)
+    assert torch.equal(kept(layer), expected(layer))
+    layer, _ = stepped()
+    layer.scores = nn.Parameter(torch.randn(32, 12))
+    assert torch.equal(kept(layer), expected(layer))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided"])
+def test_scores_of_any_layout_are_looked_at(layout):
+    layer, optimizer = stepped()
+    values = torch.randn(32, 12)
+    layouts = {
+        "contiguous": values,
+        "transposed": values.t().contiguous().t(),
+        "strided": torch.stack([values, values], -1)[..., 0],
+    }
+    layer.scores.data = layouts[layout]
+    optimizer.zero_grad()
+    layer(torch.randn(4, 12)).square().sum().backward()
+    optimizer.step()
+    assert layer._known_cut() is not None
+    layer.scores.data.neg_().add_(0.3)
+    assert torch.equal(kept(layer), expected(layer))
+
+
+def test_copies_have_a_memory_of_their_own():
+    layer, _ = stepped()
+    for copied in (copy.deepcopy(layer), copy.copy(layer)):
+        copied.rule = ek.TopK(0.9)
+        assert torch.equal(kept(copied), expected(copied))
+        assert torch.equal(kept(layer), expected(layer))
+
+
+def test_the_fingerprint_of_few_and_of_many_scores():
+    for shape in ((), (1,), (2,), (31,), (33,), (100, 7), (3, 2, 5, 5)):
+        scores = torch.randn(shape)
+        before = native.fingerprint(scores)
+        assert before == native.fingerprint(scores.clone())
+        assert before != native.fingerprint(scores * 0.5)
+        first, last = scores.clone(), scores.clone()
+        first.view(-1)[0] += 1
+        last.view(-1)[-1] += 1
+        assert before != native.fingerprint(first) and before != native.fingerprint(last)
+    assert native.fingerprint(torch.empty(0, 3)) == native.fingerprint(torch.empty(0, 3))
+    assert native.fingerprint(torch.randn(1, 1, 1, 1, 2)) is None
+    assert native.fingerprint(torch.randn(3, dtype=torch.complex64).conj().imag) is None
