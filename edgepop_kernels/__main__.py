@@ -4,6 +4,7 @@
 recipes, which need the extra ``train``.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,11 @@ from . import doctor, tune
 
 def main() -> None:
     if sys.argv[1:] == ["doctor"]:
-        print(doctor.report())
+        try:
+            print(doctor.report(), flush=True)
+        except OSError as error:
+            print(f"edgepop: cannot write to standard output: {error.strerror}", file=sys.stderr)
+            os._exit(2)  # the interpreter would write what is left in the buffer, and fail again
         return
     try:
         from .recipes.cli import app

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 import edgepop_kernels as ek
 
-from . import cli_recipes, cli_saved, cli_settings, data, job, parallel, registry, sweep
+from . import cli_recipes, cli_saved, cli_settings, data, job, output, parallel, registry, sweep
 from .config import Recipe
 from .errors import ConfigError, Interrupted, UserError
 from .experiments import Experiment
@@ -38,7 +38,8 @@ class OneSentence(TyperGroup):
 @contextlib.contextmanager
 def _one_sentence():
     try:
-        yield
+        with output.guarded():
+            yield
     except UsageError as error:
         sentence, code = _usage(error), 2
     except ConfigError as error:
@@ -53,7 +54,8 @@ def _one_sentence():
     else:
         return
     if parallel.leads():
-        typer.echo(f"edgepop: {sentence}", err=True)
+        with contextlib.suppress(OSError):  # standard error may be as lost as standard output
+            typer.echo(f"edgepop: {sentence}", err=True)
     raise typer.Exit(code)
 
 

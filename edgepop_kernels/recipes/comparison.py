@@ -22,6 +22,7 @@ from .errors import Interrupted, NotFinite, UserError
 from .experiments import Experiment, Result
 from .files import remove, write_atomic
 from .interrupt import Stop
+from .parallel import World
 from .report import Report
 from .session import Outcome, Session
 
@@ -146,8 +147,7 @@ class Saved(Session):
         if stopped is not None:
             raise Interrupted(
                 f"stopped by {stopped} in training {len(self.finished) + 1} of {self.total} ({self.name}) after epoch "
-                f"{epoch}, step {step}; everything is saved in {self.run}: continue with "
-                f"`edgepop train --resume {self.run}`"
+                f"{epoch}, step {step}; everything is saved in {self.run}: {World().resumption(self.run)}"
             )
 
     def failed(self, name: str, error: NotFinite) -> UserError:

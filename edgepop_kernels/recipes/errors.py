@@ -20,6 +20,10 @@ class NotFinite(UserError):
     """A loss, or what trains, is NaN or infinite."""
 
 
+class OutputLost(UserError):
+    """Standard output takes nothing more: its device is full, or its reader gone."""
+
+
 class Interrupted(Exception):
     """Training was stopped by a signal after its state had been saved; the text says where. Exit code 130."""
 

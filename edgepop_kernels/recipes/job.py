@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import edgepop_kernels as ek
 
 from . import checkpoint, comparison, data, experiments, parallel, plots, registry, runs, timing
 from .config import Recipe
-from .errors import ConfigError, Interrupted, NotFinite, UserError
+from .errors import ConfigError, Interrupted, NotFinite, OutputLost, UserError
 from .experiments import Experiment
 from .files import locked, write_atomic
 from .interrupt import Stop
@@ -85,6 +86,7 @@ def experiment(
         record = _record(name, recipe, images, _environment(device, world))
         state = comparison.begin(run, recipe, dataset)
         runs.write_record(run, record)
+        held.enter_context(_heard(run, world))
         return comparison.run(recipe, dataset, device, run, record, state, outputs.plots, report)
 
 
@@ -141,6 +143,7 @@ def resume(
                 was = record["environment"].get(name)
                 report.line(f"note: {name} was {was} and is {here}: the run goes on, but not bit for bit")
         if compares:
+            held.enter_context(_heard(run, world))
             return comparison.run(recipe, dataset, device, run, record, state, outputs.plots, report)
         trainer = Trainer(recipe, dataset, device, world)
         trainer.load_state(state)
@@ -155,12 +158,23 @@ def _refuse_changes(run: Path, recipe: Recipe, other: dict, source: str) -> None
             )
 
 
+@contextlib.contextmanager
+def _heard(run: Path, world: World) -> Iterator[None]:
+    """Around what speaks of a run only when it is saved: where nobody hears it, the error says how to go on."""
+    try:
+        yield
+    except OutputLost as error:
+        raise OutputLost(f"{error}; everything is saved in {run}: {world.resumption(run)}") from error
+
+
 def _finish(trainer: Trainer, run: Path, record: dict, outputs: Outputs, report: Report) -> Summary:
-    report.started(record["recipe"], run, trainer)
-    _fit(trainer, run, outputs, report)
-    summary = trainer.world.lead(lambda: _conclude(trainer, run, record, outputs, report))
-    if outputs.step_times and trainer.world.rank == 0:
-        _measure(trainer, run, report)
+    world = trainer.world
+    with _heard(run, world):
+        world.lead(lambda: report.started(record["recipe"], run, trainer))
+        _fit(trainer, run, outputs, report)
+        summary = world.lead(lambda: _conclude(trainer, run, record, outputs, report))
+        if outputs.step_times and world.rank == 0:
+            _measure(trainer, run, report)
     return summary
 
 
@@ -209,19 +223,19 @@ def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
             except NotFinite as error:
                 raise UserError(f"{error}; {last} still holds epoch {trainer.epoch}") from error
             if complete:
-                row = trainer.history[-1]
                 world.lead(lambda: runs.write_log(run, trainer.history))
-                report.epoch(trainer)
-                scalars(row)
+                scalars(trainer.history[-1])
             improved = complete and trainer.best["epoch"] == trainer.epoch
             # best before last: killed in between, the resumed run repeats the epoch and writes both again.
             names, state = [f"best-{trainer.picked_on}", "last"] if improved else ["last"], trainer.state()
             world.lead(lambda names=names, state=state: checkpoint.save(run, names, state))
+            if complete:  # when it is saved: what is said may not arrive
+                world.lead(lambda: report.epoch(trainer))
             stopped = world.agree(None, stop.requested is not None)
             if stopped and not trainer.finished:
                 raise Interrupted(
                     f"stopped by {stop.requested or 'a signal'} after epoch {trainer.epoch}, step {trainer.step}; "
-                    f"everything is saved in {last}: continue with `{world.command} train --resume {run}`"
+                    f"everything is saved in {last}: {world.resumption(run)}"
                 )
 
 

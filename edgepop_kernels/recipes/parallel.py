@@ -6,8 +6,10 @@ world of size 1, and each method here is only what its name says.
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -42,6 +44,10 @@ class World:
         """What starts this program in such a world."""
         alone = self.size == 1
         return "edgepop" if alone else f"torchrun --nproc-per-node {self.local_size} -m edgepop_kernels"
+
+    def resumption(self, run: Path) -> str:
+        """What to type to go on with a run, for a sentence."""
+        return f"continue with `{self.command} train --resume {shlex.quote(str(run))}`"
 
     def share(self, accumulate: int) -> Share:
         """Each process computes ``accumulate`` neighbouring parts of every batch, one after the other."""
