@@ -95,6 +95,22 @@ def test_whatever_is_not_finite_is_named(name, value):
         finite.check(model, optimizer, 2, 0.25)
 
 
+def test_answers_that_overflow_have_no_accuracy(tmp_path, monkeypatch):
+    """Every parameter is finite, and so is the loss in training; argmax takes NaN for the first class it meets."""
+
+    def overflowing(self, image, classes):
+        model = network(self, image, classes)
+        model.register_forward_hook(lambda module, args, y: y if module.training else y * 1e38 * 1e38)
+        return model
+
+    network = type(RECIPE).network
+    monkeypatch.setattr(type(RECIPE), "network", overflowing)
+    with pytest.raises(UserError, match=r"^the test loss is not a finite number: .* lower lr than 0\.1; .* epoch 0$"):
+        start(tmp_path)
+    assert_finite(state(tmp_path / NAME))
+    assert not (tmp_path / "results.csv").exists()
+
+
 def test_bits_of_a_mask_are_no_numbers_to_look_at():
     layer = ek.FusedSubnetLinear(5, 7)
     layer.freeze()

@@ -150,7 +150,7 @@ def test_a_recipe_of_many_trainings_says_how_many(edgepop):
         (["--batchsize=3"], "there is no option --batchsize; did you mean --batch-size?"),
         (["--no-plot"], "there is no option --no-plot; did you mean --no-plots or --plots?"),
         (["--frobnicate"], "there is no option --frobnicate; `edgepop train --help` lists them"),
-        (["--lr", "fast"], "--lr: expected a number above 0, got 'fast'"),
+        (["--lr", "fast"], "--lr: expected a number above 0, at most 1e+30, got 'fast'"),
         (["--batch-size", "0"], "--batch-size: expected a whole number, at least 1, got 0"),
         (["--warmup", "40"], "--warmup: expected fewer than the 30 epochs, got 40"),
         (["--channels-last"], "--channels-last: has an effect with a model other than mlp only, got True"),

@@ -26,6 +26,9 @@ OPTIMIZERS = ("sgd", "adam", "score-sgd", "score-adam")
 # a segmentation fault at 100,000; 4,096 trained. The CPUs here are no bound: checkpoints of larger machines are read.
 MOST_THREADS = 1024
 
+# Of a rate: steps are computed in float32, which ends at 3.4e38, and Adam divides a rate by up to 0.001 before.
+MOST = 1e30
+
 
 @dataclass(frozen=True)
 class When:
@@ -79,7 +82,12 @@ def whole(default: int, least: int, text: str, **where: Any) -> Any:
 
 
 def positive(default: float, text: str, **where: Any) -> Any:
-    return setting(default, text, "a number above 0", lambda value: 0 < value < math.inf, **where)
+    return setting(default, text, f"a number above 0, at most {MOST:g}", lambda value: 0 < value <= MOST, **where)
+
+
+def decay(default: float, **where: Any) -> Any:
+    text = "weight decay on what trains"
+    return setting(default, text, f"a number in [0, {MOST:g}]", lambda value: 0 <= value <= MOST, **where)
 
 
 def fraction(default: float, text: str, **where: Any) -> Any:
@@ -137,13 +145,7 @@ class Recipe:
     )
     lr: float = positive(0.1, "learning rate at its highest", panel="Training")
     momentum: float = fraction(0.9, "momentum of sgd", panel="Training", when=only("optimizer", "sgd", "score-sgd"))
-    weight_decay: float = setting(
-        1e-4,
-        "weight decay on what trains",
-        "a number, at least 0",
-        lambda value: 0 <= value < math.inf,
-        panel="Training",
-    )
+    weight_decay: float = decay(1e-4, panel="Training")
     warmup: int = whole(0, 0, "epochs of linear warm-up at the start", panel="Training")
     label_smoothing: float = fraction(0.0, "share of the target spread over all classes", panel="Training")
     seed: int = setting(

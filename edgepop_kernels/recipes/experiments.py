@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoint, finite, plots
-from .config import Recipe, When, choice, setting
+from .config import Recipe, When, choice, decay, setting
 from .data import Batches, Dataset, hold_out
 from .data.batches import generator
 from .errors import NotFinite, UserError
@@ -59,9 +59,7 @@ class Experiment(Recipe):
         when=_ONE_TRAINING,
     )
     optimizer: str = choice("adam", ("sgd", "adam"), "optimizer")
-    weight_decay: float = setting(
-        0.0, "weight decay on what trains", "a number, at least 0", lambda value: 0 <= value < math.inf
-    )
+    weight_decay: float = decay(0.0)
 
     validation: int = setting(
         0, "held out", "0, a comparison picks no epoch", lambda value: value == 0, when=_ONE_TRAINING

@@ -1,6 +1,7 @@
 """What a training must not hold: NaN and infinity. The loss need not tell: scores that are NaN still keep as many
 weights as ever, and those are finite."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -22,6 +23,15 @@ def check_drawn(model: nn.Module) -> None:
     name = not_finite(_tensors(model))
     if name is not None:
         raise NotFinite(f"{name} is not finite as it is drawn: try another init, a nearer scale or a larger keep")
+
+
+def check_loss(part: str, loss: float, lr: float) -> None:
+    """NotFinite for a loss over a part of the data that is no finite number: answers that are NaN count as the first
+    class, so their accuracy means nothing."""
+    if not math.isfinite(loss):
+        raise NotFinite(
+            f"the {part} loss is not a finite number: the network's answers overflow, try a lower lr than {lr:g}"
+        )
 
 
 def not_finite(named: Iterator[tuple[str, torch.Tensor]]) -> str | None:

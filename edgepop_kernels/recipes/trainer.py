@@ -156,6 +156,7 @@ class Trainer:
             sums = self.world.each(lambda split=split: self._sums_over(split))
             means = sum(self.world.gather(sums)) / len(split)
             row[f"{name}_loss"], row[f"{name}_accuracy"] = means.tolist()
+            finite.check_loss(name, row[f"{name}_loss"], self.recipe.lr)
         if self.masks:
             before, self.masks = self.masks, packed_masks(self.model)
             row["churn"] = changed(self.model, before, self.masks)
@@ -293,10 +294,12 @@ def train_step(
 
 
 def evaluate(recipe: Recipe, model: nn.Module, batches: Batches, part: str = "test") -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (a fraction) on a part of the data; leaves the model in evaluation mode."""
+    """Mean cross-entropy and accuracy (a fraction) on a part of the data; leaves the model in evaluation mode.
+    Raises NotFinite."""
     split = batches.data.evaluated[part]
     sums = sums_over(recipe, model, batches.in_order(split), batches.mean.device)
     loss, right = (sums / len(split)).tolist()
+    finite.check_loss(part, loss, recipe.lr)
     return loss, right
 
 
