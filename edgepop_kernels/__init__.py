@@ -5,7 +5,7 @@ import warnings
 
 from . import init, optim
 from .backends import backends, use_backend
-from .convert import convert, materialize
+from .conversion import convert, materialize
 from .cut import Bits, Cut
 from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
 from .graphed import graphed_step

@@ -101,7 +101,7 @@ def test_keep_alone_is_top_k():
         (dict(exclude=["0", "[35]*"]), "exclude"),
         (dict(keep=0.5, rule=ek.TopK(0.5)), "keep"),
         (dict(init="signed_constant_"), "init"),
-        (dict(init=ek.init.signed_constant_), "init"),
+        pytest.param(dict(init=ek.init.signed_constant_), "init", id="init-a-function"),
         (dict(init="scores"), "init"),
         (dict(scale="paper"), "scale"),
         (dict(init="signed_constant", scale="half"), "scale"),
@@ -178,7 +178,9 @@ def test_convert_that_converts_nothing_is_an_error():
     ids=["subnet", "supermask", "rescaled", "sparse"],
 )
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("build", [lambda layer: layer, lambda layer: nn.TransformerEncoder(layer, 2)])
+@pytest.mark.parametrize(
+    "build", [lambda layer: layer, lambda layer: nn.TransformerEncoder(layer, 2)], ids=["layer", "encoder"]
+)
 def test_a_transformer_is_masked_in_evaluation_too(method, options, shared, build):
     """torch's inference reads the weights of its linear layers, without a call, where no hook is attached."""
     torch.manual_seed(0)

@@ -30,7 +30,9 @@ ORDER = [
     "nn",
     "optim",
     "sharing",
-    "convert",
+    "candidates",
+    "refusals",
+    "conversion",
     "phases",
     "graphed",
 ]

@@ -1,12 +1,13 @@
 """Whole networks: into masked layers and back."""
 
-import fnmatch
 from collections.abc import Iterable
 from copy import deepcopy
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from .candidates import Wanted, chosen
 from .init import by_name
 from .nn import (
     FusedSparseConv,
@@ -18,6 +19,7 @@ from .nn import (
     MaskedLayer,
 )
 from .nn.products import past_no_forward
+from .refusals import refuse
 from .rules import Rule, Threshold, TopK, checked_keep, ranked_rule
 from .sharing import layer_masks, unshare_selection
 
@@ -34,8 +36,8 @@ def convert(
     rule: Rule | None = None,
     *,
     method: str = "subnet",
-    include: str | Iterable[str] = "*",
-    exclude: str | Iterable[str] = (),
+    include: Wanted | Iterable[Wanted] = "*",
+    exclude: Wanted | Iterable[Wanted] = (),
     keep: float | None = None,
     init: str | None = None,
     scale: str = "none",
@@ -46,7 +48,8 @@ def convert(
     rule              for every converted layer; default ``TopK(0.5)``, for supermasks ``Threshold(0.5)``
     method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup), "supermask" (FusedSupermask*:
                       frozen weights), "sparse" (FusedSparse*: trained weights that score themselves)
-    include, exclude  fnmatch patterns on the layers' qualified names, e.g. ``"layer4.*"``, ``["fc", "conv1"]``
+    include, exclude  fnmatch patterns on the layers' qualified names, e.g. ``"layer4.*"``, ``["fc", "conv1"]``, or
+                      functions ``(name, module) -> bool``
     keep              fraction of weights kept, in (0, 1], in ``rule``'s place: ``TopK(keep)``; not for supermasks
     init, scale       draws the converted layers' weights anew: a name of ``edgepop_kernels.init.NAMES``; how their
                       deviation follows the fraction kept, of ``init.SCALES``. None: the weights stay, e.g. trained ones
@@ -61,8 +64,13 @@ def convert(
 
     Weights, biases, hooks and identity stay; scores are new. hidden-networks' SubnetConv layers are taken
     too, with their scores and, where neither ``rule`` nor ``keep`` is given, their prune_rate (there the fraction
-    kept). Raises TypeError or ValueError, and leaves the model as it was, for a wrong argument, where there is no layer
-    to convert, and where a pattern in ``include`` or ``exclude`` matches none.
+    kept). Factors that adapters put beside a layer (peft's lora_A, lora_B) are never converted.
+
+    Raises TypeError or ValueError for a wrong argument, where there is no layer to convert, where a pattern in
+    ``include`` or ``exclude`` matches none, and for what would not be masked as it says: a weight that is computed
+    (torch.nn.utils.prune, weight_norm, spectral_norm, parametrize), shared with another module (a tied embedding) or
+    sharded, a layer whose forward was replaced on the instance or that carries an adapter, a model inside
+    DistributedDataParallel, fully_shard or DataParallel. An exception leaves the model as it was.
     """
     conv, linear, default = _layers(method)
     allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set()
@@ -77,14 +85,23 @@ def convert(
         rule = ranked_rule(keep, rule)
     if isinstance(rule, Rule) and rule.fixed:
         raise ValueError("rule: a fixed mask comes from freeze() on the converted layers; expected another rule")
-    chosen = []
-    for module in _chosen(model, include, exclude):
-        kind, layer_rule = conv if isinstance(module, nn.Conv2d) else linear, _rule(module, rule, default, method)
+    layers, _ = chosen(model, include, exclude)
+    plan = []
+    for module in layers.values():
+        kind = conv if isinstance(module, nn.Conv2d) else linear
+        layer_rule = _rule(module, rule, default, method)
         kind._check(layer_rule, **options)
-        chosen.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
-    for module, kind, layer_rule, draw in chosen:
-        _convert_layer(module, kind, layer_rule, options)
-        draw(module.weight)
+        plan.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
+    refuse(model, layers)
+    before = [_Before.of(module, writes=init is not None) for module in layers.values()]
+    try:
+        for module, kind, layer_rule, draw in plan:
+            _convert_layer(module, kind, layer_rule, options)
+            draw(module.weight)
+    except BaseException:  # out of memory, or interrupted: what is half done goes back
+        for module, state in zip(layers.values(), before, strict=True):
+            state.restore(module)
+        raise
     return model
 
 
@@ -118,27 +135,6 @@ def _layers(method):
     return _METHODS[method]
 
 
-def _chosen(model, include, exclude):
-    """The layers to convert. Raises TypeError, ValueError."""
-    candidates = {
-        name: m
-        for name, m in model.named_modules()
-        if type(m) in (nn.Conv2d, nn.Linear) or _is_hidden_networks_layer(m)
-    }
-    if not candidates:
-        raise ValueError(
-            "model: it has no nn.Conv2d or nn.Linear to convert; masked layers change their rule by layer.rule = ..."
-        )
-    include, exclude = _patterns("include", include, candidates), _patterns("exclude", exclude, candidates)
-    included = [name for name in candidates if _matches(name, include)]
-    if not included:
-        raise ValueError("include: expected a pattern, or several, of the layers to convert, got none")
-    names = [name for name in included if not _matches(name, exclude)]
-    if not names:
-        raise ValueError(f"exclude: expected to leave one of the layers {_list(included)} to convert, got {exclude}")
-    return [candidates[name] for name in names]
-
-
 def _rule(module, rule, default, method):
     if rule is not None:
         return rule
@@ -159,6 +155,37 @@ def _drawing(init, rule, scale):
     return by_name(init, rule.keep if rule.ranks else None, scale)
 
 
+class _Before(NamedTuple):
+    """A layer as it was, apart from values that nothing here writes."""
+
+    kind: type
+    attributes: dict
+    trains: list[tuple[nn.Parameter, bool]]
+    weight: torch.Tensor | None
+
+    @classmethod
+    def of(cls, layer: nn.Module, writes: bool) -> "_Before":
+        """writes: whether the weight's values are about to be drawn anew."""
+        # Tables of hooks and parameters stay the same objects: handles of hooks point to them.
+        attributes = {key: (v, dict(v) if isinstance(v, dict) else None) for key, v in vars(layer).items()}
+        weight = layer.weight.detach().clone() if writes else None
+        return cls(type(layer), attributes, [(p, p.requires_grad) for p in layer.parameters()], weight)
+
+    def restore(self, layer: nn.Module) -> None:
+        layer.__class__ = self.kind
+        vars(layer).clear()
+        for key, (value, entries) in self.attributes.items():
+            vars(layer)[key] = value
+            if entries is not None:
+                value.clear()
+                value.update(entries)
+        for p, trained in self.trains:
+            p.requires_grad_(trained)
+        if self.weight is not None:
+            with torch.no_grad():
+                layer.weight.copy_(self.weight)
+
+
 def _convert_layer(module, kind, rule, options):
     # The class is exchanged rather than the module: hooks, references from elsewhere and the root itself stay valid.
     scores = getattr(module, "scores", None)
@@ -177,17 +204,6 @@ def _masked_layers(model):
     return [m for m in model.modules() if isinstance(m, MaskedLayer)]
 
 
-def _is_hidden_networks_layer(module):
-    """A Conv2d called SubnetConv with scores of the weight's shape: recognised without importing its project."""
-    scores = getattr(module, "scores", None)
-    return (
-        isinstance(module, nn.Conv2d)
-        and type(module).__name__ == "SubnetConv"
-        and isinstance(scores, torch.Tensor)
-        and scores.shape == module.weight.shape
-    )
-
-
 def _materialize_layer(layer, mask):
     weight, bias = layer.effective_weight(mask), layer.effective_bias()
     plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
@@ -200,23 +216,3 @@ def _materialize_layer(layer, mask):
     layer.weight = nn.Parameter(weight)
     if bias is not None and bias is not layer.bias:
         layer.bias = nn.Parameter(bias.detach())
-
-
-def _patterns(argument, patterns, candidates):
-    if not isinstance(patterns, Iterable):
-        raise TypeError(f"{argument}: expected a pattern of layers' names, or several, got {patterns!r}")
-    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"{argument}: expected patterns of layers' names, got {pattern!r}")
-        if pattern != "*" and not any(fnmatch.fnmatchcase(name, pattern) for name in candidates):
-            raise ValueError(f"{argument}: {pattern!r} matches none of the layers {_list(candidates)}")
-    return patterns
-
-
-def _list(names):
-    return ", ".join(name or "(the model itself)" for name in names)
-
-
-def _matches(name, patterns):
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

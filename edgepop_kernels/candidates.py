@@ -1,0 +1,139 @@
+"""Which layers of a network a conversion is about: by type, by name, by a function of both."""
+
+import fnmatch
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from .nn import MaskedLayer
+
+Wanted = str | Callable[[str, nn.Module], bool]
+
+TAKEN = (nn.Conv2d, nn.Linear)
+
+
+def chosen(model: nn.Module, include: Wanted | Iterable[Wanted], exclude: Wanted | Iterable[Wanted]):
+    """({name: layer} to convert, {name: layer} left out on purpose). Raises TypeError, ValueError."""
+    candidates = {name: m for name, m in model.named_modules() if is_candidate(m)}
+    for name in adapter_factors(model) & candidates.keys():
+        del candidates[name]
+    if not candidates:
+        raise ValueError(_why_none(model))
+    include = _checked("include", include, model, candidates)
+    # What stays dense whatever one asks for may be named here, to say that it is meant.
+    exclude = _checked("exclude", exclude, model, dict(model.named_modules()))
+    included = [name for name, m in candidates.items() if matches(include, name, m)]
+    if not included:
+        raise ValueError(
+            f"include: expected to choose one of the layers {listed(candidates)} to convert, got {_shown(include)}"
+        )
+    names = [name for name in included if not matches(exclude, name, candidates[name])]
+    if not names:
+        raise ValueError(
+            f"exclude: expected to leave one of the layers {listed(included)} to convert, got {_shown(exclude)}"
+        )
+    left = {name: m for name, m in candidates.items() if name not in names}
+    left |= {name: m for name, m in model.named_modules() if name not in names and matches(exclude, name, m)}
+    return {name: candidates[name] for name in names}, left
+
+
+def is_candidate(module: nn.Module) -> bool:
+    """Whether convert takes the module, or has to refuse it by name: parametrizations change a layer's class."""
+    return parametrize.type_before_parametrizations(module) in TAKEN or is_hidden_networks_layer(module)
+
+
+def is_hidden_networks_layer(module: nn.Module) -> bool:
+    """A Conv2d called SubnetConv with scores of the weight's shape: recognised without importing its project."""
+    scores = getattr(module, "scores", None)
+    return (
+        isinstance(module, nn.Conv2d)
+        and type(module).__name__ == "SubnetConv"
+        and isinstance(scores, torch.Tensor)
+        and scores.shape == module.weight.shape
+    )
+
+
+def adapter_factors(model: nn.Module) -> set[str]:
+    """Names of the modules that adapters have put beside a layer: peft's lora_A, lora_B and the like are children of
+    the module that wraps the layer as its ``base_layer``."""
+    found = set()
+    for name, module in model.named_modules():
+        if isinstance(module._modules.get("base_layer"), nn.Module):
+            prefix = f"{name}." if name else ""
+            for child, beside in module.named_children():
+                if child != "base_layer":
+                    found |= {n for n, _ in beside.named_modules(prefix=prefix + child)}
+    return found
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """The names for a message, the first ``most`` of them."""
+    names = [name or "(the model itself)" for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def matches(wanted: tuple[Wanted, ...], name: str, module: nn.Module) -> bool:
+    """Whether one of the patterns or predicates has the module."""
+    return any(fnmatch.fnmatchcase(name, w) if isinstance(w, str) else w(name, module) for w in wanted)
+
+
+def _checked(argument, wanted, model, among):
+    """A tuple of patterns and predicates. Raises TypeError, and ValueError for a pattern that nothing matches."""
+    expected = "patterns of layers' names, or functions of (name, module)"
+    if isinstance(wanted, str) or _is_predicate(wanted):
+        wanted = (wanted,)
+    if not isinstance(wanted, Iterable):
+        raise TypeError(f"{argument}: expected {expected}, got {wanted!r}")
+    wanted = tuple(wanted)
+    for w in wanted:
+        if not isinstance(w, str) and not _is_predicate(w):
+            raise TypeError(f"{argument}: expected {expected}, got {w!r}")
+        if isinstance(w, str) and w != "*" and not any(fnmatch.fnmatchcase(name, w) for name in among):
+            raise ValueError(f"{argument}: {w!r} matches {_instead(model, w, among)}")
+    return wanted
+
+
+def _is_predicate(wanted):
+    return callable(wanted) and not isinstance(wanted, type | nn.Module)
+
+
+def _shown(wanted):
+    return repr(tuple(w if isinstance(w, str) else getattr(w, "__name__", w) for w in wanted))
+
+
+def _instead(model, pattern, among):
+    """What a pattern without a layer matches."""
+    other = [(name, m) for name, m in model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
+    weighty = [(name, m) for name, m in other if m._parameters]
+    if weighty:
+        name, module = weighty[0]
+        return f"{name or 'the model itself'}, {_what(module)}; the layers to convert are {listed(among)}"
+    return f"none of the layers {listed(among)}"
+
+
+def _what(module):
+    """Why convert leaves a module alone."""
+    kind = type(module).__name__
+    if isinstance(module, MaskedLayer):
+        return f"a {kind}, which is masked already"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+        return f"a {kind} that has not seen an input yet: run one forward first"
+    for taken in TAKEN:
+        if isinstance(module, taken):
+            return f"a {kind}, a subclass of nn.{taken.__name__}, which convert leaves alone"
+    return f"a {kind}, which convert leaves alone"
+
+
+def _why_none(model):
+    kinds = {}
+    for module in model.modules():
+        if module._parameters:
+            kinds.setdefault(type(module).__name__, module)
+    masked = [k for k, m in kinds.items() if isinstance(m, MaskedLayer)]
+    message = "model: it has no nn.Conv2d or nn.Linear to convert"
+    if masked:
+        return f"{message}, only {listed(masked)}, masked already; such layers change their rule by layer.rule = ..."
+    return message + (f"; it has {'; '.join(_what(m) for m in list(kinds.values())[:4])}" if kinds else "")
