@@ -11,10 +11,13 @@ from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_
 from .graphed import graphed_step
 from .nn import (
     FusedSparseConv,
+    FusedSparseConv1d,
     FusedSparseLinear,
     FusedSubnetConv,
+    FusedSubnetConv1d,
     FusedSubnetLinear,
     FusedSupermaskConv,
+    FusedSupermaskConv1d,
     FusedSupermaskLinear,
     NonAffineBatchNorm,
 )
@@ -30,10 +33,13 @@ __all__ = [
     "Cut",
     "Frozen",
     "FusedSparseConv",
+    "FusedSparseConv1d",
     "FusedSparseLinear",
     "FusedSubnetConv",
+    "FusedSubnetConv1d",
     "FusedSubnetLinear",
     "FusedSupermaskConv",
+    "FusedSupermaskConv1d",
     "FusedSupermaskLinear",
     "GlobalTopK",
     "NonAffineBatchNorm",

@@ -7,11 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .nn import MaskedLayer
+from .nn import KINDS, MaskedLayer
 
 Wanted = str | Callable[[str, nn.Module], bool]
-
-TAKEN = (nn.Conv2d, nn.Linear)
 
 
 def chosen(model: nn.Module, include: Wanted | Iterable[Wanted], exclude: Wanted | Iterable[Wanted]):
@@ -41,7 +39,7 @@ def chosen(model: nn.Module, include: Wanted | Iterable[Wanted], exclude: Wanted
 
 def is_candidate(module: nn.Module) -> bool:
     """Whether convert takes the module, or has to refuse it by name: parametrizations change a layer's class."""
-    return parametrize.type_before_parametrizations(module) in TAKEN or is_hidden_networks_layer(module)
+    return parametrize.type_before_parametrizations(module) in KINDS or is_hidden_networks_layer(module)
 
 
 def is_hidden_networks_layer(module: nn.Module) -> bool:
@@ -121,7 +119,7 @@ def _what(module):
         return f"a {kind}, which is masked already"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return f"a {kind} that has not seen an input yet: run one forward first"
-    for taken in TAKEN:
+    for taken in KINDS:
         if isinstance(module, taken):
             return f"a {kind}, a subclass of nn.{taken.__name__}, which convert leaves alone"
     return f"a {kind}, which convert leaves alone"
@@ -133,7 +131,7 @@ def _why_none(model):
         if module._parameters:
             kinds.setdefault(type(module).__name__, module)
     masked = [k for k, m in kinds.items() if isinstance(m, MaskedLayer)]
-    message = "model: it has no nn.Conv2d or nn.Linear to convert"
+    message = f"model: it has no {' or '.join(f'nn.{plain.__name__}' for plain in KINDS)} to convert"
     if masked:
         return f"{message}, only {listed(masked)}, masked already; such layers change their rule by layer.rule = ..."
     return message + (f"; it has {'; '.join(_what(m) for m in list(kinds.values())[:4])}" if kinds else "")

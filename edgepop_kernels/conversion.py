@@ -9,26 +9,13 @@ from torch import nn
 
 from .candidates import Wanted, chosen
 from .init import by_name
-from .nn import (
-    FusedSparseConv,
-    FusedSparseLinear,
-    FusedSubnetConv,
-    FusedSubnetLinear,
-    FusedSupermaskConv,
-    FusedSupermaskLinear,
-    MaskedLayer,
-)
-from .nn.products import past_no_forward
+from .nn import CLASSES, KINDS, MaskedLayer
 from .refusals import refuse
 from .rules import Rule, Threshold, TopK, checked_keep, ranked_rule
 from .sharing import layer_masks, unshare_selection
 
-# The layers of each method, for nn.Conv2d and nn.Linear, and its rule where none is given.
-_METHODS = {
-    "subnet": (FusedSubnetConv, FusedSubnetLinear, TopK()),
-    "supermask": (FusedSupermaskConv, FusedSupermaskLinear, Threshold()),
-    "sparse": (FusedSparseConv, FusedSparseLinear, TopK()),
-}
+# The rule of each method where none is given.
+_RULES = {"subnet": TopK(), "supermask": Threshold(), "sparse": TopK()}
 
 
 def convert(
@@ -43,7 +30,7 @@ def convert(
     scale: str = "none",
     **options,
 ) -> nn.Module:
-    """Turns nn.Conv2d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
+    """Turns nn.Conv2d, nn.Conv1d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
 
     rule              for every converted layer; default ``TopK(0.5)``, for supermasks ``Threshold(0.5)``
     method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup), "supermask" (FusedSupermask*:
@@ -72,7 +59,7 @@ def convert(
     sharded, a layer whose forward was replaced on the instance or that carries an adapter, a model inside
     DistributedDataParallel, fully_shard or DataParallel. An exception leaves the model as it was.
     """
-    conv, linear, default = _layers(method)
+    default = _default_rule(method)
     allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set()
     for option in options.keys() - allowed:
         raise TypeError(f"{option}: method {method!r} takes {', '.join(sorted(allowed)) or 'no options'}")
@@ -88,7 +75,7 @@ def convert(
     layers, _ = chosen(model, include, exclude)
     plan = []
     for module in layers.values():
-        kind = conv if isinstance(module, nn.Conv2d) else linear
+        kind = CLASSES[method, _plain(module)]
         layer_rule = _rule(module, rule, default, method)
         kind._check(layer_rule, **options)
         plan.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
@@ -122,17 +109,17 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
     for module in model.modules():
         unshare_selection(module)
     for layer, mask in zip(layers, masks, strict=True):
-        _materialize_layer(layer, mask)
+        layer._become_plain(mask)
     return model
 
 
-def _layers(method):
-    if not isinstance(method, str) or method not in _METHODS:
+def _default_rule(method):
+    if not isinstance(method, str) or method not in _RULES:
         raise ValueError(
             "method: expected 'subnet' (edge-popup), 'supermask' or 'sparse' (Discovering Neural Wirings, DNW), "
             f"got {method!r}"
         )
-    return _METHODS[method]
+    return _RULES[method]
 
 
 def _rule(module, rule, default, method):
@@ -200,19 +187,10 @@ def _convert_layer(module, kind, rule, options):
         module.scores = nn.Parameter(scores.detach().to(torch.float32), requires_grad=scores.requires_grad)
 
 
+def _plain(module):
+    """The layer of torch that a module to be converted is."""
+    return next(plain for plain in KINDS if isinstance(module, plain))
+
+
 def _masked_layers(model):
     return [m for m in model.modules() if isinstance(m, MaskedLayer)]
-
-
-def _materialize_layer(layer, mask):
-    weight, bias = layer.effective_weight(mask), layer.effective_bias()
-    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    for name in layer._added:
-        if name in vars(layer) or name in layer._parameters or name in layer._buffers:
-            delattr(layer, name)
-    for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is past_no_forward]:
-        del layer._forward_pre_hooks[key]
-    layer.__class__ = plain
-    layer.weight = nn.Parameter(weight)
-    if bias is not None and bias is not layer.bias:
-        layer.bias = nn.Parameter(bias.detach())

@@ -142,11 +142,12 @@ def masked_linear(
 
     Gradients are straight-through (Ramanujan et al. 2020): see ``autograd``. Raises TypeError, ValueError.
     """
-    return linear_product(x, weight, scores, rule, bias, checked_cut(cut, weight, rule))
+    return linear_product(x, weight, scores, rule, bias, None, checked_cut(cut, weight, rule))
 
 
-def linear_product(x, weight, scores, rule, bias, cut, update=None):
-    """``masked_linear`` for layers, whose cut needs no check, and whose optimizer may step in backward."""
+def linear_product(x, weight, scores, rule, bias, geometry, cut, update=None):
+    """``masked_linear`` for layers, whose cut needs no check, and whose optimizer may step in backward. geometry: None,
+    as a matrix has none."""
     x, weight, bias = _autocast(x, weight, bias)
     key = _key(x, weight, scores, rule, bias, None)
     prepared = _prepared.get(key)
@@ -248,11 +249,11 @@ def masked_conv1d(
     return conv1d_product(x, weight, scores, rule, bias, geometry, checked_cut(cut, weight, rule))
 
 
-def conv1d_product(x, weight, scores, rule, bias, geometry, cut, update=None):
+def conv1d_product(x, weight, scores, rule, bias, geometry, cut):
     """``masked_conv1d`` for layers, as ``linear_product``. geometry: that of the images, their height first."""
     if scores is not None and scores.dim() == 3:  # packed bits have no shape
         scores = scores.unsqueeze(2)
-    return conv2d_product(x.unsqueeze(-2), weight.unsqueeze(2), scores, rule, bias, geometry, cut, update).squeeze(-2)
+    return conv2d_product(x.unsqueeze(-2), weight.unsqueeze(2), scores, rule, bias, geometry, cut).squeeze(-2)
 
 
 # What calls have in common, by all that they are checked for and that a plan hangs on. Networks have tens of layers and

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import edgepop_kernels as ek
 from edgepop_kernels.testing.oracle import mask as oracle_mask
@@ -73,3 +74,69 @@ def test_a_fixed_mask_and_weights_that_score_themselves():
         assert_close("y", y, F.conv1d(x.double(), weight.double() * mask), torch.float32)
     y = ek.masked_conv1d(x, weight, None, ek.TopK(0.5))
     assert_close("y", y, F.conv1d(x.double(), weight.double() * oracle_mask(weight, ek.TopK(0.5))), torch.float32)
+
+
+METHODS = {
+    "subnet": (ek.FusedSubnetConv1d, dict(keep=0.4)),
+    "supermask": (ek.FusedSupermaskConv1d, dict(mask_bias=True)),
+    "sparse": (ek.FusedSparseConv1d, dict(keep=0.4)),
+}
+
+
+@pytest.mark.parametrize("backend", [n for n, reason in ek.backends().items() if reason is None])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_a_layer_is_torchs_with_its_effective_weight(backend, method, padding_mode):
+    kind, options = METHODS[method]
+    layer = kind(6, 9, 5, stride=2, padding=2, groups=3, padding_mode=padding_mode, **options)
+    assert isinstance(layer, nn.Conv1d)
+    plain = layer.materialize()
+    assert type(plain) is nn.Conv1d and plain.padding_mode == padding_mode
+    x = torch.randn(2, 6, 37)
+    with ek.use_backend(backend):
+        y = layer(x)
+        y.square().sum().backward()
+    assert_close("y", y, plain.double()(x.double()), torch.float32)
+    for name, p in layer.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+    assert torch.equal(layer.materialize()(x), ek.materialize(layer)(x))
+    assert type(layer) is nn.Conv1d and not hasattr(layer, "scores")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_converted_network_trains_and_is_saved(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(3, 8, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool1d(4), nn.Flatten(), nn.Linear(32, 5)
+    )
+    ek.share_selection(ek.convert(model, method=method))
+    assert type(model[0]) is METHODS[method][0]
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1, momentum=0.9)
+    x, labels = torch.randn(16, 3, 20), torch.arange(16) % 5
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    again = ek.convert(nn.Sequential(nn.Conv1d(3, 8, 5, padding=2), *model[1:4], nn.Linear(32, 5)), method=method)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(x), model.eval()(x))
+    want = model(x)
+    assert_close("y", ek.materialize(model)(x), want.double(), torch.float32)
+
+
+def test_fused_backward_steps_conv1d_layers_as_ever():
+    torch.manual_seed(0)
+    models = [ek.convert(nn.Sequential(nn.Conv1d(3, 4, 3)), ek.TopK(0.5)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(2, 3, 9)
+    for model, fused in zip(models, (False, True), strict=True):
+        optimizer = ek.optim.ScoreSGD(model, lr=0.1, fused_backward=fused)
+        for _ in range(3):
+            model.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(models[0][0].scores, models[1][0].scores)

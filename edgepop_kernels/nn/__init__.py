@@ -1,25 +1,30 @@
 """Masked layers: torch's own layers with a mask that follows from scores.
 
 Each is a subclass of the layer it replaces and keeps its constructor, attributes and parameter names. The mask is a
-consequence of the scores, found in every forward; it exists as a tensor only in ``mask()``.
+consequence of the scores, found in every forward; it exists as a tensor only in ``mask()``. What torch's layers are to
+us is a table (``kinds``), what trains in them the other axis (``subnet``, ``supermask``, ``sparse``): a class is where
+they meet.
 """
 
-from .masked import MaskedLayer
+from .kinds import KINDS
+from .masked import CLASSES, MaskedLayer
 from .norm import NonAffineBatchNorm
-from .products import MaskedConv2d, MaskedLinear
-from .sparse import FusedSparseConv, FusedSparseLinear
-from .subnet import FusedSubnetConv, FusedSubnetLinear
-from .supermask import FusedSupermaskConv, FusedSupermaskLinear
+from .sparse import FusedSparseConv, FusedSparseConv1d, FusedSparseLinear
+from .subnet import FusedSubnetConv, FusedSubnetConv1d, FusedSubnetLinear
+from .supermask import FusedSupermaskConv, FusedSupermaskConv1d, FusedSupermaskLinear
 
 __all__ = [
+    "CLASSES",
+    "KINDS",
     "FusedSparseConv",
+    "FusedSparseConv1d",
     "FusedSparseLinear",
     "FusedSubnetConv",
+    "FusedSubnetConv1d",
     "FusedSubnetLinear",
     "FusedSupermaskConv",
+    "FusedSupermaskConv1d",
     "FusedSupermaskLinear",
-    "MaskedConv2d",
     "MaskedLayer",
-    "MaskedLinear",
     "NonAffineBatchNorm",
 ]

@@ -1,5 +1,6 @@
 """What all masked layers share: scores, rule, selection, freezing."""
 
+import inspect
 import warnings
 
 import torch
@@ -9,12 +10,16 @@ from .. import checks, functional, init, torch_private
 from ..cut import Cut, Selection
 from ..rules import RULES, Frozen, Rule
 from .cuts import Cuts
+from .kinds import KINDS, Kind
 from .saved import Saved
 from .tools import AmongTools
 
+# Every masked layer by its method and the layer of torch that it is.
+CLASSES: dict[tuple[str, type[nn.Module]], type["MaskedLayer"]] = {}
+
 
 class MaskedLayer(Saved, AmongTools):
-    """What masked layers share, over nn.Conv2d or nn.Linear. Not constructed by itself.
+    """What masked layers share, over the layers of torch in ``kinds.KINDS``. Not constructed by itself.
 
     Names with an underscore are for this package alone: its optimizers, shared selections and phases.
 
@@ -31,12 +36,26 @@ class MaskedLayer(Saved, AmongTools):
         *("_cuts", "_group", "_updater", "_weight_stands"),
     )
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
+    _method: str = ""  # what trains and how: a subclass that says it is the base of layers, one for each kind
+    _plain: type[nn.Module]  # the layer of torch that a layer is
+    _kind: Kind
     _rule: Rule
     _loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
     _cuts: Cuts  # what is remembered of selections
     _group = None  # what share_selection put this layer in
     _updater = None  # of an optimizer with fused_backward
     _weight_stands = True  # as far as it was told: a weight that trains beside its scores is worth a word, once
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        plain = next((base for base in cls.__mro__ if base in KINDS), None)
+        if plain is None:
+            return
+        cls._plain, cls._kind = plain, KINDS[plain]
+        cls.forward = cls._kind.forward
+        given = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        cls.__signature__ = inspect.Signature([*inspect.signature(plain).parameters.values(), *given])
+        CLASSES[cls._method, plain] = cls
 
     @staticmethod
     def _takes(rule: Rule | type[Rule]) -> bool:
@@ -62,6 +81,8 @@ class MaskedLayer(Saved, AmongTools):
         self._check(rule)
         self._rule, self._cuts = rule, Cuts()
         self.register_buffer("mask_bits", None)
+        for hook in self._kind.hooks:
+            self.register_forward_pre_hook(hook)
 
     @property
     def rule(self) -> Rule:
@@ -232,28 +253,56 @@ class MaskedLayer(Saved, AmongTools):
         """The bias as evaluation uses it."""
         return self.bias
 
+    def materialize(self) -> nn.Module:
+        """A plain layer of torch whose weight is the effective weight; nothing of this package in it."""
+        weight, bias = self.effective_weight(), self.effective_bias()
+        plain = self._plain.__new__(self._plain)
+        plain.__dict__ = {name: v.copy() if isinstance(v, dict) else v for name, v in self.__dict__.items()}
+        if bias is not None:
+            bias = nn.Parameter(bias.detach().clone(), requires_grad=self.bias.requires_grad)
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+            plain.__dict__[name].clear()
+        self._strip(plain)
+        plain.weight, plain.bias = nn.Parameter(weight), bias
+        return plain
+
+    def _become_plain(self, mask: torch.Tensor) -> None:
+        """Turns this very layer into torch's, with the weight that ``mask`` keeps; the user's hooks stay."""
+        weight, bias = self.effective_weight(mask), self.effective_bias()
+        self._strip(self)
+        self.__class__ = self._plain
+        self.weight = nn.Parameter(weight)
+        if bias is not None and bias is not self.bias:
+            self.bias = nn.Parameter(bias.detach())
+
+    def _strip(self, layer):
+        """Takes what is ours out of ``layer``, this one or a copy of it."""
+        for name in self._added:
+            for held in (layer.__dict__, layer._parameters, layer._buffers):
+                held.pop(name, None)
+            layer._non_persistent_buffers_set.discard(name)
+        for hook in self._kind.hooks:
+            torch_private.remove_forward_pre_hook(layer, hook)
+
     def _output(self, x: torch.Tensor) -> torch.Tensor:
         """What a forward returns for a dense ``x``."""
         return self._masked(x, self.bias, self._cuts.shared or self.select())
 
-    def _masking(self):
-        """(scores or packed bits or None, rule) as the user functions take them."""
-        if self.rule.fixed:
-            return self.mask_bits, self.rule
-        return self.scores, self._forward_rule()
-
-    def _product(self, function, x, weight, *arguments):
-        """``function``, a masked product of functional.py, told of the optimizer that updates scores in backward."""
+    def _masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
+        """The product of ``x`` and the masked weight, told of the optimizer that updates scores in backward."""
+        rule, kind, weight = self._forward_rule(), self._kind, self.weight
+        x, geometry = kind.operands(self, x)
+        scores = self.mask_bits if rule.fixed else self.scores
         if weight.requires_grad and self._weight_stands:
             self._tell_that_weight_trains()
-        if self._updater is None:
-            return function(x, weight, *arguments)
+        if self._updater is None or not kind.updates:
+            return kind.product(x, weight, scores, rule, bias, geometry, cut)
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "fused_backward: the step of an optimizer inside backward cannot be traced; compile the model without "
                 "fullgraph, or build the optimizer without fused_backward"
             )
-        return function(x, weight, *arguments, self._update())
+        return kind.product(x, weight, scores, rule, bias, geometry, cut, self._update())
 
     def _tell_that_weight_trains(self):
         if self.rule.fixed or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():

@@ -4,16 +4,16 @@ import torch
 from torch import nn
 
 from ..rules import Rule
-from .masked import MaskedLayer
-from .ranked import RankedConv2d, RankedLinear
+from .subnet import Subnet
 
 
-class SelfScored(MaskedLayer):
+class SelfScored(Subnet):
     """The mask keeps the largest weights; every weight is trained, kept or not, by dW = dW_eff.
 
     There are no scores; the weight is float32 whatever the layer's dtype. A dense state_dict loads as it is.
     """
 
+    _method = "sparse"
     _weight_stands = False
 
     @staticmethod
@@ -50,7 +50,7 @@ class SelfScored(MaskedLayer):
             self.freeze()
 
 
-class FusedSparseConv(SelfScored, RankedConv2d):
+class FusedSparseConv(SelfScored, nn.Conv2d):
     """nn.Conv2d that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
 
     nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
@@ -60,7 +60,15 @@ class FusedSparseConv(SelfScored, RankedConv2d):
     """
 
 
-class FusedSparseLinear(SelfScored, RankedLinear):
+class FusedSparseConv1d(SelfScored, nn.Conv1d):
+    """nn.Conv1d that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
+
+    nn.Conv1d's arguments, then keep or rule, as ``FusedSparseConv`` takes them. Input (N, C, L) or (C, L), as
+    ``masked_conv1d`` with ``scores=None``.
+    """
+
+
+class FusedSparseLinear(SelfScored, nn.Linear):
     """nn.Linear that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
 
     nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:

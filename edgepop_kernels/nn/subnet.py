@@ -1,9 +1,22 @@
 """Edge-popup's layers (Ramanujan et al. 2020): random weights stay, scores are trained."""
 
-from .ranked import RankedConv2d, RankedLinear
+from torch import nn
+
+from ..rules import Rule, ranked_rule
+from .masked import MaskedLayer
 
 
-class FusedSubnetConv(RankedConv2d):
+class Subnet(MaskedLayer):
+    """Scores choose the best fraction ``keep`` of the weights, or as another rule says."""
+
+    _method = "subnet"
+
+    def __init__(self, *args, keep: float | None = None, rule: Rule | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._mask_with(ranked_rule(keep, rule))
+
+
+class FusedSubnetConv(Subnet, nn.Conv2d):
     """nn.Conv2d that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 
     nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
@@ -14,7 +27,15 @@ class FusedSubnetConv(RankedConv2d):
     """
 
 
-class FusedSubnetLinear(RankedLinear):
+class FusedSubnetConv1d(Subnet, nn.Conv1d):
+    """nn.Conv1d that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
+
+    nn.Conv1d's arguments, then keep or rule, as ``FusedSubnetConv`` takes them. Input (N, C, L) or (C, L), as
+    ``masked_conv1d``.
+    """
+
+
+class FusedSubnetLinear(Subnet, nn.Linear):
     """nn.Linear that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 
     nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:

@@ -11,7 +11,6 @@ from ..cut import Selection
 from ..masks import popcount
 from ..rules import Rule, Threshold
 from .masked import MaskedLayer
-from .products import MaskedConv2d, MaskedLinear
 
 
 class Supermask(MaskedLayer):
@@ -26,8 +25,22 @@ class Supermask(MaskedLayer):
                  scores through sum(M) too
     """
 
+    _method = "supermask"
     _added = (*MaskedLayer._added, "scores_init", "rescale", "bias_scores", "bias_mask")
     _example = "Threshold(0.5) or Bernoulli()"
+
+    def __init__(
+        self,
+        *args,
+        rule: Rule | None = None,
+        scores_init: float | None = None,
+        mask_bias: bool = False,
+        rescale: bool = False,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        rule = Threshold() if rule is None else rule
+        self._mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)
 
     @staticmethod
     def _takes(rule: Rule | type[Rule]) -> bool:
@@ -177,7 +190,7 @@ class Supermask(MaskedLayer):
         return super().extra_repr() + masks + (", rescale=True" if self.rescale else "")
 
 
-class FusedSupermaskConv(Supermask, MaskedConv2d):
+class FusedSupermaskConv(Supermask, nn.Conv2d):
     """nn.Conv2d under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
 
     nn.Conv2d's arguments, then rule: Threshold (the default) or Bernoulli; scores_init: constant the scores start at,
@@ -187,52 +200,18 @@ class FusedSupermaskConv(Supermask, MaskedConv2d):
     rescale and sets them when it is loaded. Input (N, C, H, W) or (C, H, W), as ``masked_conv2d``.
     """
 
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=True,
-        padding_mode="zeros",
-        device=None,
-        dtype=None,
-        *,
-        rule: Rule | None = None,
-        scores_init: float | None = None,
-        mask_bias: bool = False,
-        rescale: bool = False,
-    ):
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
-        )
-        rule = Threshold() if rule is None else rule
-        self._mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)
+
+class FusedSupermaskConv1d(Supermask, nn.Conv1d):
+    """nn.Conv1d under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+
+    nn.Conv1d's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``. Input (N, C, L)
+    or (C, L), as ``masked_conv1d``.
+    """
 
 
-class FusedSupermaskLinear(Supermask, MaskedLinear):
+class FusedSupermaskLinear(Supermask, nn.Linear):
     """nn.Linear under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
 
     nn.Linear's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``.
     Input (..., in_features), as ``masked_linear``.
     """
-
-    def __init__(
-        self,
-        in_features,
-        out_features,
-        bias=True,
-        device=None,
-        dtype=None,
-        *,
-        rule: Rule | None = None,
-        scores_init: float | None = None,
-        mask_bias: bool = False,
-        rescale: bool = False,
-    ):
-        super().__init__(in_features, out_features, bias, device, dtype)
-        rule = Threshold() if rule is None else rule
-        self._mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)

@@ -1,0 +1,110 @@
+"""What torch's layers are to us: one row each. A new kind of layer is a product in functional.py and a row here."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Proxy
+
+from .. import functional, torch_private
+
+
+class Kind(NamedTuple):
+    """A layer of torch, masked.
+
+    product   of functional.py: (x, weight, scores, rule, bias, geometry, cut, update)
+    operands  of a forward of the layer with ``x``: x as the product takes it, and the geometry
+    forward   the masked layers' ``forward``, with a docstring of its own
+    hooks     forward pre-hooks of every layer of the kind
+    updates   whether an optimizer with ``fused_backward`` can step in its backward: not where a view of the scores is
+              handed to the product
+    """
+
+    product: Callable
+    operands: Callable
+    forward: Callable
+    hooks: tuple[Callable, ...] = ()
+    updates: bool = True
+
+
+def past_no_forward(layer, args):
+    """A hook that does nothing, on every masked nn.Linear: in evaluation nn.TransformerEncoderLayer multiplies by the
+    weights of its linear layers without calling them, masked or not, unless some module in it has a hook."""
+
+
+def _linear_operands(layer, x):
+    return x, None
+
+
+def _linear_forward(self, x: torch.Tensor) -> torch.Tensor:
+    """The product of ``x`` and the weights that are kept, and the bias.
+
+    x        (..., in_features), float32, bfloat16 or float16, any strides; or a nested tensor of sequences
+    returns  (..., out_features) in x's dtype, under autocast in autocast's; nested where x is
+
+    The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
+    ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
+    """
+    if type(x) is Proxy:
+        return self._in_graph(x)
+    if not x.is_nested:
+        return self._output(x)
+    sequences = x.unbind()  # of several lengths, as nn.TransformerEncoder makes them of a padded batch
+    joined = self._output(torch.cat(sequences))
+    return torch.nested.as_nested_tensor(list(joined.split([len(s) for s in sequences])), layout=x.layout)
+
+
+def _padded(layer, x):
+    """x with the padding that is not of zeros, and what is left to pad."""
+    if layer.padding_mode == "zeros":
+        return x, layer.padding
+    return F.pad(x, torch_private.padding_on_each_side(layer), mode=layer.padding_mode), "valid"
+
+
+def _conv2d_operands(layer, x):
+    x, padding = _padded(layer, x)
+    return x, (layer.stride, padding, layer.dilation, layer.groups)
+
+
+def _conv2d_forward(self, x: torch.Tensor) -> torch.Tensor:
+    """The convolution of ``x`` with the weights that are kept, and the bias.
+
+    x        (N, C, H, W) or (C, H, W), float32, bfloat16 or float16, NCHW, channels_last or any strides
+    returns  (N, O, H', W') or (O, H', W') in x's dtype, under autocast in autocast's; channels_last where x or the
+             weight is
+
+    The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
+    ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
+    """
+    return self._in_graph(x) if type(x) is Proxy else self._output(x)
+
+
+def _conv1d_operands(layer, x):
+    x, padding = _padded(layer, x)
+    if not isinstance(padding, str):
+        padding = (0, *padding)
+    return x, ((1, *layer.stride), padding, (1, *layer.dilation), layer.groups)
+
+
+def _conv1d_forward(self, x: torch.Tensor) -> torch.Tensor:
+    """The convolution of ``x`` with the weights that are kept, and the bias.
+
+    x        (N, C, L) or (C, L), float32, bfloat16 or float16, any strides
+    returns  (N, O, L') or (O, L') in x's dtype, under autocast in autocast's
+
+    The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
+    ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
+    """
+    return self._in_graph(x) if type(x) is Proxy else self._output(x)
+
+
+KINDS: dict[type[nn.Module], Kind] = {
+    nn.Conv2d: Kind(functional.conv2d_product, _conv2d_operands, _conv2d_forward),
+    nn.Linear: Kind(functional.linear_product, _linear_operands, _linear_forward, (past_no_forward,)),
+    nn.Conv1d: Kind(functional.conv1d_product, _conv1d_operands, _conv1d_forward, updates=False),
+}
+
+for _kind in KINDS.values():
+    _kind.forward.__name__ = _kind.forward.__qualname__ = "forward"  # as help() and tracebacks call it
