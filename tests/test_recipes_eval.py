@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from recipe_runs import NAME, quiet, state
 from rich.console import Console
 from test_recipes_cli import DENSE, QUICK, assert_refused
@@ -131,6 +132,29 @@ def test_other_data_are_evaluated_as_the_run_normalised_its_own_and_said_to_be_o
     assert shifted.loss != right.loss
 
 
+def test_a_run_on_a_folder_of_images_and_its_export_are_evaluated(edgepop, tmp_path):
+    for part, count in (("train", 5), ("val", 3)):
+        for label in ("bee", "ant"):
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            for i in range(count):
+                values = torch.randint(256, (12, 14, 3), dtype=torch.uint8).numpy()
+                Image.fromarray(values).save(tmp_path / "images" / part / label / f"{i}.jpg")
+    small = ["--model", "mlp", "--image-size", 8, "--batch-size", 4, "--workers", 0, "--warmup", 0]
+    assert edgepop("train", "--data", "images", *QUICK, *small).exit_code == 0
+    run = tmp_path / "runs" / "edge-popup-resnet50"
+    result = edgepop("eval", run, "--checkpoint", "last")
+    assert result.exit_code == 0, result.output
+    assert "; as the run did" in result.stdout and "note" not in result.stdout
+    assert edgepop("export", run, "--output", "net.pt").exit_code == 0
+    about = json.loads((tmp_path / "net.json").read_text())
+    assert about["class_names"] == ["ant", "bee"]
+    preprocessing = about["preprocessing"]
+    assert (preprocessing["shorter_side"], preprocessing["crop"], preprocessing["image"]) == (9, "middle", [3, 8, 8])
+    result = edgepop("eval", "net.pt", "--data", "images")
+    assert result.exit_code == 0, result.output
+    assert " of 6)" in result.stdout and "note" not in result.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the GPU that is missing elsewhere")
 def test_a_run_on_a_gpu_or_with_a_missing_backend_is_evaluated_here_and_said_to_be(
     edgepop, trained, tmp_path, monkeypatch
@@ -149,6 +173,7 @@ def test_a_run_on_a_gpu_or_with_a_missing_backend_is_evaluated_here_and_said_to_
 def test_eval_errors_are_one_sentence(edgepop, trained, tmp_path):
     assert_refused(edgepop("eval", "nowhere"), "the run folder nowhere does not exist")
     assert_refused(edgepop("eval", trained / "other.pt"), "cannot read", "other.pt: No such file")
+    assert_refused(edgepop("eval", "other.safetensors"), "cannot read other.safetensors: No such file")
     assert_refused(edgepop("eval", trained, "--checkpoint", "worst"), "--checkpoint: expected one of last, best, first")
     assert_refused(edgepop("eval", trained / "last.pt", "--checkpoint", "last"), "leave it out beside the file of one")
     torch.save({"fc.weight": torch.ones(2)}, tmp_path / "theirs.pt")

@@ -35,7 +35,8 @@ class Dense(Recipe):
 
 
 def plain_network(recipe: Recipe, image: tuple[int, int, int], classes: int) -> nn.Module:
-    """The recipe's architecture in torch's own layers: what a trained mask is exported to."""
+    """The recipe's architecture in torch's own layers, trained dense. What a trained mask is exported to is
+    ``export.plain``, which gives a residual network more: norms and a bias that change no answer."""
     layers = Layers(conv=partial(nn.Conv2d, bias=False), linear=partial(nn.Linear, bias=False))
     return models.build(
         recipe.model, image, classes, layers, widths=recipe.widths, width_multiplier=recipe.width_multiplier

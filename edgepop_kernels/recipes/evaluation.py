@@ -103,7 +103,7 @@ def _compared(found: Found, subject: Subject) -> str:
 
 
 def _subject(place: Path, name: str | None) -> Subject:
-    if place.is_file() and (place.suffix == ".safetensors" or exported.is_export(place)):
+    if not place.is_dir() and (place.suffix == ".safetensors" or (place.is_file() and exported.is_export(place))):
         if name is not None:
             raise ConfigError(f"--checkpoint: leave it out beside an export, {place}, got {name!r}")
         return _of_export(place)

@@ -49,7 +49,7 @@ def write(file: Path, tensors: Tensors, about: dict[str, Any]) -> None:
     about = {"format": FORMAT} | about | {"tensors_sha256": _digest(tensors)}
     if file.suffix == ".pt":
         # First: killed in between, it leaves what may be replaced.
-        write_atomic(description(file), (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(description(file), (json.dumps(about, indent=2) + "\n").encode())
         write_atomic(file, checkpoint.torch_bytes(tensors))
         return
     content = _safetensors().torch.save(tensors, {key: json.dumps(value) for key, value in about.items()})
