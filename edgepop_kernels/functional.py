@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from . import checks, ops, reference, torch_private
 from .autograd import MaskedConv2d, MaskedLinear, Planned, Prepared, apply
-from .backends import chosen_backend, planned
+from .backends import planned
+from .backends import prepared as _prepared
 from .cut import Bits, Cut, Selection
 from .rules import Rule
 
@@ -145,11 +146,11 @@ def masked_linear(
     return linear_product(x, weight, scores, rule, bias, None, checked_cut(cut, weight, rule))
 
 
-def linear_product(x, weight, scores, rule, bias, geometry, cut, update=None):
+def linear_product(x, weight, scores, rule, bias, geometry, cut, watched=None, update=None):
     """``masked_linear`` for layers, whose cut needs no check, and whose optimizer may step in backward. geometry: None,
     as a matrix has none."""
     x, weight, bias = _autocast(x, weight, bias)
-    key = _key(x, weight, scores, rule, bias, None)
+    key = _key(x, weight, scores, rule, bias, None, watched)
     prepared = _prepared.get(key)
     if prepared is None:
         checks.linear(x, weight, scores, rule, bias)
@@ -188,19 +189,19 @@ def masked_conv2d(
     return conv2d_product(x, weight, scores, rule, bias, geometry, cut)
 
 
-def conv2d_product(x, weight, scores, rule, bias, geometry, cut, update=None):
+def conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched=None, update=None):
     """``masked_conv2d`` for layers, as ``linear_product``. geometry: stride, padding, dilation, groups."""
     x, weight, bias = _autocast(x, weight, bias)
-    key = _key(x, weight, scores, rule, bias, geometry)
+    key = _key(x, weight, scores, rule, bias, geometry, watched)
     prepared = _prepared.get(key)
     if prepared is None:
         geometry = checks.conv2d(x, weight, scores, rule, bias, *geometry)
         if x.dim() == 3:
-            return conv2d_product(x[None], weight, scores, rule, bias, geometry, cut, update)[0]
+            return conv2d_product(x[None], weight, scores, rule, bias, geometry, cut, watched, update)[0]
         if geometry[1] == "same":
             x, padding = _pad_same(x, weight, geometry[2])
             geometry = (geometry[0], padding, *geometry[2:])
-            return conv2d_product(x, weight, scores, rule, bias, geometry, cut, update)
+            return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update)
         prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, geometry)
     scores, cut, bits, of = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None):
@@ -249,25 +250,27 @@ def masked_conv1d(
     return conv1d_product(x, weight, scores, rule, bias, geometry, checked_cut(cut, weight, rule))
 
 
-def conv1d_product(x, weight, scores, rule, bias, geometry, cut):
+def conv1d_product(x, weight, scores, rule, bias, geometry, cut, watched=None):
     """``masked_conv1d`` for layers, as ``linear_product``. geometry: that of the images, their height first."""
     if scores is not None and scores.dim() == 3:  # packed bits have no shape
         scores = scores.unsqueeze(2)
-    return conv2d_product(x.unsqueeze(-2), weight.unsqueeze(2), scores, rule, bias, geometry, cut).squeeze(-2)
+    return conv2d_product(x.unsqueeze(-2), weight.unsqueeze(2), scores, rule, bias, geometry, cut, watched).squeeze(-2)
 
 
 # What calls have in common, by all that they are checked for and that a plan hangs on. Networks have tens of layers and
 # few batch sizes; who has more shapes than this starts anew.
-_prepared: dict[tuple | None, Prepared] = {}
 _MOST_PREPARED = 4096
 
 
-def _key(x, weight, scores, rule, bias, geometry):
-    """What identifies such a call; None where torch must see it, or an operand is not plain memory."""
-    if torch_private.watched():
+def _key(x, weight, scores, rule, bias, geometry, watched):
+    """What identifies such a call; None where torch must see it, or an operand is not plain memory. watched: whether
+    torch must, where the caller knows."""
+    if torch_private.watched() if watched is None else watched:
         return None
     for t in (x, weight, scores, bias):
-        if t is not None and not torch_private.plain(t):
+        if t is None:
+            continue
+        if type(t) not in torch_private.PLAIN or t.layout is not torch.strided or t.is_neg() or t._is_zerotensor():
             return None
     try:
         if rule.fixed and scores.dtype == torch.bool:
@@ -277,7 +280,7 @@ def _key(x, weight, scores, rule, bias, geometry):
             *(x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), weight.dtype, weight.device),
             None if scores is None else (scores.shape, scores.stride(), scores.dtype, scores.device),
             None if bias is None else (bias.shape, bias.dtype, bias.device),
-            *(rule, geometry, chosen_backend()),
+            *(rule, geometry),
         )
     except (RuntimeError, AttributeError, TypeError):  # not what it should be: the checks have the words
         return None

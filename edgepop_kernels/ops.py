@@ -159,7 +159,8 @@ def _entry(op):
             t = args[i]
             if t is not None and (type(t) not in plain or t.is_neg() or t._is_zerotensor()):
                 return registered(*args)
-        if autocasts(first.device.type):
+        device = first.device.type
+        if _has_autocast(device) and torch.is_autocast_enabled(device):
             return kernel(*args)
         return implementation(op, first)(*args)
 

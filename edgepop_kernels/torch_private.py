@@ -4,6 +4,7 @@
 them fails there, by name.
 """
 
+import operator
 import sys
 from collections.abc import Callable, Mapping
 
@@ -58,9 +59,8 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().full_tensor() if sharded(tensor) else tensor
 
 
-def version(tensor: torch.Tensor) -> int:
-    """How often ``tensor`` was written, as autograd counts it: not through ``.data``, nor by other processes."""
-    return tensor._version
+# How often a tensor was written, as autograd counts it: not through ``.data``, nor by other processes.
+version = operator.attrgetter("_version")
 
 
 def tensor_arguments(op: torch._ops.OpOverload) -> list[int]:

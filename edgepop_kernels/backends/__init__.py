@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -47,6 +48,10 @@ def backends() -> dict[str, str | None]:
     return {name: backend.unavailable() for name, backend in _BACKENDS.items()}
 
 
+# What calls have in common (functional.py), planned for the chosen backend: emptied with the choice.
+prepared: dict[tuple | None, Any] = {}
+
+
 class use_backend:  # used as a function and as a context manager, like torch.set_grad_enabled
     """Chooses the backend of all following calls, in every thread; as a context manager, until the block ends.
 
@@ -64,6 +69,7 @@ class use_backend:  # used as a function and as a context manager, like torch.se
         if name != "auto" and first.unavailable() is not None:
             raise RuntimeError(f"backend {name!r} is not available: {first.unavailable()}")
         self._previous, _chosen = _chosen, name
+        prepared.clear()
 
     def __enter__(self):
         return self
@@ -71,6 +77,7 @@ class use_backend:  # used as a function and as a context manager, like torch.se
     def __exit__(self, *exception):
         global _chosen
         _chosen = self._previous
+        prepared.clear()
 
 
 def _candidates(chosen):
@@ -107,22 +114,11 @@ def _backend(chosen, op, device, dtype):
     raise AssertionError("the reference refuses nothing")
 
 
-def chosen_backend() -> str:
-    """What ``use_backend`` was told last."""
-    return _chosen
-
-
 def planned(op: str, x: torch.Tensor, *arguments, **options):
     """The plan of ``op``, a masked product, for operands like these, of the backend that runs it; None where that has
     none."""
     plan = getattr(_backend(_chosen, op, x.device, x.dtype).ops, op.replace("masked", "plan"), None)
     return None if plan is None else plan(x, *arguments, **options)
-
-
-def fingerprint(scores: torch.Tensor) -> int | None:
-    """A number that most writes of ``scores`` change; None where it cannot be had at once: on a GPU, of scores with
-    gaps or that are no plain memory, and without the native module."""
-    return native.fingerprint(scores)
 
 
 def beside(op: str, other: str, tensor: torch.Tensor) -> Callable | None:

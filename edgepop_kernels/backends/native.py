@@ -59,8 +59,11 @@ def select(scores, kept, of, hint):
     cuts = torch.empty(len(scores), 2, dtype=torch.int64)
     hint = None if hint is None else hint.contiguous()
     hints = [0] * len(scores) if hint is None else range(hint.data_ptr(), hint.data_ptr() + 16 * len(scores), 16)
-    flat = [s if s.dim() <= 4 else s.reshape(-1) for s in scores]  # held until the call is over
-    _native.select(_rankings(flat, kept, of, hints, cuts), torch.get_num_threads())
+    for s in scores:
+        if s.dim() > 4:  # held until the call is over
+            scores = [s if s.dim() <= 4 else s.reshape(-1) for s in scores]
+            break
+    _native.select(_rankings(scores, kept, of, hints, cuts), torch.get_num_threads())
     return cuts
 
 
@@ -80,7 +83,11 @@ def _sequence(scores):
 
 
 def fingerprint(scores):
-    if _native is None or scores.device.type != "cpu" or scores.dim() > 4 or not torch_private.plain(scores):
+    """A number that most writes of ``scores`` change; None where it cannot be had at once: on a GPU, of more than four
+    dimensions, of what is no plain memory, and without the native module."""
+    if _native is None or scores.device.type != "cpu" or scores.dim() > 4:
+        return None
+    if type(scores) not in torch_private.PLAIN or scores.is_neg() or scores._is_zerotensor():
         return None
     return _native.fingerprint(scores.data_ptr(), *_sequence(scores))
 

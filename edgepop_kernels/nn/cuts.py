@@ -1,24 +1,11 @@
 """What a layer remembers of its selections, so that it need not select again, or starts where the last one ended."""
 
-from typing import NamedTuple
-
 import torch
 
 from .. import capture, torch_private
-from ..backends import fingerprint
+from ..backends.native import fingerprint
 from ..cut import Cut, Selection
 from ..rules import Rule
-
-
-class _Known(NamedTuple):
-    """A cut, and all that it hangs on."""
-
-    cut: Cut
-    rule: Rule
-    scores: torch.Tensor
-    version: int
-    address: int
-    fingerprint: int
 
 
 class Cuts:
@@ -27,13 +14,14 @@ class Cuts:
     shared    this forward's selection, where the network makes those of all its layers together
     last      the cut of the latest selection: a warm start for the next
     captured  cuts whose memory CUDA graphs read and write
+    known     a cut and all that it hangs on: the scores, their version, address and fingerprint, and the rule
     """
 
     def __init__(self):
         self.shared: Selection | None = None
         self.last: Cut | None = None
         self.captured: tuple[Cut, ...] = ()
-        self.known: _Known | None = None
+        self.known: tuple[Cut, torch.Tensor, int, int, int, Rule] | None = None
 
     def learn(self, cut: Cut, scores: torch.Tensor, rule: Rule) -> None:
         """Takes the cut under ``rule`` of ``scores`` as they stand, from who wrote or ranked them.
@@ -44,20 +32,22 @@ class Cuts:
         whose replays write scores that nothing counts.
         """
         self.last, self.known = cut, None
-        if capture.capturing(scores):
+        if scores.is_cuda and capture.capturing(scores):
             return
         seen = fingerprint(scores)
         if seen is not None:
-            self.known = _Known(cut, rule, scores, torch_private.version(scores), scores.data_ptr(), seen)
+            self.known = cut, scores, torch_private.version(scores), scores.data_ptr(), seen, rule
 
     def of(self, scores: torch.Tensor, rule: Rule) -> Cut | None:
-        """The cut of ``scores`` under ``rule``, where it is known and still holds."""
-        known = self.known
-        if known is None or scores is not known.scores or torch.compiler.is_dynamo_compiling():
+        """The cut of ``scores`` under ``rule``, where it is known and holds. Not to be asked where torch watches."""
+        if self.known is None:
             return None
-        stands = torch_private.version(scores) == known.version and scores.data_ptr() == known.address
-        if stands and rule == known.rule and fingerprint(scores) == known.fingerprint:
-            return known.cut
+        cut, known_scores, version, address, seen, known_rule = self.known
+        if scores is not known_scores:
+            return None
+        stands = torch_private.version(scores) == version and scores.data_ptr() == address and rule == known_rule
+        if stands and fingerprint(scores) == seen:
+            return cut
         self.known = None
         return None
 
@@ -66,7 +56,7 @@ class Cuts:
         (in evaluation), so that it pays to ask."""
         if not isinstance(selection, Cut):
             self.last = None
-        elif capture.capturing(scores):
+        elif scores.is_cuda and capture.capturing(scores):
             self._hand_on(selection, rule)
         elif stays and not rule.together:
             self.learn(selection, scores, rule)

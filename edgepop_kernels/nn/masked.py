@@ -14,6 +14,7 @@ from .kinds import KINDS, Kind
 from .saved import Saved
 from .tools import AmongTools
 
+_OPERANDS = frozenset(("weight", "scores", "bias"))
 # Every masked layer by its method and the layer of torch that it is.
 CLASSES: dict[tuple[str, type[nn.Module]], type["MaskedLayer"]] = {}
 
@@ -129,28 +130,33 @@ class MaskedLayer(Saved, AmongTools):
     def select(self) -> Selection | None:
         """The cut of the scores as they stand, or a draw; None when frozen. Starts from the last cut, exact either
         way."""
-        rule = self._forward_rule()
+        return self._selection(self._forward_rule(), self._operands(), torch_private.watched())
+
+    def _operands(self):
+        """Weight, scores and bias by name. torch's own way to a parameter is a call of Python each."""
+        held = self._parameters
+        if held.keys() >= _OPERANDS:
+            return held
+        return {name: getattr(self, name) for name in _OPERANDS}  # parametrized, or of a replica: they are elsewhere
+
+    def _selection(self, rule, held, watched):
         if rule.fixed:
             return None
         if rule.together:
             if self._group is None:
                 raise ValueError("rule: GlobalTopK ranks the layers of a network together; call share_selection(model)")
             return self._group.selection_of(self)
-        ranked = self.weight if self.scores is None else self.scores
-        if torch_private.watched():  # traced, or of tensors that stand for others: nothing of it may stay
+        ranked = held["weight"] if held["scores"] is None else held["scores"]
+        if watched:  # traced, or of tensors that stand for others: nothing of it may stay
             return functional.selection(ranked, rule, None)
         known = self._cuts.of(ranked, rule)
         if known is not None:
             return known
-        checks.score_tensor("scores", ranked)
+        if ranked.dtype is not torch.float32:
+            checks.score_tensor("scores", ranked)
         selection = functional.selection(ranked, rule, self._cuts.hint(rule))
         self._cuts.start_from(selection, ranked, rule, stays=not self.training)
         return selection
-
-    def _know(self, cut: Cut, scores: torch.Tensor) -> None:
-        """Takes the cut under this layer's rule of ``scores`` as they stand, from who wrote them: while these are what
-        the layer ranks, and neither they nor the rule change, forwards select nothing."""
-        self._cuts.learn(cut, scores, self._rule)
 
     def _known_cut(self) -> Cut | None:
         """The cut of the scores as they stand, where it is known."""
@@ -286,23 +292,26 @@ class MaskedLayer(Saved, AmongTools):
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
         """What a forward returns for a dense ``x``."""
-        return self._masked(x, self.bias, self._cuts.shared or self.select())
+        rule = self._rule if self.training else self._rule.settled()
+        held, watched = self._operands(), torch_private.watched()
+        cut = self._cuts.shared or self._selection(rule, held, watched)
+        return self._masked(x, held["bias"], cut, rule, held, watched)
 
-    def _masked(self, x: torch.Tensor, bias: torch.Tensor | None, cut: Selection | None) -> torch.Tensor:
+    def _masked(self, x, bias, cut, rule, held, watched):
         """The product of ``x`` and the masked weight, told of the optimizer that updates scores in backward."""
-        rule, kind, weight = self._forward_rule(), self._kind, self.weight
+        kind, weight = self._kind, held["weight"]
         x, geometry = kind.operands(self, x)
-        scores = self.mask_bits if rule.fixed else self.scores
+        scores = self.mask_bits if rule.fixed else held["scores"]
         if weight.requires_grad and self._weight_stands:
             self._tell_that_weight_trains()
         if self._updater is None or not kind.updates:
-            return kind.product(x, weight, scores, rule, bias, geometry, cut)
+            return kind.product(x, weight, scores, rule, bias, geometry, cut, watched)
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "fused_backward: the step of an optimizer inside backward cannot be traced; compile the model without "
                 "fullgraph, or build the optimizer without fused_backward"
             )
-        return kind.product(x, weight, scores, rule, bias, geometry, cut, self._update())
+        return kind.product(x, weight, scores, rule, bias, geometry, cut, watched, self._update())
 
     def _tell_that_weight_trains(self):
         if self.rule.fixed or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from .. import functional, init
+from .. import functional, init, torch_private
 from ..autograd import StraightThrough, apply
 from ..cut import Selection
 from ..masks import popcount
@@ -80,11 +80,13 @@ class Supermask(MaskedLayer):
                 nn.init.constant_(scores, self.scores_init)
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
-        selection = self._cuts.shared or self.select()
-        bias = self._masked_bias(self._forward_rule())
+        rule = self._forward_rule()
+        held, watched = self._operands(), torch_private.watched()
+        selection = self._cuts.shared or self._selection(rule, held, watched)
+        bias = self._masked_bias(rule)
         if not self.rescale:
-            return self._masked(x, bias, selection)
-        y = self._masked(x, None, selection)
+            return self._masked(x, bias, selection, rule, held, watched)
+        y = self._masked(x, None, selection, rule, held, watched)
         y = y * self._scale(selection).to(y.dtype)
         return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (self.weight.dim() - 2))
 

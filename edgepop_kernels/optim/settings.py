@@ -6,15 +6,15 @@ import numbers
 
 import torch
 
-_MOST = torch.finfo(torch.float32).max  # what is larger is infinite to a kernel
-_LEAST = {"lr": 0.0, "momentum": 0.0, "dampening": -_MOST, "weight_decay": 0.0, "eps": 0.0}
+MOST = torch.finfo(torch.float32).max  # what is larger is infinite to a kernel
+_LEAST = {"lr": 0.0, "momentum": 0.0, "dampening": -MOST, "weight_decay": 0.0, "eps": 0.0}
 
 
 def check_group(group: dict) -> None:
     """TypeError or ValueError, naming the setting, for a param group with one that no step can be made with."""
     for name, least in _LEAST.items():
         if name in group:
-            _check(name, group[name], least, _MOST, f"[{least:.8g}, {_MOST:.8g}]")
+            _check(name, group[name], least, MOST, f"[{least:.8g}, {MOST:.8g}]")
     for i, beta in enumerate(group.get("betas", ())):
         _check(f"betas[{i}]", beta, 0.0, math.nextafter(1, 0), "[0, 1)")
 
@@ -22,7 +22,7 @@ def check_group(group: dict) -> None:
 def check_rate(lr: float | torch.Tensor) -> None:
     """ValueError for a rate that a schedule has made NaN or infinite; nothing is asked of a tensor, nor of a sign:
     rounding leaves a cosine a hair below 0."""
-    if type(lr) is float and not -_MOST <= lr <= _MOST:
+    if type(lr) is float and not -MOST <= lr <= MOST:
         raise ValueError(f"lr: expected a finite number, got {lr}")
 
 

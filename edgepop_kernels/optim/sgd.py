@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.sgd import sgd
 
 from .coefficients import Coefficients
-from .settings import check_rate
+from .settings import MOST, check_rate
 from .steady import Update
 from .step import ScoreOptimizer, rate_on_device
 
@@ -65,7 +65,9 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
         return () if group["momentum"] == 0 else self._moments
 
     def _coefficients(self, group, states):
-        check_rate(group["lr"])
+        lr = group["lr"]
+        if type(lr) is not float or not abs(lr) <= MOST:
+            check_rate(lr)
         return [Coefficients("sgd", (float(group["lr"]), *_settings(group), 0.0))] * len(states)
 
     def _updates(self, group, params, values, grads):

@@ -34,6 +34,7 @@ class _Member(NamedTuple):
     state: dict
     names: tuple[str, ...]
     moments: tuple[torch.Tensor, ...]
+    scores: object  # whose scores they are, as the optimizer knows it; None for none
 
 
 class _Group(NamedTuple):
@@ -65,13 +66,14 @@ class Steady:
                 moments = tuple(state.get(name) for name in names)
                 if not optimizer._in_place(group, p, moments):
                     return None
-                members.append(_Member(p, p.data_ptr(), p.stride(), state, names, moments))
+                members.append(_Member(p, p.data_ptr(), p.stride(), state, names, moments, optimizer._scores.get(p)))
             states = [m.state for m in members]
             groups.append(_Group(group, group["params"], len(group["params"]), members, states, idle))
         return cls(groups) if any(g.members for g in groups) else None
 
-    def updates(self, optimizer) -> list[tuple[torch.Tensor, Update]] | None:
-        """The updates of this step; None, with nothing changed, where something is not as it was."""
+    def updates(self, optimizer) -> list[tuple] | None:
+        """Of this step: parameter, update (a plain tuple, which takes no call) and whose scores it is; None, with
+        nothing changed, where something is not as it was."""
         if len(optimizer.param_groups) != len(self.groups):
             return None
         grads = []
@@ -83,7 +85,7 @@ class Steady:
             for p in idle:
                 if p.grad is not None:
                     return None
-            for p, address, stride, state, names, moments in members:
+            for p, address, stride, state, names, moments, _ in members:
                 g = p.grad
                 if g is None or type(g) is not torch.Tensor or g.layout is not torch.strided or g.is_neg():
                     return None
@@ -98,7 +100,7 @@ class Steady:
         updates, taken = [], iter(grads)
         for group, _, _, members, states, _ in self.groups:
             for member, coefficients in zip(members, optimizer._coefficients(group, states), strict=True):
-                updates.append((member.p, Update(member.p, next(taken), member.moments, coefficients)))
+                updates.append((member.p, (member.p, next(taken), member.moments, coefficients), member.scores))
         return updates
 
 

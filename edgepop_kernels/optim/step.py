@@ -33,13 +33,17 @@ class _Scores:
     def ranking(self, p: torch.Tensor) -> Ranking | None:
         """None where the cut does not follow from ``p`` alone: under other rules, in a plain layer, or where the layer
         has other scores by now."""
-        if getattr(self.layer, "_ranked", None) is not p:
+        layer = self.layer
+        if not isinstance(layer, MaskedLayer):
             return None
-        rule = self.layer.rule
+        ranked = layer._parameters.get("scores")
+        if (layer._parameters.get("weight") if ranked is None else ranked) is not p:
+            return None
+        rule = layer._rule
         if rule is not self.rule:
             self.kept = rule.kept(p.numel()) if rule.ranks and not rule.together else 0
             self.rule = rule
-        return Ranking(self.kept, rule.of, self.layer._hint()) if self.kept > 0 else None
+        return Ranking(self.kept, rule.of, layer._cuts.hint(rule)) if self.kept > 0 else None
 
 
 class ScoreOptimizer:
@@ -140,8 +144,9 @@ class ScoreOptimizer:
         if not group.get("capturable", True) and any(map(capture.capturing, group["params"])):
             raise RuntimeError(f"capturable: a CUDA graph of {type(self).__name__}.step needs capturable=True")
 
-    def _advance(self, group, params) -> list[tuple[torch.Tensor, Update]]:
-        """Takes torch's step where that is to be taken; the others' updates. ``params``: of one device."""
+    def _advance(self, group, params) -> list[tuple[torch.Tensor, Update, _Scores | None]]:
+        """Takes torch's step where that is to be taken; the others' updates, and whose scores they are. ``params``: of
+        one device."""
         native = [p for p in params if self._is_native(group, p)]
         if len(native) < len(params):
             taken = set(native)
@@ -150,7 +155,8 @@ class ScoreOptimizer:
             return []
         values = [_without_gaps(p) for p in native]
         grads = [_laid_out(p.grad, value) for p, value in zip(native, values, strict=True)]
-        return list(zip(native, self._updates(group, native, values, grads), strict=True))
+        scores = [self._scores.get(p) for p in native]
+        return list(zip(native, self._updates(group, native, values, grads), scores, strict=True))
 
     def _update_in_kernel(self, group, p: torch.Tensor) -> Update | None:
         """The update of ``p`` for a kernel that makes its gradient; None where it takes a step with that gradient."""
@@ -179,27 +185,28 @@ class ScoreOptimizer:
         hints = [ranking.hint for *_, ranking in scored]
         cuts = functional.select_all([p for p, *_ in scored], [scores.rule for _, scores, _ in scored], hints)
         for (p, scores, _), cut in zip(scored, cuts, strict=True):
-            scores.layer._know(cut, p)
+            scores.layer._cuts.learn(cut, p, scores.rule)
 
-    def _step(self, ours: list[tuple[torch.Tensor, Update]]) -> None:
-        scored, others, rankings, copied = [], [], [], []
-        for p, update in ours:
-            if update.value is not p:
-                copied.append((p, update.value))
-            scores = self._scores.get(p)
+    def _step(self, ours: list[tuple[torch.Tensor, Update, _Scores | None]]) -> None:
+        scored, first, others, rankings, copied, written = [], [], [], [], [], []
+        for p, update, scores in ours:
+            written.append(p)
+            if update[0] is not p:
+                copied.append((p, update[0]))
             ranking = None if scores is None else scores.ranking(p)
             if ranking is None:
                 others.append(update)
             else:
-                scored.append((p, scores, update))
+                scored.append((p, scores))
+                first.append(update)
                 rankings.append(ranking)
         run = optimizer_step(ours[0][0])
-        cuts = run([update for *_, update in scored] + others, rankings)
+        cuts = run(first + others, rankings)
         for p, value in copied:
             p.copy_(value)
-        torch.autograd.graph.increment_version([p for p, _ in ours])
-        for (p, scores, _), row in zip(scored, cuts.unbind(), strict=True):
-            scores.layer._know(scores.rule.cut(row, p.numel()), p)
+        torch.autograd.graph.increment_version(written)
+        for (p, scores), row in zip(scored, cuts.unbind(), strict=True):
+            scores.layer._cuts.learn(scores.rule.cut(row, p.numel()), p, scores.rule)
 
     def _is_native(self, group, p):
         """Whether the kernel takes the step; else torch does, or says what is wrong."""

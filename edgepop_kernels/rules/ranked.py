@@ -61,7 +61,8 @@ class Ranked(Rule):
 
     def kept(self, numel: int) -> int:
         """How many of ``numel`` scores are kept, before ties at the cut."""
-        return _kept(int(numel), self.keep)
+        numel = int(numel)
+        return numel - int((1 - self.keep) * numel)
 
     def cut(self, data: torch.Tensor, numel: int) -> Cut:
         """The cut of a layer of ``numel`` scores where ``data`` is what ``ops.select`` found for it."""
