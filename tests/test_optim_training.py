@@ -91,3 +91,32 @@ def test_recipes_train_with_it(name):
     optimizer.step()
     assert optimizer.param_groups[0]["lr"] == recipe.lr
     assert (model[0]._known_cut() is not None) == name.startswith("score-")
+
+
+def test_a_compiled_training_step_breaks_at_the_optimizer_alone():
+    """Of a whole step under torch.compile, torch's optimizer of the same network beside ours."""
+    from torch._dynamo.utils import counters
+
+    x, labels = torch.randn(8, 16), torch.arange(8) % 5
+    found = {}
+    for kind in (ek.optim.ScoreSGD, torch.optim.SGD):
+        torch._dynamo.reset()
+        counters.clear()
+        torch.manual_seed(0)
+        model = ek.convert(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5)), ek.TopK(0.5))
+        optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+
+        def step(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), labels)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        compiled = torch.compile(step, backend="aot_eager")
+        losses = [compiled().item() for _ in range(6)]
+        found[kind] = losses, counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+    (ours, our_graphs, our_breaks), (theirs, their_graphs, their_breaks) = found.values()
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert our_graphs <= their_graphs and our_breaks <= their_breaks + 1
+    torch._dynamo.reset()

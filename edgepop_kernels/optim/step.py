@@ -43,7 +43,10 @@ class _Scores:
         if rule is not self.rule:
             self.kept = rule.kept(p.numel()) if rule.ranks and not rule.together else 0
             self.rule = rule
-        return Ranking(self.kept, rule.of, layer._cuts.hint(rule)) if self.kept > 0 else None
+        if self.kept == 0:
+            return None
+        last = layer._cuts.last  # the hint of a rule that ranks, asked in place
+        return Ranking(self.kept, rule.of, last if last is not None and last.of == rule.of else None)
 
 
 class ScoreOptimizer:
@@ -104,6 +107,8 @@ class ScoreOptimizer:
         or infinite (a tensor is not looked at), and RuntimeError where a CUDA graph is captured and the count of steps
         is kept on the host, and for scores with a gradient beside the one that ``fused_backward`` has spent.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return _step_untraced(self, closure)
         if closure is None and self._steady is not None:
             updates = self._steady.updates(self)
             if updates is not None:
@@ -231,6 +236,12 @@ class ScoreOptimizer:
         if moment is not state[name]:
             state[name] = moment
         return moment
+
+
+@torch.compiler.disable
+def _step_untraced(optimizer, closure):
+    """The step of a compiled training step: one break, no attempt to trace what goes by address."""
+    return optimizer.step(closure)
 
 
 def _is_like(moment, p):
