@@ -100,25 +100,24 @@ def step(updates, rankings):
     """Carries out each Update in place; the cuts of the first of them, which are scores, each by its Ranking."""
     aligned, copies = [], []
     for i, (value, grad, moments, coefficients) in enumerate(updates):
-        ranking = rankings[i] if i < len(rankings) else None
+        kept, of, last = rankings[i] if i < len(rankings) else (0, "abs", None)
         mine = [_aligned(t) for t in (value, grad, *moments)]
         copies += [(t, m) for t, m in zip((value, *moments), (mine[0], *mine[2:]), strict=True) if m is not t]
-        hint = None if ranking is None or ranking.hint is None else ranking.hint.data
-        kept, of = (0, "abs") if ranking is None else (ranking.kept, ranking.of)
+        hint = None if last is None else last.data
         copied = mine[0] is not value
         aligned.append(_Update(mine[0], copied, mine[1], tuple(mine[2:]), coefficients, kept, of, hint))
     cuts = [_step(batch) for batch in _batches(aligned)]
     for t, mine in copies:
         t.copy_(mine)
     cuts = (torch.cat(cuts) if len(cuts) > 1 else cuts[0])[: len(rankings)]
-    if capture.capturing(updates[0].value):
+    if capture.capturing(updates[0][0]):
         _hand_on(cuts, rankings)
     return cuts
 
 
 def _hand_on(cuts, rankings):
     """Copies the cuts to where this step, of a CUDA graph, took its hints from: the next replay starts from them."""
-    hints = [(r.hint.data, cut) for r, cut in zip(rankings, cuts.unbind(), strict=True) if r.hint is not None]
+    hints = [(hint.data, cut) for (*_, hint), cut in zip(rankings, cuts.unbind(), strict=True) if hint is not None]
     if hints:
         torch_private.copy_all([hint for hint, _ in hints], [cut for _, cut in hints])
         _captured.append(hints)

@@ -32,7 +32,7 @@ class Cuts:
         whose replays write scores that nothing counts.
         """
         self.last, self.known = cut, None
-        if scores.is_cuda and capture.capturing(scores):
+        if capture.capturing(scores):
             return
         seen = fingerprint(scores)
         if seen is not None:
@@ -56,7 +56,7 @@ class Cuts:
         (in evaluation), so that it pays to ask."""
         if not isinstance(selection, Cut):
             self.last = None
-        elif scores.is_cuda and capture.capturing(scores):
+        elif capture.capturing(scores):
             self._hand_on(selection, rule)
         elif stays and not rule.together:
             self.learn(selection, scores, rule)

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,13 +14,8 @@ from .backward import StepsInBackward
 from .settings import check_group, check_rate
 from .steady import Steady, Update, in_place
 
-
-class Ranking(NamedTuple):
-    """What a backend's ``step`` is told of a parameter that is scores: how many are kept, ranked by what."""
-
-    kept: int
-    of: str
-    hint: Cut | None
+# What a backend's ``step`` is told of a parameter that is scores: how many are kept, ranked by what, an earlier cut.
+Ranking = tuple[int, str, Cut | None]
 
 
 class _Scores:
@@ -46,7 +40,7 @@ class _Scores:
         if self.kept == 0:
             return None
         last = layer._cuts.last  # the hint of a rule that ranks, asked in place
-        return Ranking(self.kept, rule.of, last if last is not None and last.of == rule.of else None)
+        return self.kept, rule.of, last if last is not None and last.of == rule.of else None
 
 
 class ScoreOptimizer:
@@ -187,7 +181,7 @@ class ScoreOptimizer:
         scored = [(p, scores, ranking) for p, scores in scored if (ranking := scores.ranking(p)) is not None]
         if not scored:
             return
-        hints = [ranking.hint for *_, ranking in scored]
+        hints = [hint for *_, (_, _, hint) in scored]
         cuts = functional.select_all([p for p, *_ in scored], [scores.rule for _, scores, _ in scored], hints)
         for (p, scores, _), cut in zip(scored, cuts, strict=True):
             scores.layer._cuts.learn(cut, p, scores.rule)
