@@ -21,6 +21,7 @@ from .nn import (
     FusedSupermaskLinear,
     NonAffineBatchNorm,
 )
+from .overview import LeftDense, Summary, summary
 from .phases import train_masks, train_weights
 from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
 from .sharing import share_selection, unshare_selection
@@ -42,9 +43,11 @@ __all__ = [
     "FusedSupermaskConv1d",
     "FusedSupermaskLinear",
     "GlobalTopK",
+    "LeftDense",
     "NonAffineBatchNorm",
     "Percentile",
     "Rule",
+    "Summary",
     "Threshold",
     "TopK",
     "backends",
@@ -62,6 +65,7 @@ __all__ = [
     "select",
     "select_all",
     "share_selection",
+    "summary",
     "train_masks",
     "train_weights",
     "unpack_mask",

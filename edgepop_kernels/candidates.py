@@ -9,19 +9,21 @@ from torch.nn.utils import parametrize
 
 from .nn import KINDS, MaskedLayer
 
-Wanted = str | Callable[[str, nn.Module], bool]
+_One = str | Callable[[str, nn.Module], bool]
+Wanted = _One | Iterable[_One]
 
 
-def chosen(model: nn.Module, include: Wanted | Iterable[Wanted], exclude: Wanted | Iterable[Wanted]):
-    """({name: layer} to convert, {name: layer} left out on purpose). Raises TypeError, ValueError."""
+def chosen(model: nn.Module, include: Wanted, exclude: Wanted):
+    """({name: layer} to convert, {name: module} left out on purpose). Raises TypeError, ValueError."""
     candidates = {name: m for name, m in model.named_modules() if is_candidate(m)}
     for name in adapter_factors(model) & candidates.keys():
         del candidates[name]
     if not candidates:
         raise ValueError(_why_none(model))
-    include = _checked("include", include, model, candidates)
+    include = _checked("include", include, model, candidates, candidates)
     # What stays dense whatever one asks for may be named here, to say that it is meant.
-    exclude = _checked("exclude", exclude, model, dict(model.named_modules()))
+    others = {name: m for name, m in model.named_modules() if m._parameters and not isinstance(m, MaskedLayer)}
+    exclude = _checked("exclude", exclude, model, candidates | others, candidates)
     included = [name for name, m in candidates.items() if matches(include, name, m)]
     if not included:
         raise ValueError(
@@ -33,7 +35,8 @@ def chosen(model: nn.Module, include: Wanted | Iterable[Wanted], exclude: Wanted
             f"exclude: expected to leave one of the layers {listed(included)} to convert, got {_shown(exclude)}"
         )
     left = {name: m for name, m in candidates.items() if name not in names}
-    left |= {name: m for name, m in model.named_modules() if name not in names and matches(exclude, name, m)}
+    patterns = tuple(w for w in exclude if isinstance(w, str))  # functions are written for layers
+    left |= {name: m for name, m in others.items() if name not in names and matches(patterns, name, m)}
     return {name: candidates[name] for name in names}, left
 
 
@@ -73,14 +76,14 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more
 
 
-def matches(wanted: tuple[Wanted, ...], name: str, module: nn.Module) -> bool:
+def matches(wanted: tuple[_One, ...], name: str, module: nn.Module) -> bool:
     """Whether one of the patterns or predicates has the module."""
     return any(fnmatch.fnmatchcase(name, w) if isinstance(w, str) else w(name, module) for w in wanted)
 
 
-def _checked(argument, wanted, model, among):
+def _checked(argument, wanted, model, among, candidates):
     """A tuple of patterns and predicates. Raises TypeError, and ValueError for a pattern that nothing matches."""
-    expected = "patterns of layers' names, or functions of (name, module)"
+    expected = "patterns of layers' names, or functions of (name, layer)"
     if isinstance(wanted, str) or _is_predicate(wanted):
         wanted = (wanted,)
     if not isinstance(wanted, Iterable):
@@ -90,7 +93,7 @@ def _checked(argument, wanted, model, among):
         if not isinstance(w, str) and not _is_predicate(w):
             raise TypeError(f"{argument}: expected {expected}, got {w!r}")
         if isinstance(w, str) and w != "*" and not any(fnmatch.fnmatchcase(name, w) for name in among):
-            raise ValueError(f"{argument}: {w!r} matches {_instead(model, w, among)}")
+            raise ValueError(f"{argument}: {w!r} matches {_instead(model, w, candidates)}")
     return wanted
 
 

@@ -1,6 +1,6 @@
 """Whole networks: into masked layers and back."""
 
-from collections.abc import Iterable
+import warnings
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from torch import nn
 from .candidates import Wanted, chosen
 from .init import by_name
 from .nn import CLASSES, KINDS, MaskedLayer
+from .overview import LeftDense, described, left_dense
 from .refusals import refuse
 from .rules import Rule, Threshold, TopK, checked_keep, ranked_rule
 from .sharing import layer_masks, unshare_selection
@@ -23,11 +24,14 @@ def convert(
     rule: Rule | None = None,
     *,
     method: str = "subnet",
-    include: Wanted | Iterable[Wanted] = "*",
-    exclude: Wanted | Iterable[Wanted] = (),
+    include: "Wanted" = "*",
+    exclude: "Wanted" = (),
     keep: float | None = None,
     init: str | None = None,
     scale: str = "none",
+    left: str = "warn",
+    freeze_rest: bool = False,
+    norm: str = "keep",
     **options,
 ) -> nn.Module:
     """Turns nn.Conv2d, nn.Conv1d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
@@ -36,10 +40,16 @@ def convert(
     method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup), "supermask" (FusedSupermask*:
                       frozen weights), "sparse" (FusedSparse*: trained weights that score themselves)
     include, exclude  fnmatch patterns on the layers' qualified names, e.g. ``"layer4.*"``, ``["fc", "conv1"]``, or
-                      functions ``(name, module) -> bool``
+                      functions ``(name, layer) -> bool``
     keep              fraction of weights kept, in (0, 1], in ``rule``'s place: ``TopK(keep)``; not for supermasks
     init, scale       draws the converted layers' weights anew: a name of ``edgepop_kernels.init.NAMES``; how their
                       deviation follows the fraction kept, of ``init.SCALES``. None: the weights stay, e.g. trained ones
+    left              "warn" (one ``LeftDense`` warning that names them), "raise" or "ignore", about weights that go on
+                      training without a mask: those of subclasses, of other layers, of parameters read by name. Norms,
+                      biases and other vectors alone are not worth a word, nor are layers not included or excluded;
+                      ``exclude`` takes the names of other modules than layers too, to say that they are meant
+    freeze_rest       nothing but the masks trains: biases, norms, excluded layers and all else stand still
+    norm              "non-affine" takes scale and shift out of the batch norms, as edge-popup's networks have none
     options           scores_init, mask_bias, rescale of supermasks; layers without bias have none to mask
 
     Random weights want an init, and each method its rate; these learn the digits (README.md says how well):
@@ -72,7 +82,11 @@ def convert(
         rule = ranked_rule(keep, rule)
     if isinstance(rule, Rule) and rule.fixed:
         raise ValueError("rule: a fixed mask comes from freeze() on the converted layers; expected another rule")
-    layers, _ = chosen(model, include, exclude)
+    if left not in ("warn", "raise", "ignore"):
+        raise ValueError(f"left: expected 'warn', 'raise' or 'ignore', got {left!r}")
+    if not isinstance(freeze_rest, bool):
+        raise TypeError(f"freeze_rest: expected a bool, got {freeze_rest!r}")
+    layers, meant = chosen(model, include, exclude)
     plan = []
     for module in layers.values():
         kind = CLASSES[method, _plain(module)]
@@ -80,15 +94,29 @@ def convert(
         kind._check(layer_rule, **options)
         plan.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
     refuse(model, layers)
-    before = [_Before.of(module, writes=init is not None) for module in layers.values()]
+    norms = _batch_norms(model, norm)
+    message = "" if freeze_rest or left == "ignore" else _left_message(model, layers, meant)
+    if message and left == "raise":
+        raise ValueError(f"left: {message}")
+    changing = [*layers.values(), *norms]
+    before = [_Before.of(module, writes=init is not None and module not in norms) for module in changing]
+    trained = [p for p in model.parameters() if p.requires_grad] if freeze_rest else []
     try:
         for module, kind, layer_rule, draw in plan:
             _convert_layer(module, kind, layer_rule, options)
             draw(module.weight)
+        for module in norms:
+            module.affine, module.weight, module.bias = False, None, None
+        if freeze_rest:
+            _freeze_rest(model)
     except BaseException:  # out of memory, or interrupted: what is half done goes back
-        for module, state in zip(layers.values(), before, strict=True):
+        for p in trained:
+            p.requires_grad_()
+        for module, state in zip(changing, before, strict=True):
             state.restore(module)
         raise
+    if message:
+        warnings.warn(message, LeftDense, stacklevel=2)
     return model
 
 
@@ -140,6 +168,42 @@ def _drawing(init, rule, scale):
             f"scale: it follows the fraction kept, which {rule} does not name; expected 'none', got {scale!r}"
         )
     return by_name(init, rule.keep if rule.ranks else None, scale)
+
+
+def _batch_norms(model, norm):
+    """Those to be left without scale and shift. Raises ValueError."""
+    if norm not in ("keep", "non-affine"):
+        raise ValueError(f"norm: expected 'keep' or 'non-affine', got {norm!r}")
+    if norm == "keep":
+        return []
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    if not found:
+        raise ValueError("norm: the model has no batch norm; expected 'keep', got 'non-affine'")
+    for name, module in found.items():
+        if not {"weight", "bias"} <= module._parameters.keys():
+            raise ValueError(f"norm: {name} has a computed weight or bias; expected 'keep', got 'non-affine'")
+    return [m for m in found.values() if m.affine]
+
+
+def _left_message(model, layers, meant):
+    """What is worth saying of weights that train without a mask; empty where there are none but those meant."""
+    left = [entry for entry in left_dense(model, layers.values()) if entry.name not in meant]
+    weights = sum(entry.numel for entry in left if not entry.minor)
+    if all(entry.minor for entry in left):
+        return ""
+    total = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedTensorMixin))
+    return (
+        f"left dense, {weights:,} of {total:,} weights train without a mask: {described(left)}. freeze_rest=True stops "
+        "them, exclude=... says of single ones that this is meant, left='ignore' of all"
+    )
+
+
+def _freeze_rest(model):
+    """Stops everything that trains but what makes masks."""
+    masks = {p for layer in _masked_layers(model) for p in layer._trained(masks=True)}
+    for p in model.parameters():
+        if p not in masks:
+            p.requires_grad_(False)
 
 
 class _Before(NamedTuple):

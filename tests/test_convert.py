@@ -55,7 +55,7 @@ def test_convert_by_name(options, expected):
 def test_convert_a_single_layer_and_leave_subclasses():
     layer = nn.Linear(3, 4)
     assert isinstance(ek.convert(layer), ek.FusedSubnetLinear)
-    network = ek.convert(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8)))
+    network = ek.convert(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8)), left="ignore")
     assert fused(network) == ["1"]  # the attention's projection is read as a plain weight, not called
 
 
@@ -186,7 +186,7 @@ def test_a_transformer_is_masked_in_evaluation_too(method, options, shared, buil
     torch.manual_seed(0)
     model = build(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)).eval()
     rule = ek.TopK(0.2) if method != "supermask" else ek.Threshold(0.5)
-    model = ek.convert(model, rule, method=method, **options)
+    model = ek.convert(model, rule, method=method, left="ignore", **options)
     for module in model.modules():
         if isinstance(module, nn.Linear) and getattr(module, "scores", None) is not None:
             nn.init.normal_(module.scores)

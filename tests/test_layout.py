@@ -30,6 +30,7 @@ ORDER = [
     "nn",
     "optim",
     "sharing",
+    "overview",
     "candidates",
     "refusals",
     "conversion",
