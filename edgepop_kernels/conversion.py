@@ -9,7 +9,7 @@ from torch import nn
 
 from .candidates import Wanted, chosen
 from .init import by_name
-from .nn import CLASSES, KINDS, MaskedLayer
+from .nn import CLASSES, KINDS, MaskedLayer, NonAffineBatchNorm
 from .overview import LeftDense, described, left_dense
 from .refusals import refuse
 from .rules import Rule, Threshold, TopK, checked_keep, ranked_rule
@@ -138,6 +138,9 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
         unshare_selection(module)
     for layer, mask in zip(layers, masks, strict=True):
         layer._become_plain(mask)
+    for module in model.modules():
+        if type(module) is NonAffineBatchNorm:
+            module.__class__ = nn.BatchNorm2d  # which it is but for the constructor
     return model
 
 

@@ -418,3 +418,14 @@ def test_a_part_is_materialized_while_the_rest_shares_on():
         assert not {"_group", "_cuts"} & vars(network[0]).keys()
         assert type(ek.materialize(network)[2]) is nn.Linear
         assert_close("y", network(x), expected, x.dtype)
+
+
+def test_materialized_networks_hold_torchs_norms():
+    model = nn.Sequential(ek.FusedSubnetConv(3, 4, 3, bias=False), ek.NonAffineBatchNorm(4), nn.ReLU())
+    x = torch.randn(2, 3, 6, 6)
+    model(x)
+    y = model.eval()(x)
+    plain = ek.materialize(model)
+    assert not [m for m in plain.modules() if type(m).__module__.startswith("edgepop_kernels")]
+    assert type(plain[1]) is nn.BatchNorm2d and not plain[1].affine
+    torch.testing.assert_close(plain(x), y)
