@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .nn import MaskedLayer
+from .nn.tools import check_unwrapped
 from .sharing import layer_masks
 
 
@@ -16,7 +17,8 @@ def train_masks(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
     """The masked layers of ``model`` train their scores; weights, and biases under a mask, stand still. In place.
 
     Layers whose weights score themselves go back to choosing their edges. Raises ValueError for a layer frozen without
-    its scores, and for an ``optimizer`` that lacks a parameter which now trains.
+    its scores, and for an ``optimizer`` that lacks a parameter which now trains; RuntimeError inside
+    DistributedDataParallel or fully_shard, which would not sum the gradients of what now trains.
     """
     return _turn(model, optimizer, masks=True)
 
@@ -26,7 +28,7 @@ def train_weights(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Mo
 
     Only kept weights get a gradient. In place; ``train_masks`` turns back. A state_dict says which masks are kept, not
     what trains: to resume from one of this turn, load it, then call this again. Raises ValueError for an ``optimizer``
-    that lacks a parameter which now trains.
+    that lacks a parameter which now trains; RuntimeError as ``train_masks``.
     """
     return _turn(model, optimizer, masks=False)
 
@@ -35,6 +37,7 @@ def _turn(model, optimizer, masks):
     layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
     if not layers:
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
+    check_unwrapped("train_masks" if masks else "train_weights", layers)
     if masks:
         for layer in layers:
             layer._check_thaws()
@@ -43,10 +46,10 @@ def _turn(model, optimizer, masks):
     before = {p: p.requires_grad for p in model.parameters()}
     if masks:
         for layer in layers:
-            layer.train_mask()
+            layer._train_mask()
     else:
         for layer, mask in zip(layers, layer_masks(layers), strict=True):
-            layer.train_weight(mask)
+            layer._train_weight(mask)
     turned = {n: p for n, p in model.named_parameters() if p.requires_grad != before[p]}
     for p in turned.values():
         p.grad = None

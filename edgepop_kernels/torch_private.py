@@ -4,11 +4,13 @@
 them fails there, by name.
 """
 
+import gc
 import operator
 import sys
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.distributed as dist
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -100,6 +102,30 @@ def remove_forward_pre_hook(module: torch.nn.Module, hook: Callable) -> None:
     hooks = module._forward_pre_hooks
     for key in [key for key, registered in hooks.items() if registered is hook]:
         del hooks[key]
+
+
+def holder_of(modules: list[torch.nn.Module]) -> torch.nn.Module | None:
+    """The DistributedDataParallel or fully_shard module that holds one of ``modules``, while one does.
+
+    A module is not told that it is held: all objects of the process are looked at, tens of milliseconds, and only where
+    processes have joined. One that nobody needs any more may wait for the garbage collector, and is none.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    kinds = (torch.nn.parallel.DistributedDataParallel,)
+    sharding = sys.modules.get("torch.distributed.fsdp")
+    if sharding is not None:
+        kinds += (sharding.FSDPModule,)
+    sought = set(modules)
+
+    def found():
+        held = (o for o in gc.get_objects() if issubclass(type(o), kinds))
+        return next((o for o in held if not sought.isdisjoint(o.modules())), None)
+
+    if found() is None:
+        return None
+    gc.collect()
+    return found()
 
 
 def folds_batch_norm() -> bool:

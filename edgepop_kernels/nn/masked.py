@@ -197,8 +197,13 @@ class MaskedLayer(Saved, AmongTools):
 
         The scores are dropped, or with ``keep_scores`` set aside, untrained, until ``thaw``. A weight that trains
         gets its gradient only where it is kept. mask: bool, of the weight's shape; also for a layer that is frozen
-        already. Raises TypeError, ValueError.
+        already. Raises TypeError, ValueError; RuntimeError inside DistributedDataParallel or fully_shard, as does all
+        else that changes what trains.
         """
+        self._check_unwrapped("freeze")
+        self._freeze(mask, keep_scores=keep_scores)
+
+    def _freeze(self, mask=None, *, keep_scores):
         frozen = self.rule.fixed
         if mask is not None:
             checks.mask_tensor("mask", mask, self.weight.shape)
@@ -220,6 +225,10 @@ class MaskedLayer(Saved, AmongTools):
 
     def thaw(self) -> None:
         """Undoes ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
+        self._check_unwrapped("thaw")
+        self._thaw()
+
+    def _thaw(self):
         self._check_thaws()
         if not self.rule.fixed:
             return
@@ -240,13 +249,21 @@ class MaskedLayer(Saved, AmongTools):
 
     def train_mask(self) -> None:
         """Scores train, the weight stands still; see ``train_masks``."""
-        self.thaw()
+        self._check_unwrapped("train_mask")
+        self._train_mask()
+
+    def _train_mask(self):
+        self._thaw()
         self.scores.requires_grad_()
         self.weight.requires_grad_(False)
 
     def train_weight(self, mask: torch.Tensor) -> None:
         """Weight and bias train under ``mask``, the scores stand still; see ``train_weights``."""
-        self.freeze(mask, keep_scores=True)
+        self._check_unwrapped("train_weight")
+        self._train_weight(mask)
+
+    def _train_weight(self, mask):
+        self._freeze(mask, keep_scores=True)
         for p in self._trained(masks=False):
             p.requires_grad_()
 

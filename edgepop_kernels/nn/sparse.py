@@ -30,9 +30,8 @@ class SelfScored(Subnet):
     def _trained(self, masks: bool) -> list[nn.Parameter]:
         return [self.weight] if masks else super()._trained(masks)
 
-    def train_mask(self) -> None:
-        """The weight chooses its edges again, and trains."""
-        self.thaw()
+    def _train_mask(self):
+        self._thaw()
         self.weight.requires_grad_()
 
     def _has_scores(self):
@@ -47,7 +46,7 @@ class SelfScored(Subnet):
     def _before_folding(self, name):
         # The factors of a batch norm would change which weights are the largest.
         if name == "weight" and not self.rule.fixed:
-            self.freeze()
+            self._freeze(keep_scores=False)
 
 
 class FusedSparseConv(SelfScored, nn.Conv2d):

@@ -122,19 +122,19 @@ class Supermask(MaskedLayer):
         weight = super().effective_weight(mask)
         return weight * (mask.numel() / mask.sum().clamp(min=1)) if self.rescale else weight
 
-    def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
+    def _freeze(self, mask=None, *, keep_scores):
         bias_mask = self.bias_mask
         if self.bias_scores is not None and bias_mask is None:
             bias_mask = functional.mask(self.bias_scores.detach(), self._settled_rule())
-        super().freeze(mask, keep_scores=keep_scores)
+        super()._freeze(mask, keep_scores=keep_scores)
         self.bias_mask = bias_mask
         if self.bias_scores is not None:
             self.bias_scores.requires_grad_(False)
             if not keep_scores:
                 self.bias_scores = None
 
-    def thaw(self) -> None:
-        super().thaw()
+    def _thaw(self):
+        super()._thaw()
         self.bias_mask = None
         if self.bias_scores is not None:
             self.bias_scores.requires_grad_()
@@ -143,8 +143,8 @@ class Supermask(MaskedLayer):
         masks_bias = masks and self.bias_scores is not None
         return super()._trained(masks) + ([self.bias_scores] if masks_bias else [])
 
-    def train_mask(self) -> None:
-        super().train_mask()
+    def _train_mask(self):
+        super()._train_mask()
         if self.bias_scores is not None:
             self.bias.requires_grad_(False)
 

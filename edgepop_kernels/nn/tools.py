@@ -55,6 +55,9 @@ class AmongTools(nn.Module):
     def _before_folding(self, name: str) -> None:
         """Called before a parameter is replaced by one with a batch norm folded in."""
 
+    def _check_unwrapped(self, what: str) -> None:
+        check_unwrapped(what, [self])
+
     def _replicate_for_data_parallel(self):
         """torch's, for nn.DataParallel: what the layer remembers of its scores is on one device, and the replica's
         gradient goes to the layer's own scores."""
@@ -66,6 +69,23 @@ class AmongTools(nn.Module):
         replica = super()._replicate_for_data_parallel()
         replica.__dict__["_cuts"] = Cuts()
         return replica
+
+
+def check_unwrapped(what: str, layers: list[nn.Module]) -> None:
+    """Raises RuntimeError where something that sums gradients over processes holds one of ``layers``: it goes on with
+    the parameters that trained when it was made."""
+    holder = torch_private.holder_of(layers)
+    if holder is None:
+        return
+    if isinstance(holder, nn.parallel.DistributedDataParallel):
+        raise RuntimeError(
+            f"{what}: the model is inside DistributedDataParallel, which sums the gradients of what trained when it "
+            f"was wrapped; take it out (model = ddp.module; del ddp), call {what}, and wrap it again"
+        )
+    raise RuntimeError(
+        f"{what}: the model is sharded by fully_shard, which sums the gradients of what it sharded; call {what} before "
+        "it is sharded, or on a model that is not and has loaded its full state_dict"
+    )
 
 
 def _first(problem):
