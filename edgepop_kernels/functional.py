@@ -35,7 +35,15 @@ def selection(scores, rule, hint):
         return selections([scores], [rule], [hint])[0]
     numel = scores.numel()
     hints = None if hint is None or numel < _WARM else hint.data[None]
+    if rule.moving is not None and torch.compiler.is_compiling():
+        return rule.cut(_select_moving([scores.detach()], [rule], hints)[0], numel)
     return rule.cut(ops.select([scores.detach()], [rule.kept(numel)], [rule.of], hints)[0], numel)
+
+
+def _select_moving(scores, rules, hint):
+    """``ops.select`` of a compiled forward that holds for other ``keep`` of the same rules."""
+    keep = [torch.tensor(r.keep, dtype=torch.float64) if r.moving is None else r.moving for r in rules]
+    return ops.select_moving(scores, keep, [type(r).__name__ for r in rules], [r.of for r in rules], hint)
 
 
 def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None) -> list[Selection]:
@@ -62,9 +70,13 @@ def selections(scores, rules, hints):
         else:
             alone.append(i)
     if alone:
-        kept = [rules[i].kept(scores[i].numel()) for i in alone]
-        hint = _stacked([hints[i] for i in alone], scores[alone[0]].device)
-        data = ops.select([scores[i] for i in alone], kept, [rules[i].of for i in alone], hint)
+        ranked, of = [scores[i] for i in alone], [rules[i] for i in alone]
+        hint = _stacked([hints[i] for i in alone], ranked[0].device)
+        if [r for r in of if r.moving is not None] and torch.compiler.is_compiling():
+            data = _select_moving(ranked, of, hint)
+        else:
+            kept = [r.kept(s.numel()) for r, s in zip(of, ranked, strict=True)]
+            data = ops.select(ranked, kept, [r.of for r in of], hint)
         for i, row in zip(alone, data.unbind(), strict=True):
             chosen[i] = rules[i].cut(row, scores[i].numel())
     for rule, members in together.items():

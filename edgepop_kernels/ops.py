@@ -14,6 +14,9 @@ Common arguments
 mask of a cut.
 ``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
 
+``select_moving`` is ``select`` for compiled forwards whose keep changes: keep, of each layer a float64 scalar on the
+CPU, and the names of the rules say how many are kept.
+
 ``_update`` is no op of torch's: a backend may have it beside ``_dw``, to carry out an optimizer's update of the scores
 (``optim.step.Update``, in score_grad's place) while dS leaves the accumulators. It returns dW, or None.
 """
@@ -26,6 +29,7 @@ import torch
 from . import flops, torch_private
 from .backends import beside, implementation
 from .masks import packed_bytes
+from .rules import RULES
 
 _library = torch.library.Library("edgepop", "DEF")
 
@@ -125,6 +129,22 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"edgepop::{_name}", _FAKES[_name], lib=_library)
 
 
+def _select_moving(scores, keep, rules, of, hint):
+    made = [_RANKED[name](k.item(), o) for name, k, o in zip(rules, keep, of, strict=True)]
+    return _select_kernel(scores, [r.kept(s.numel()) for r, s in zip(made, scores, strict=True)], of, hint)
+
+
+_RANKED, _select_kernel = {kind.__name__: kind for kind in RULES if kind.ranks}, _routed("select")
+_library.define(
+    "select_moving(Tensor[] scores, Tensor[] keep, str[] rules, str[] of, Tensor? hint) -> Tensor",
+    # A CUDA graph would hold on to the number that was in keep when it was captured.
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
+)
+_library.impl("select_moving", _select_moving, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "edgepop::select_moving", lambda scores, keep, rules, of, hint: _fake_select(scores, None, of, hint), lib=_library
+)
+
 _FLOPS = {
     torch.ops.edgepop.masked_linear: flops.linear,
     torch.ops.edgepop.masked_linear_dx: flops.linear,
@@ -176,6 +196,7 @@ def update_of(op: str, *operands: torch.Tensor) -> Callable | None:
 
 
 select = _entry("select")
+select_moving = torch.ops.edgepop.select_moving.default
 draw = _entry("draw")
 mask_bits = _entry("mask_bits")
 masked_linear = _entry("masked_linear")

@@ -54,6 +54,7 @@ class Ranked(Rule):
     keep: float = 0.5
     of: str = "abs"
     ranks: ClassVar[bool] = True
+    moving: ClassVar[torch.Tensor | None] = None  # keep as a float64 scalar on the CPU, of a rule made by with_keep
 
     def __post_init__(self):
         object.__setattr__(self, "keep", checked_keep(self.keep))
@@ -72,7 +73,12 @@ class Ranked(Rule):
         return self.keep
 
     def with_keep(self, keep: float) -> "Ranked":
-        return replace(self, keep=keep)
+        rule = replace(self, keep=keep)
+        if not self.together:
+            # One change is rarely the last. A compiled forward takes a number as a constant, and is compiled anew for
+            # the next; a tensor is an input.
+            object.__setattr__(rule, "moving", torch.tensor(rule.keep, dtype=torch.float64, device="cpu"))
+        return rule
 
 
 @dataclass(frozen=True)
