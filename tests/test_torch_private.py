@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -170,3 +171,17 @@ def test_a_fold_of_batch_norm_is_seen_where_it_sets_a_parameter():
     conv.weight = nn.Parameter(torch.ones(2, 2, 1, 1))
     fuse_conv_bn_eval(conv, nn.BatchNorm2d(2).eval())
     assert saw == [("weight", False), ("bias", False), ("weight", False), ("weight", True), ("bias", True)]
+
+
+def test_a_module_is_held_while_its_distributed_wrapper_is():
+    layer, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    assert torch_private.holder_of([layer]) is None
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapper = nn.parallel.DistributedDataParallel(nn.Sequential(layer))
+        assert torch_private.holder_of([other, layer]) is wrapper
+        assert torch_private.holder_of([other]) is None
+        del wrapper
+        assert torch_private.holder_of([layer]) is None
+    finally:
+        dist.destroy_process_group()
