@@ -133,7 +133,7 @@ def train(
         Path | None,
         typer.Option(metavar="RUN", help="continue this run folder, or this checkpoint of one, bit for bit"),
     ] = None,
-    plots: Annotated[bool, typer.Option(help="draw accuracy.png and kept.png")] = True,
+    plots: Annotated[bool, typer.Option(help="draw training.png, or the charts of a comparison")] = True,
     tensorboard: Annotated[bool, typer.Option(help="write TensorBoard scalars")] = False,
     step_times: Annotated[
         bool, typer.Option(help="measure step times after the training, for up to 10 s; not of comparisons")

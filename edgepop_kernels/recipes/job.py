@@ -12,7 +12,7 @@ import torch
 
 import edgepop_kernels as ek
 
-from . import checkpoint, comparison, data, experiments, parallel, plots, registry, runs, timing
+from . import checkpoint, comparison, data, experiments, figure, parallel, plots, registry, runs, timing
 from .config import Recipe
 from .errors import ConfigError, Interrupted, NotFinite, OutputLost, UserError
 from .experiments import Experiment
@@ -184,7 +184,7 @@ def _conclude(trainer: Trainer, run: Path, record: dict, outputs: Outputs, repor
     runs.append_result(run.parent, _result_row(trainer, run, record, summary))
     pictures = []
     if outputs.plots:
-        pictures = plots.draw(run, trainer.history, summary.layers) + trainer.recipe.pictures(trainer.model, run)
+        pictures = _pictures(trainer, run, summary)
     report.summary(summary, registry.goal(record["recipe"], trainer.recipe, trainer.images))
     for picture in pictures:
         report.line(f"plot: {picture}")
@@ -205,6 +205,11 @@ def _measure(trainer: Trainer, run: Path, report: Report) -> None:
         report.step_times(times)
     except KeyboardInterrupt:
         report.line("measurement of step times skipped; the run is complete without it")
+
+
+def _pictures(trainer: Trainer, run: Path, summary: Summary) -> list[Path]:
+    drawn = figure.draw(run, trainer.history, summary.best, trainer.model, summary.layers)
+    return drawn + trainer.recipe.pictures(trainer.model, run)
 
 
 def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:

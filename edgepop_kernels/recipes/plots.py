@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy per epoch and share kept per layer, as PNG; scalars for TensorBoard where asked."""
+"""Charts of several trainings as PNG, what all pictures share, and scalars for TensorBoard where asked."""
 
 import contextlib
 import importlib.util
@@ -34,14 +34,6 @@ def check(pictures: bool, tensorboard: bool) -> None:
         raise UserError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard")
 
 
-def draw(run: Path, history: list[dict], layers: list[tuple[str, int, int]]) -> list[Path]:
-    """accuracy.png and, for a masked network, kept.png."""
-    pictures = [_save(_accuracy(history), run / "accuracy.png")]
-    if layers:
-        pictures.append(_save(_kept(layers), run / "kept.png"))
-    return pictures
-
-
 def _axes(title: str, x: str, y: str):
     # Figure without pyplot: no display, no global state, nothing to close.
     from matplotlib.figure import Figure
@@ -53,31 +45,22 @@ def _axes(title: str, x: str, y: str):
     return figure, axes
 
 
-def _accuracy(history: list[dict]):
-    figure, axes = _axes("accuracy", "epoch", "%")
-    epochs = [int(row["epoch"]) for row in history]
-    for column, label in (("train_accuracy", "training"), ("test_accuracy", "test")):
-        axes.plot(epochs, [100 * float(row[column]) for row in history], label=label)
-    axes.legend()
-    return figure
+def whole_epochs(axes, last: int) -> None:
+    """An x-axis of the epochs 1 to ``last``, at whole numbers; one epoch alone stands in the middle."""
+    from matplotlib.ticker import MaxNLocator
 
-
-def _kept(layers: list[dict]):
-    figure, axes = _axes("weights kept per layer", "layer (weights)", "%")
-    names = [f"{name}\n({weights:,})" for name, _, weights in layers]
-    axes.bar(names, [100 * kept / weights for _, kept, weights in layers])
-    axes.set_ylim(0, 100)
-    if len(layers) > 6:
-        figure.set_figwidth(2 + 0.3 * len(layers))
-        axes.tick_params(axis="x", labelrotation=90, labelsize="x-small")
-    return figure
+    axes.set(xlabel="epoch", xlim=(0.5, last + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def lines(chart: Chart, path: Path) -> Path:
     """A logarithmic axis runs from large to small, as shares of weights are pruned."""
     figure, axes = _axes(chart.title, chart.x, "%")
     for label, values in chart.lines.items():
-        axes.plot(chart.at, [100 * value for value in values], label=label, marker="." if chart.log else None)
+        marker = "." if chart.log or len(chart.at) == 1 else None  # a line through one point shows nothing
+        axes.plot(chart.at, [100 * value for value in values], label=label, marker=marker)
+    if chart.x == "epoch":
+        whole_epochs(axes, chart.at[-1])
     if chart.log:
         axes.set_xscale("log")
         axes.invert_xaxis()
@@ -85,7 +68,7 @@ def lines(chart: Chart, path: Path) -> Path:
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
         axes.minorticks_off()
     axes.legend(fontsize="small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def masked_by_size(layers: list[tuple[str, int, int]], path: Path) -> Path:
@@ -96,10 +79,11 @@ def masked_by_size(layers: list[tuple[str, int, int]], path: Path) -> Path:
     axes.scatter([weights for _, _, weights in layers], shares)
     for (name, _, weights), share in zip(layers, shares, strict=True):
         axes.annotate(name, (weights, share), fontsize="x-small")
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _save(figure, path: Path) -> Path:
+def save(figure, path: Path) -> Path:
+    """Writes the figure as a PNG; its path."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)
     write_atomic(path, content.getvalue())
