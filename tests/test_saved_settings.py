@@ -252,3 +252,19 @@ def test_keep_under_one_threshold_for_all_layers_is_the_layers_own_share():
     assert [layer.keep for layer in model] == pytest.approx(shares) and shares[0] > 0.35 > 0.25 > shares[1]
     model[0].keep = 0.6
     assert model[0].rule == ek.GlobalTopK(0.6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+@pytest.mark.parametrize("layer", [ek.FusedSubnetLinear, ek.FusedSupermaskLinear, ek.FusedSparseLinear])
+def test_what_is_ranked_is_float32_whatever_the_file_has(layer, assign, dtype):
+    one, other = layer(7, 5), layer(7, 5)
+    state = {key: t.to(dtype) if t.is_floating_point() else t for key, t in one.state_dict().items()}
+    trains = [p.requires_grad for p in other.parameters()]
+    other.load_state_dict(state, assign=assign)
+    ranked = "weight" if other.scores is None else "scores"
+    for name, p in other.named_parameters():
+        assert p.dtype == (dtype if assign and name != ranked else torch.float32)
+        assert torch.equal(p.to(dtype), state[name])
+    assert [p.requires_grad for p in other.parameters()] == trains
+    assert other.mask().sum() > 0

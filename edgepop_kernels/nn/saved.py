@@ -76,6 +76,11 @@ class Saved(nn.Module):
         except ValueError as error:
             errors.append(f"{key}: {error}")
             return
+        for name, p in self.named_parameters(recurse=False):
+            # assign=True takes tensors as they are, and a file in half precision has such scores.
+            t = saved(name)
+            if any(p is s for s in self._float32_parameters()) and isinstance(t, torch.Tensor):
+                state_dict[prefix + name] = t if t.dtype == torch.float32 else t.detach().to(torch.float32)
         before = len(errors)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         if key in missing:
