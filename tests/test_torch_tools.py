@@ -57,18 +57,26 @@ def test_a_copy_selects_from_its_own_scores(images, copied, shared):
 
 
 class FirstHalfCheckpointed(nn.Sequential):
+    reentrant = False
+
     def forward(self, x):
         layers = list(self)
-        return nn.Sequential(*layers[4:])(checkpoint(nn.Sequential(*layers[:4]), x, use_reentrant=False))
+        return nn.Sequential(*layers[4:])(checkpoint(nn.Sequential(*layers[:4]), x, use_reentrant=self.reentrant))
+
+
+class FirstHalfReentered(FirstHalfCheckpointed):
+    reentrant = True
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["per layer", "shared selection"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_activation_checkpointing_repeats_the_mask(images, rule, shared):
+@pytest.mark.parametrize("checkpointed", [FirstHalfCheckpointed, FirstHalfReentered])
+def test_activation_checkpointing_repeats_the_mask(images, checkpointed, rule, shared):
     if isinstance(rule, ek.GlobalTopK) and not shared:
         pytest.skip("GlobalTopK needs a shared selection")
     gradients = []
-    for kind in (nn.Sequential, FirstHalfCheckpointed):
+    images.requires_grad_()  # without which the reentrant one has no backward
+    for kind in (nn.Sequential, checkpointed):
         model = kind(*network(rule, shared=False))
         if shared:
             ek.share_selection(model)
