@@ -139,3 +139,95 @@ def test_a_turn_that_is_refused_changes_nothing():
     after = {n: (p, p.requires_grad) for n, p in model.named_parameters()}
     assert before.keys() == after.keys() and all(before[n][0] is after[n][0] for n in before)
     assert all(before[n][1] == after[n][1] for n in before)
+
+
+@pytest.mark.parametrize(("method", "options"), [("subnet", {}), ("sparse", {}), ("supermask", {"mask_bias": True})])
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True, foreach=True),
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.01, fused=True, weight_decay=0.1),
+        lambda p: ek.optim.ScoreSGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+        lambda p: ek.optim.ScoreAdamW(p, lr=0.01, weight_decay=0.1),
+    ],
+    ids=["SGD", "nesterov", "AdamW", "fused Adam", "ScoreSGD", "ScoreAdamW"],
+)
+def test_masked_out_weights_stand_still_while_weights_train(method, options, loaded, build):
+    model = network(method, **options)
+    if method == "supermask":
+        nn.init.normal_(model[0].bias_scores)
+        nn.init.normal_(model[0].bias)
+    optimizer = build(model.parameters())
+    ek.train_masks(model, optimizer)
+    steps(model, optimizer)  # a self-scored weight has momentum from here
+    ek.train_weights(model, optimizer)
+    if loaded:
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    masks, before = [model[0].mask(), model[2].mask()], values(model, ("weight",))
+    bias = model[0].bias.detach().clone()
+    steps(model, optimizer, 20)
+    for mask, p, old in zip(masks, values(model, ("weight",)), before, strict=True):
+        assert torch.equal(p[~mask], old[~mask]) and not torch.equal(p[mask], old[mask])
+    if method == "supermask":
+        out = ~model[0].bias_mask.bool()
+        assert out.any() and torch.equal(model[0].bias[out], bias[out])
+
+
+def test_nothing_is_held_once_masks_train_again():
+    model = network("sparse")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        ek.train_weights(model, optimizer)
+        assert len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
+    ek.train_masks(model, optimizer)
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
+    mask, before = model[0].mask(), model[0].weight.detach().clone()
+    steps(model, optimizer)
+    assert not torch.equal(model[0].weight[~mask], before[~mask])
+
+
+def test_values_loaded_between_steps_are_those_that_stand():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    ek.train_weights(model, optimizer)
+    steps(model, optimizer)
+    with torch.no_grad():
+        model[0].weight.fill_(3.0)
+    steps(model, optimizer)
+    assert (model[0].weight[~model[0].mask()] == 3.0).all()
+
+
+def test_layers_thawed_or_materialized_since_are_let_go():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    ek.train_weights(model, optimizer)
+    steps(model, optimizer)
+    ek.train_masks(model)  # without the optimizer
+    steps(model, optimizer)
+    ek.materialize(model)
+    before = model[0].weight.detach().clone()
+    optimizer.add_param_group({"params": list(model.parameters())[:1]})
+    steps(model, optimizer)
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_an_optimizer_built_before_the_conversion_is_noticed():
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    before = list(model.parameters())
+    early = torch.optim.SGD(before, lr=0.1)
+    ek.convert(model)
+    with pytest.raises(
+        ValueError, match=r"^optimizer: it holds none of what is to train \(0\.scores, \.\.\.\), as one built"
+    ):
+        ek.train_masks(model, early)
+    for kind in (ek.optim.ScoreSGD, ek.optim.ScoreAdam, ek.optim.ScoreAdamW):
+        with pytest.raises(ValueError, match=r"^model: none of its scores are among params; expected .* after convert"):
+            kind(before, lr=0.1, model=model)
+        kind(model.parameters(), lr=0.1, model=model)
+        kind([model[0].scores], lr=0.1, model=model)
+    ek.train_weights(model)
+    ek.optim.ScoreSGD(before, lr=0.1, model=model)  # no mask is to train

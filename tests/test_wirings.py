@@ -88,3 +88,18 @@ def test_network():
     twin(x).sum().backward()
     for i in (0, 3):
         assert not twin[i].weight.grad[~twin[i].mask()].any() and twin[i].weight.grad.any()
+
+
+@pytest.mark.parametrize("prune_rate", [0.0, 0.1, 0.3, 0.9, 0.99, 0])
+def test_prune_rate_is_the_fraction_removed_as_its_paper_has_it(prune_rate):
+    layer = ek.FusedSparseLinear(13, 17)
+    layer.set_prune_rate(prune_rate)
+    assert int(layer.mask().sum()) == 221 - int(prune_rate * 221)
+
+
+@pytest.mark.parametrize("prune_rate", [1.0, -0.1, float("nan"), True, "0.5", None])
+def test_a_prune_rate_that_cannot_be_is_refused_by_its_name(prune_rate):
+    layer = ek.FusedSparseConv(3, 4, 3, keep=0.3)
+    with pytest.raises((TypeError, ValueError), match=r"^prune_rate: .*in \[0, 1\), got"):
+        layer.set_prune_rate(prune_rate)
+    assert layer.keep == 0.3

@@ -27,6 +27,15 @@ class SelfScored(Subnet):
         if self.weight.dtype != torch.float32:
             self.weight = nn.Parameter(self.weight.detach().to(torch.float32))
 
+    def set_prune_rate(self, prune_rate: float) -> None:
+        """Discovering Neural Wirings' name: there the fraction REMOVED, in [0, 1), so that ``keep`` becomes
+        ``1 - prune_rate``. (In the layers of hidden-networks it is the fraction kept.) Raises TypeError, ValueError."""
+        if isinstance(prune_rate, bool) or not isinstance(prune_rate, int | float):
+            raise TypeError(f"prune_rate: expected a float in [0, 1), got {type(prune_rate).__name__}")
+        if not 0 <= prune_rate < 1:
+            raise ValueError(f"prune_rate: the fraction of weights REMOVED must be in [0, 1), got {prune_rate}")
+        self.keep = 1 - prune_rate
+
     def _trained(self, masks: bool) -> list[nn.Parameter]:
         return [self.weight] if masks else super()._trained(masks)
 

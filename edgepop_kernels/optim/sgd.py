@@ -37,7 +37,8 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     compiled with it; others by torch's, and their layers select in forward. A learning rate that is a tensor on the GPU
     is read there: the host does not wait for it, and replays of a CUDA graph follow it. Raises ValueError and TypeError
     for arguments, as torch does, and for the settings of any param group that are NaN, infinite or out of range, which
-    torch lets by; in ``step`` ValueError for a sparse gradient and for a rate that has become NaN or infinite. With
+    torch lets by, and for a model none of whose scores are among the parameters; in ``step`` ValueError for a sparse
+    gradient and for a rate that has become NaN or infinite. With
     ``fused_backward``, backward raises RuntimeError before anything is changed for what it cannot be part of: scores
     used twice, a second backward before ``step``, a hook on the scores or a ``.grad`` of theirs, several processes; and
     under torch.compile(fullgraph=True) forward does.
@@ -60,6 +61,7 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     ):
         params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
+        self._check_scores()
 
     def _remembers(self, group):
         return () if group["momentum"] == 0 else self._moments

@@ -76,6 +76,16 @@ class ScoreOptimizer:
             self._in_backward = StepsInBackward(self, layers)
         return params
 
+    def _check_scores(self):
+        """Raises ValueError where the model has masks to train and none of their scores is among the parameters."""
+        held = {p for group in self.param_groups for p in group["params"]}
+        scores = [p for p, scored in self._scores.items() if not scored.layer.rule.fixed]
+        if scores and not any(p in held for p in scores):
+            raise ValueError(
+                "model: none of its scores are among params; expected parameters taken after convert, such as "
+                "model.parameters(), or the model itself as params"
+            )
+
     def add_param_group(self, param_group: dict) -> None:
         """torch's. Raises TypeError and ValueError for settings that are no numbers in range, NaN among them."""
         if isinstance(param_group, dict):
