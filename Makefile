@@ -33,7 +33,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(NATIVE_SOURCES) | $(BIN)/pyt
 	$(PIP) --quiet setuptools pybind11 ninja
 	@echo "==> 2 of 3: compiling C++, which takes minutes; after a first time, only what has changed"
 	$(BIN)/python setup.py --quiet build_ext --inplace
-	@echo "==> 3 of 3: installing torch and the rest: 2.8 GB to download where pip finds torch's CUDA build, else 0.5 GB"
+	@echo "==> 3 of 3: installing torch and the rest: a first time 2.8 GB to download if pip finds a CUDA torch, else 0.5 GB"
 	$(PIP) --no-build-isolation --editable '.[train,test,bench]'
 	@seconds=$$(($$(date +%s) - $$(cat $(VENV)/started))); \
 	    echo "==> installed in $$((seconds / 60)) min $$((seconds % 60)) s; python, edgepop and pytest are in $(BIN)"
