@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .candidates import Wanted, chosen
+from .first_forward import unwatch, watch
 from .init import by_name
 from .nn import CLASSES, KINDS, MaskedLayer, NonAffineBatchNorm
 from .overview import LeftDense, described, left_dense
@@ -67,7 +68,9 @@ def convert(
     ``include`` or ``exclude`` matches none, and for what would not be masked as it says: a weight that is computed
     (torch.nn.utils.prune, weight_norm, spectral_norm, parametrize), shared with another module (a tied embedding) or
     sharded, a layer whose forward was replaced on the instance or that carries an adapter, a model inside
-    DistributedDataParallel, fully_shard or DataParallel. An exception leaves the model as it was.
+    DistributedDataParallel, fully_shard or DataParallel. An exception leaves the model as it was. The first forward of
+    ``model`` warns of converted layers that it does not call: where it reads their weight (torchvision's Swin), no mask
+    reaches that.
     """
     default = _default_rule(method)
     allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set()
@@ -115,6 +118,7 @@ def convert(
         for module, state in zip(changing, before, strict=True):
             state.restore(module)
         raise
+    watch(model, layers)
     if message:
         warnings.warn(message, LeftDense, stacklevel=2)
     return model
@@ -136,6 +140,7 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
         layers = _masked_layers(model)
     for module in model.modules():
         unshare_selection(module)
+        unwatch(module)
     for layer, mask in zip(layers, masks, strict=True):
         layer._become_plain(mask)
     for module in model.modules():

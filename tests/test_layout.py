@@ -30,6 +30,7 @@ ORDER = [
     "nn",
     "optim",
     "sharing",
+    "first_forward",
     "overview",
     "candidates",
     "refusals",
