@@ -60,7 +60,8 @@ def test_two_processes_equal_one_that_computes_the_same_two_parts(together, tmp_
     assert one["history"][0]["epoch"] == 1 and one["epoch"] == 1
     for part in ("model", "optimizer", "random", "masks"):
         assert_same(two[part], one[part], part)
-    assert rows(run.parent / "results.csv") == rows(tmp_path / "results.csv")
+    (found,), (expected,) = (rows(folder / "results.csv") for folder in (run.parent, tmp_path))
+    assert found == expected | {"settings": expected["settings"].replace(" accumulate=2", "")}
 
 
 @pytest.mark.parametrize("method", NAMES)
