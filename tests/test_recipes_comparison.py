@@ -238,7 +238,7 @@ def test_the_time_left_is_that_of_as_many_trainings_as_are_left(tmp_path, monkey
     monkeypatch.setattr(comparison, "SAVE_EVERY", 1e9)
     clock = iter(range(0, 10**6, 100))
     monkeypatch.setattr(comparison.time, "monotonic", lambda: next(clock))
-    state = comparison.begin(tmp_path, recipe(LOTTERY), data.load("digits", None))
+    state = comparison.begin(tmp_path, recipe(LOTTERY), data.load("digits", None), {"threads": 1, "backend": None})
     session = comparison.Saved(tmp_path, recipe(LOTTERY), CPU, state | {"seconds": 7000.0}, quiet(), None)
     session.finished = {str(number): Outcome([0.5], [0.25]) for number in range(3)}
     monkeypatch.setattr(comparison.time, "monotonic", lambda: session.started + 7200)

@@ -131,7 +131,9 @@ def train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="continue this run folder, or this checkpoint of one, bit for bit"),
+        typer.Option(
+            metavar="RUN", help="continue this run folder, or this checkpoint of one; bit for bit where it was"
+        ),
     ] = None,
     plots: Annotated[bool, typer.Option(help="draw training.png, or the charts of a comparison")] = True,
     tensorboard: Annotated[bool, typer.Option(help="write TensorBoard scalars")] = False,

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import checkpoint, experiments, registry, runs
+from . import checkpoint, experiments, machine, registry, runs
 from .data import Dataset, ImageFolder
 from .errors import Interrupted, NotFinite, UserError
 from .experiments import Experiment, Result
@@ -31,8 +31,8 @@ from .session import Outcome, Session
 SAVE_EVERY = 30.0
 
 
-def begin(run: Path, recipe: Experiment, dataset: Dataset | ImageFolder) -> dict:
-    """Saves and returns the state of a comparison whose trainings are all to be done."""
+def begin(run: Path, recipe: Experiment, dataset: Dataset | ImageFolder, here: dict) -> dict:
+    """Saves and returns the state of a comparison whose trainings are all to be done. here: ``machine.described``."""
     state = {
         "config": recipe.to_dict(),
         "data_digest": dataset.digest(),
@@ -41,7 +41,18 @@ def begin(run: Path, recipe: Experiment, dataset: Dataset | ImageFolder) -> dict
         "lasting": [],
         "random": None,
         "seconds": 0.0,
+        "ran_on": [here],
     }
+    checkpoint.save(run, ["finished"], state)
+    return state
+
+
+def go_on(run: Path, recipe: Experiment, state: dict, here: dict) -> dict:
+    """The state as it continues ``here``, with the settings of ``recipe``; saved where it is another place."""
+    ran_on = machine.went_on(state["ran_on"], here)
+    if len(state["finished"]) == recipe.trainings() or ran_on == state["ran_on"]:
+        return state
+    state = state | {"config": recipe.to_dict(), "ran_on": ran_on}
     checkpoint.save(run, ["finished"], state)
     return state
 
@@ -216,6 +227,7 @@ def _conclude(session: Saved, record: dict, images: int, pictures: bool) -> Resu
         "trainings": len(session.finished),
         "epochs": recipe.epochs,
         "accuracy": "after the last epoch of each training",
+        "ran_on": session.state["ran_on"],
         "notes": result.notes,
         "variants": [_variant(name, found) for name, found in result.variants.items()],
     }
@@ -223,6 +235,7 @@ def _conclude(session: Saved, record: dict, images: int, pictures: bool) -> Resu
     settings = recipe.to_dict()
     told = {"run": run.name, "started": record["started"], "recipe": record["recipe"]}
     told["settings"] = registry.told_apart(record["recipe"], recipe, images)
+    told |= machine.columns(session.state["ran_on"])
     for name, found in result.variants.items():
         row = {column: settings.get(column, "") for column in runs.RESULT_COLUMNS} | told | {"variant": name}
         runs.append_result(run.parent, row | experiments.numbers(found))

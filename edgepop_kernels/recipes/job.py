@@ -3,16 +3,11 @@
 import contextlib
 import datetime
 import json
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-import edgepop_kernels as ek
-
-from . import checkpoint, comparison, data, experiments, figure, parallel, plots, registry, runs, timing
+from . import checkpoint, comparison, data, experiments, figure, machine, parallel, plots, registry, runs, timing
 from .config import Recipe
 from .errors import ConfigError, Interrupted, NotFinite, OutputLost, UserError
 from .experiments import Experiment
@@ -22,6 +17,9 @@ from .masks import kept_per_layer
 from .parallel import World
 from .report import Report, Summary
 from .trainer import Trainer, frozen_digest
+
+# The settings that a resumed run may be given anew.
+_FREE = (*machine.SETTINGS, "workers")
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,17 @@ def start(
     Raises UserError and Interrupted, the same on every rank.
     """
     with parallel.join() as world, contextlib.ExitStack() as held:
-        device = world.each(lambda: _prepare(recipe, outputs, world))
-        recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
-        held.enter_context(_backend(recipe))
+        world.each(lambda: plots.check(outputs.plots, outputs.tensorboard))
+        device = world.each(lambda: machine.take(recipe, world))
+        recipe = machine.taken(recipe, device)
+        held.enter_context(machine.backend(recipe))
         dataset = world.each(lambda: _load(recipe, images))
+        environment = machine.environment(device, world)
         trainer = Trainer(recipe, dataset, device, world)
+        trainer.ran_on = [machine.described(recipe, environment)]
         run = world.lead(lambda: runs.create(folder, run_name or name))
         world.lead(lambda: held.enter_context(locked(run, wait=False)))
-        record = _record(name, trainer.recipe, images, _environment(device, world))
+        record = _record(name, trainer.recipe, images, environment)
         state = trainer.state()
         world.lead(lambda: runs.write_record(run, record))
         world.lead(lambda: checkpoint.save(run, ["first", "last"], state))
@@ -76,15 +77,17 @@ def experiment(
     Interrupted."""
     with parallel.join() as world, contextlib.ExitStack() as held:
         _refuse_for_comparison(name, outputs, world)
-        device = _prepare(recipe, outputs, world)
-        recipe = recipe.override(device=device.type, threads=torch.get_num_threads())
-        held.enter_context(_backend(recipe))
+        plots.check(outputs.plots, outputs.tensorboard)
+        device = machine.take(recipe, world)
+        recipe = machine.taken(recipe, device)
+        held.enter_context(machine.backend(recipe))
         dataset = _load(recipe, images)
         recipe = recipe.resolved(len(dataset.train))
         run = runs.create(folder, run_name or name)
         held.enter_context(locked(run, wait=False))
-        record = _record(name, recipe, images, _environment(device, world))
-        state = comparison.begin(run, recipe, dataset)
+        environment = machine.environment(device, world)
+        record = _record(name, recipe, images, environment)
+        state = comparison.begin(run, recipe, dataset, machine.described(recipe, environment))
         runs.write_record(run, record)
         held.enter_context(_heard(run, world))
         return comparison.run(recipe, dataset, device, run, record, state, outputs.plots, report)
@@ -108,16 +111,18 @@ def _record(name: str, recipe: Recipe, images: Path | None, environment: dict) -
 
 
 def resume(
-    place: Path, asked: dict, images: Path | None, outputs: Outputs, report: Report
+    source: Path, asked: dict, images: Path | None, outputs: Outputs, report: Report
 ) -> Summary | experiments.Result:
-    """Continue a run bit for bit. place: its folder (from last.pt), or one of its checkpoints; a comparison's folder.
+    """Continue a run, bit for bit where it was. source: its folder (from last.pt), or one of its checkpoints; a
+    comparison's folder.
 
-    asked: settings given beside it; one that differs from the run's is a ConfigError naming it, because the result
-    would be neither this run nor a new one: all but ``workers``, on which nothing depends. images: where the data are
-    now, if they have moved.
+    asked: settings given beside it. Where to compute may be another place, which the report notes and the results tell:
+    device, backend and threads; without being asked for, they are the run's own as far as this machine has them. Any
+    other setting that differs from the run's is a ConfigError naming it, because the result would be neither this run
+    nor a new one: all but ``workers``, on which nothing depends. images: where the data are now, if they have moved.
     """
-    is_file = place.suffix == ".pt"
-    run = place.parent if is_file else place
+    is_file = source.suffix == ".pt"
+    run = source.parent if is_file else source
     with parallel.join() as world, contextlib.ExitStack() as held:
         record = world.lead(lambda: runs.read_record(run))
         world.lead(lambda: held.enter_context(locked(run, wait=False)))
@@ -126,33 +131,38 @@ def resume(
         if compares:
             _refuse_for_comparison(record["recipe"], outputs, world)
             if is_file:
-                raise UserError(f"cannot resume from {place}: a comparison is continued from its folder, give {run}")
+                raise UserError(f"cannot resume from {source}: a comparison is continued from its folder, give {run}")
             state = comparison.load(run)
         else:
-            state = world.lead(lambda: checkpoint.load(place) if is_file else checkpoint.load_run(run))
+            state = world.lead(lambda: checkpoint.load(source) if is_file else checkpoint.load_run(run))
         saved = registry.from_dict(state["config"])
-        recipe = saved.override(workers=asked.get("workers", saved.workers))
         _refuse_changes(run, saved, recorded.to_dict(), "config.json")
         _refuse_changes(run, saved, saved.asked(**asked).to_dict(), "the command line")
-        device = world.each(lambda: _prepare(recipe, outputs, world))
-        held.enter_context(_backend(recipe))
+        recipe = machine.moved(saved, record["environment"].get("cores"))
+        recipe = recipe.override(**{name: asked[name] for name in _FREE if name in asked})
+        world.each(lambda: plots.check(outputs.plots, outputs.tensorboard))
+        device = world.each(lambda: machine.take(recipe, world))
+        recipe = machine.taken(recipe, device)
+        held.enter_context(machine.backend(recipe))
         place_now = images or (Path(record["data"]) if record["data"] else None)
         dataset = world.each(lambda: _load(recipe, place_now))
-        for name, here in _environment(device, world).items():
-            if record["environment"].get(name) != here:
-                was = record["environment"].get(name)
-                report.line(f"note: {name} was {was} and is {here}: the run goes on, but not bit for bit")
+        here = machine.described(recipe, machine.environment(device, world))
+        for note in machine.notes(machine.described(recorded, record["environment"]), here):
+            report.line(note)
         if compares:
+            state = comparison.go_on(run, recipe, state, here)
             held.enter_context(_heard(run, world))
             return comparison.run(recipe, dataset, device, run, record, state, outputs.plots, report)
         trainer = Trainer(recipe, dataset, device, world)
         trainer.load_state(state)
+        if not trainer.finished:
+            trainer.ran_on = machine.went_on(trainer.ran_on, here)
         return _finish(trainer, run, record, outputs, report)
 
 
 def _refuse_changes(run: Path, recipe: Recipe, other: dict, source: str) -> None:
     for field, value in recipe.to_dict().items():
-        if field != "workers" and other.get(field) != value:
+        if field not in _FREE and other.get(field) != value:
             raise ConfigError(
                 f"cannot resume {run}: {field} is {value!r} in its checkpoint, {other.get(field)!r} in {source}"
             )
@@ -253,6 +263,7 @@ def _summarise(trainer: Trainer) -> Summary:
         layers=kept_per_layer(trainer.model),
         frozen_before=trainer.frozen_digest,
         frozen_after=frozen_digest(trainer.model),
+        ran_on=trainer.ran_on,
     )
 
 
@@ -266,49 +277,9 @@ def _result_row(trainer: Trainer, run: Path, record: dict, summary: Summary) -> 
         "kept": summary.kept,
         "weights": summary.weights,
         "weights_unchanged": "" if summary.unchanged is None else summary.unchanged,
-    }
+    } | machine.columns(trainer.ran_on)
     return {name: recipe.get(name, "") for name in runs.RESULT_COLUMNS} | summary.accuracies | about
-
-
-def _prepare(recipe: Recipe, outputs: Outputs, world: World) -> torch.device:
-    """The device to train on; sets what its results depend on: the thread count, deterministic cuDNN algorithms."""
-    plots.check(outputs.plots, outputs.tensorboard)
-    name = recipe.device
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda was asked for, but PyTorch finds no GPU here")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    torch.backends.cudnn.deterministic = True
-    if name == "cpu" or world.size == 1:
-        return torch.device(name)
-    if world.local_size > torch.cuda.device_count():
-        raise UserError(
-            f"{world.local_size} processes were started here, one for each GPU, but PyTorch finds "
-            f"{torch.cuda.device_count()}: start as many, or add --device cpu"
-        )
-    torch.cuda.set_device(world.local_rank)
-    return torch.device(name, world.local_rank)
 
 
 def _load(recipe: Recipe, images: Path | None) -> data.Dataset | data.ImageFolder:
     return data.limited(data.load(recipe.dataset, images, recipe.image_size), recipe.limit_images)
-
-
-def _backend(recipe: Recipe) -> ek.use_backend:
-    try:
-        return ek.use_backend(recipe.backend)
-    except RuntimeError as error:
-        raise UserError(str(error)) from error
-
-
-def _environment(device: torch.device, world: World) -> dict:
-    on_gpu = device.type == "cuda"
-    return {
-        "edgepop_kernels": ek.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "processes": world.size,
-    }

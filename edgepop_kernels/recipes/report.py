@@ -30,6 +30,7 @@ class Summary:
     layers: list[tuple[str, int, int]]
     frozen_before: str | None
     frozen_after: str | None
+    ran_on: list[dict]
 
     @property
     def accuracy(self) -> float:
@@ -73,6 +74,7 @@ class Summary:
         return self.accuracies | {
             "ended": self.ended,
             "layers": [{"name": name, "kept": kept, "weights": weights} for name, kept, weights in self.layers],
+            "ran_on": self.ran_on,
             "frozen_weights_sha256": None if self.unchanged is None else [self.frozen_before, self.frozen_after],
         }
 

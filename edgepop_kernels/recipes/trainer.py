@@ -60,6 +60,7 @@ class Trainer:
         self.random = PartRandom(self.model, device) if self.share.parts > 1 else None
         self.epoch = self.step = 0
         self.history: list[dict] = []
+        self.ran_on: list[dict] = []  # as ``machine.described``, one after the other
         self.evaluated_from: dict | None = None  # of the generators, before the last evaluation: masks may be drawn
         self.picked_on = next(iter(self.data.evaluated))
         self.masks = packed_masks(self.model)
@@ -199,6 +200,7 @@ class Trainer:
             "evaluated_from": self.evaluated_from,
             "masks": self.masks,
             "frozen_digest": self.frozen_digest,
+            "ran_on": self.ran_on,
             "random": checkpoint.random_state(),
         }
 
@@ -212,6 +214,7 @@ class Trainer:
         self.history, self.evaluated_from = list(state["history"]), state["evaluated_from"]
         self.masks = {name: bits.to(self.device) for name, bits in state["masks"].items()}
         self.frozen_digest = state["frozen_digest"]
+        self.ran_on = state["ran_on"]
         self._start_sums()
         # Ranks go on from their own sums; among another number of processes the rows are dealt out anew.
         for sums in itertools.islice(state["sums"], self.world.rank, None, self.world.size):
