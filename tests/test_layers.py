@@ -246,3 +246,23 @@ def test_autocast_takes_weights_of_either_half(dtype):
 def test_on_meta_shapes_come_out():
     layer = ek.FusedSubnetConv(3, 8, 3, device="meta")
     assert layer(torch.randn(2, 3, 9, 9, device="meta")).shape == (2, 8, 7, 7)
+
+
+def test_a_subclass_of_a_layer_is_its_own_and_not_what_convert_makes():
+    """FSDP makes one of every layer's class, users of some."""
+
+    class Loud(ek.FusedSubnetLinear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    class Own(type(ek.FusedSubnetLinear(3, 4)).__mro__[1], nn.Linear):
+        pass
+
+    torch.manual_seed(0)
+    layer, x = Loud(5, 3, keep=0.4), torch.randn(2, 5)
+    plain = ek.FusedSubnetLinear(5, 3, keep=0.4)
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), 2 * plain(x))
+    assert Own(3, 4).mask().sum() == 6
+    assert type(ek.convert(nn.Sequential(nn.Linear(5, 3)))[0]) is ek.FusedSubnetLinear
+    assert type(layer.materialize()) is nn.Linear

@@ -148,7 +148,7 @@ def test_a_replica_starts_from_no_cut_of_another_device():
     model, x = network(ek.TopK(0.3)), torch.randn(4, 13)
     y = model(x)
     elsewhere = ek.select(model[0].scores, model[0].rule)
-    model[0]._know(ek.Cut(elsewhere.data.to("meta"), elsewhere.of), model[0].scores)
+    model[0]._cuts.learn(ek.Cut(elsewhere.data.to("meta"), elsewhere.of), model[0].scores, model[0].rule)
     for replica in replicas(model):
         assert torch.equal(replica(x), y)
         assert replica[0]._cuts is not model[0]._cuts

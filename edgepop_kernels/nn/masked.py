@@ -49,14 +49,14 @@ class MaskedLayer(Saved, AmongTools):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        plain = next((base for base in cls.__mro__ if base in KINDS), None)
-        if plain is None:
+        plain = next((base for base in cls.__bases__ if base in KINDS), None)
+        if plain is None:  # of a layer, which is a user's (or FSDP's), with what it changes
             return
         cls._plain, cls._kind = plain, KINDS[plain]
         cls.forward = cls._kind.forward
         given = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
         cls.__signature__ = inspect.Signature([*inspect.signature(plain).parameters.values(), *given])
-        CLASSES[cls._method, plain] = cls
+        CLASSES.setdefault((cls._method, plain), cls)
 
     @staticmethod
     def _takes(rule: Rule | type[Rule]) -> bool:
