@@ -78,7 +78,7 @@ def assert_cuts(model):
         kept = layer.rule.kept(layer._ranked.numel())
         data = reference.select([layer._ranked.detach().cpu()], [kept], [layer.rule.of], None)[0]
         expected = layer.rule.cut(data, layer._ranked.numel())
-        assert layer._known_cut().data.tolist() == expected.data.tolist()
+        assert layer._cuts.last.data.tolist() == expected.data.tolist()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -443,7 +443,7 @@ class TestOnDevice:
             for step in range(3):
                 give_gradients(trained(model), step)
                 optimizer.step()
-            found.append([*(p.detach() for p in trained(model)), *(m._known_cut().data for m in model)])
+            found.append([*(p.detach() for p in trained(model)), *(m._cuts.last.data for m in model)])
         assert all(torch.equal(a, b) for run in found for a, b in zip(run, found[0], strict=True))
 
     def test_in_a_graph_it_goes_on_stepping(self):
