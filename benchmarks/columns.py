@@ -13,17 +13,11 @@ from torch import nn
 
 import edgepop_kernels as ek
 from edgepop_kernels.backends import native
+from edgepop_kernels.recipes.unfused import GetSubnet, in_memory_order
 
 # A training step with our optimizer instead of torch's: the next cuts from its pass; and that inside backward.
 OUR_OPTIMIZER = ("ScoreSGD", "fused_backward")
 OURS = ("fused", "graphed", *OUR_OPTIMIZER)
-
-
-def in_memory_order(t: torch.Tensor) -> torch.Tensor:
-    """A one-dimensional view of a dense tensor, contiguous or channels_last."""
-    if t.is_contiguous():
-        return t.view(-1)
-    return t.permute(0, 2, 3, 1).view(-1)
 
 
 def kth_score(scores: torch.Tensor, keep: float) -> torch.Tensor:
@@ -39,24 +33,6 @@ def read(scores: list[torch.Tensor]) -> Callable:
         return lambda: [s.sum() for s in scores]
     ranges = [(s.data_ptr(), s.numel()) for s in scores]
     return lambda: native._native.read(ranges, torch.get_num_threads())
-
-
-class GetSubnet(torch.autograd.Function):
-    """Sort, then write the first int((1 - keep) n) zeros and the other ones; straight-through backward."""
-
-    @staticmethod
-    def forward(ctx, magnitudes, keep):
-        order = in_memory_order(magnitudes).sort().indices
-        dropped = int((1 - keep) * order.numel())
-        mask = torch.empty_like(magnitudes)
-        flat = in_memory_order(mask)
-        flat[order[:dropped]] = 0
-        flat[order[dropped:]] = 1
-        return mask
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, None
 
 
 class GetSubnetFaster(torch.autograd.Function):

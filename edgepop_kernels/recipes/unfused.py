@@ -52,10 +52,10 @@ class GetSubnet(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, magnitudes, keep):
-        order = _in_memory_order(magnitudes).sort().indices
+        order = in_memory_order(magnitudes).sort().indices
         dropped = int((1 - keep) * order.numel())
         mask = torch.empty_like(magnitudes)
-        flat = _in_memory_order(mask)
+        flat = in_memory_order(mask)
         flat[order[:dropped]] = 0
         flat[order[dropped:]] = 1
         return mask
@@ -71,7 +71,7 @@ class ChooseEdges(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, keep):
         chosen = weight.clone()
-        flat = _in_memory_order(chosen)
+        flat = in_memory_order(chosen)
         order = flat.abs().sort().indices
         flat[order[: int((1 - keep) * order.numel())]] = 0
         return chosen
@@ -81,6 +81,6 @@ class ChooseEdges(torch.autograd.Function):
         return grad, None
 
 
-def _in_memory_order(t: Tensor) -> Tensor:
+def in_memory_order(t: Tensor) -> Tensor:
     """A one-dimensional view of a dense tensor, contiguous or channels_last."""
     return t.view(-1) if t.is_contiguous() else t.permute(0, 2, 3, 1).view(-1)
