@@ -187,7 +187,7 @@ class LayerRow:
     def _of_one_row(self, setup):
         model = model_of("fused", self.template, KEEP, setup.device)
         (layer,) = model
-        layer._know(setup.on_its_backend("fused", layer.select)(), layer.scores)
+        layer._cuts.learn(setup.on_its_backend("fused", layer.select)(), layer.scores, layer.rule)
         batch_and_pixels = (0, *range(2, len(self.x_shape)))
         x = randn([1 if i in batch_and_pixels else n for i, n in enumerate(self.x_shape)], 1, setup.device)
         x = x.to(self.dtype).requires_grad_(self.backward)
