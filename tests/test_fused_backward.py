@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -656,3 +657,15 @@ def test_a_gradient_whose_memory_holds_its_negation():
     for plain, fused, expected in zip(*trained, model, strict=True):
         torch.testing.assert_close(plain, expected.scores.detach())
         torch.testing.assert_close(fused, expected.scores.detach())
+
+
+def test_an_optimizer_that_is_refused_takes_no_layers_over():
+    model, x = nn.Sequential(ek.FusedSubnetLinear(5, 3)), torch.randn(2, 5)
+    optimizer = ek.optim.ScoreSGD(model, lr=0.1, fused_backward=True)
+    for wrong in (dict(lr=math.nan), dict(lr=-1.0), dict(lr=0.1, momentum=-1)):
+        with pytest.raises(ValueError, match=r"lr|momentum"):
+            ek.optim.ScoreSGD(model, **wrong, fused_backward=True)
+    before = model[0].scores.detach().clone()
+    model(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].scores, before)

@@ -126,7 +126,7 @@ class ScoreAdam(_ScoreAdam, torch.optim.Adam):
     ):
         params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable)
-        self._check_scores()
+        self._take_scores(fused_backward)
 
 
 class ScoreAdamW(_ScoreAdam, torch.optim.AdamW):
@@ -148,4 +148,4 @@ class ScoreAdamW(_ScoreAdam, torch.optim.AdamW):
     ):
         params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable)
-        self._check_scores()
+        self._take_scores(fused_backward)

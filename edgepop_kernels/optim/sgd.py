@@ -61,7 +61,7 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     ):
         params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
-        self._check_scores()
+        self._take_scores(fused_backward)
 
     def _remembers(self, group):
         return () if group["momentum"] == 0 else self._moments

@@ -67,17 +67,16 @@ class ScoreOptimizer:
             raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
         layers = [] if model is None else [m for m in model.modules() if isinstance(m, MaskedLayer)]
         self._scores = {layer._ranked: _Scores(layer) for layer in layers}
-        if fused_backward:
-            if not layers:
-                raise ValueError(
-                    "fused_backward: it needs the masked layers whose scores are updated in backward; expected a model "
-                    f"that has some, as params or as model, got {'none' if model is None else 'one without'}"
-                )
-            self._in_backward = StepsInBackward(self, layers)
+        if fused_backward and not layers:
+            raise ValueError(
+                "fused_backward: it needs the masked layers whose scores are updated in backward; expected a model "
+                f"that has some, as params or as model, got {'none' if model is None else 'one without'}"
+            )
         return params
 
-    def _check_scores(self):
-        """Raises ValueError where the model has masks to train and none of their scores is among the parameters."""
+    def _take_scores(self, fused_backward: bool):
+        """Called when all arguments are checked, so that an optimizer which is refused takes no layers over. Raises
+        ValueError where the model has masks to train and none of their scores is among the parameters."""
         held = {p for group in self.param_groups for p in group["params"]}
         scores = [p for p, scored in self._scores.items() if not scored.layer.rule.fixed]
         if scores and not any(p in held for p in scores):
@@ -85,6 +84,8 @@ class ScoreOptimizer:
                 "model: none of its scores are among params; expected parameters taken after convert, such as "
                 "model.parameters(), or the model itself as params"
             )
+        if fused_backward:
+            self._in_backward = StepsInBackward(self, [s.layer for s in self._scores.values()])
 
     def add_param_group(self, param_group: dict) -> None:
         """torch's. Raises TypeError and ValueError for settings that are no numbers in range, NaN among them."""
