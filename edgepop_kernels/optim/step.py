@@ -72,6 +72,7 @@ class ScoreOptimizer:
                 "fused_backward: it needs the masked layers whose scores are updated in backward; expected a model "
                 f"that has some, as params or as model, got {'none' if model is None else 'one without'}"
             )
+        self._layers = layers if fused_backward else []  # two may share their scores
         return params
 
     def _take_scores(self, fused_backward: bool):
@@ -85,7 +86,7 @@ class ScoreOptimizer:
                 "model.parameters(), or the model itself as params"
             )
         if fused_backward:
-            self._in_backward = StepsInBackward(self, [s.layer for s in self._scores.values()])
+            self._in_backward = StepsInBackward(self, self._layers)
 
     def add_param_group(self, param_group: dict) -> None:
         """torch's. Raises TypeError and ValueError for settings that are no numbers in range, NaN among them."""
