@@ -663,7 +663,7 @@ def test_an_optimizer_that_is_refused_takes_no_layers_over():
     model, x = nn.Sequential(ek.FusedSubnetLinear(5, 3)), torch.randn(2, 5)
     optimizer = ek.optim.ScoreSGD(model, lr=0.1, fused_backward=True)
     for wrong in (dict(lr=math.nan), dict(lr=-1.0), dict(lr=0.1, momentum=-1)):
-        with pytest.raises(ValueError, match=r"lr|momentum"):
+        with pytest.raises(ValueError, match=r"lr|learning rate|momentum"):
             ek.optim.ScoreSGD(model, **wrong, fused_backward=True)
     before = model[0].scores.detach().clone()
     model(x).square().sum().backward()
