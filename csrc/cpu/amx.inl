@@ -2,7 +2,7 @@
 // are tiles 0 to 3, two down and two across; A is in 4 and 5, B in 6 and 7: four products for four loads. Everything
 // else of the amx instruction set is that of avx512bf16, the weight gradient included.
 //
-// Its arithmetic is proven by a test that puts C++ in place of the tile instructions. It has not yet run on hardware.
+// A test that puts C++ in place of the tile instructions proves its arithmetic where a machine has none.
 #pragma once
 
 #include "microkernel.inl"
