@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 from edgepop_kernels.recipes.unfused import GetSubnet, in_memory_order
 
 # A training step with our optimizer instead of torch's: the next cuts from its pass; and that inside backward.

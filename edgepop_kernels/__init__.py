@@ -4,7 +4,7 @@ import importlib
 import warnings
 
 from . import init, optim
-from .backends import backends, use_backend
+from .backend import backends, use_backend
 from .conversion import convert, materialize
 from .cut import Bits, Cut
 from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
-from .backends import backends
+from .backend import backends
 
 # Those that kernels here or in torch are chosen by, in the words of Linux's /proc/cpuinfo.
 INSTRUCTION_SETS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_bf16")

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from . import checks, ops, reference, torch_private
 from .autograd import MaskedConv2d, MaskedLinear, Planned, Prepared, apply
-from .backends import planned
-from .backends import prepared as _prepared
+from .backend import planned
+from .backend import prepared as _prepared
 from .cut import Bits, Cut, Selection
 from .rules import Rule
 

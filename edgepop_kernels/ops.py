@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 
 from . import flops, torch_private
-from .backends import beside, implementation
+from .backend import beside, implementation
 from .masks import packed_bytes
 from .rules import RULES
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from . import reference
-from .backends import triton
+from .backend import triton
 from .rules import kept_count
 from .testing.tolerances import RELATIVE_BOUND, relative_error
 from .tuning import Problem, Tile
@@ -60,7 +60,7 @@ def tune(
     missing = triton.unavailable()
     if missing is not None:
         raise RuntimeError(f"tune: {missing}")
-    from .backends.triton import launch  # imports triton
+    from .backend.triton import launch  # imports triton
 
     device = torch.device("cuda", torch.cuda.current_device()) if device is None else device
     timer = timer or _timer(device)
@@ -113,7 +113,7 @@ def calls(workload: Linear | Conv, dtype: torch.dtype, device: torch.device) -> 
 
 def asked(call: Call) -> dict[Problem, Tile]:
     """The products that a call launches, and the tiles they get."""
-    from .backends.triton import launch
+    from .backend.triton import launch
 
     op, args = call
     with launch.trial() as trial:
@@ -141,7 +141,7 @@ class Judge:
         from triton.compiler.errors import CompilationError
         from triton.runtime.errors import OutOfResources, PTXASError
 
-        from .backends.triton import launch
+        from .backend.triton import launch
 
         with launch.trial({self._problem: tile}) as trial:
             try:

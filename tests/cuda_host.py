@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgepop_kernels.backends import cuda
+from edgepop_kernels.backend import cuda
 
 SOURCES = Path(__file__).with_name("cuda")
 
@@ -80,7 +80,7 @@ class Host:
         return message.value.decode()
 
     def install(self, monkeypatch):
-        """Makes ``backends.cuda`` run on this, on CPU tensors."""
+        """Makes ``backend.cuda`` run on this, on CPU tensors."""
         monkeypatch.setattr(cuda, "_cuda", self)
         monkeypatch.setattr(cuda, "_stream", lambda device: contextlib.nullcontext(0))
         cuda._plan.cache_clear()

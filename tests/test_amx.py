@@ -17,7 +17,7 @@ import test_native_conv as conv
 import torch
 
 from edgepop_kernels import doctor
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 
 TESTS = Path(__file__).parent
 BF16 = torch.bfloat16

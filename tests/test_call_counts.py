@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import edgepop_kernels as ek
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgepop_kernels.backends import cuda
+from edgepop_kernels.backend import cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))

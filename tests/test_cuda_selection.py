@@ -1,7 +1,6 @@
 """The CUDA selection against the reference's stable sort: on simulated threads here, on a device where there is one."""
 
 import dataclasses
-import importlib
 
 import pytest
 import torch
@@ -10,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import edgepop_kernels as ek
+from edgepop_kernels import backend as dispatch
 from edgepop_kernels import reference
-from edgepop_kernels.backends import cuda
+from edgepop_kernels.backend import cuda
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import Guarded
 
-backends = importlib.import_module("edgepop_kernels.backends")  # ek.backends is its function
 KINDS = [*inputs.SCORES, "random_bits"]
 NOTHING = (-1, 0)  # no score has this key: as good as no hint
 GARBAGE = [NOTHING, (0, 5), (2**32 - 1, 0), (2**63 - 1, -7), (0x80000000, 3)]
@@ -179,12 +178,12 @@ class TestRouting:
     def on_host(self, host, monkeypatch):
         """The backend "cuda" as on a machine with a GPU, CPU tensors taken for CUDA's."""
         fake = dataclasses.replace(
-            backends._BACKENDS["cuda"], unavailable=lambda: None, refuses=lambda device, dtype: None
+            dispatch._BACKENDS["cuda"], unavailable=lambda: None, refuses=lambda device, dtype: None
         )
-        monkeypatch.setitem(backends._BACKENDS, "cuda", fake)
-        backends._backend.cache_clear()
+        monkeypatch.setitem(dispatch._BACKENDS, "cuda", fake)
+        dispatch._backend.cache_clear()
         yield host
-        backends._backend.cache_clear()
+        dispatch._backend.cache_clear()
 
     def test_select_all_runs_on_the_named_backend(self, on_host):
         scores, rules = [torch.randn(50, 60), torch.randn(300)], [ek.TopK(0.3), ek.TopK(0.7, "raw")]
@@ -200,13 +199,13 @@ class TestRouting:
 
     def test_its_other_ops_are_tritons(self):
         pytest.importorskip("triton", reason="triton is not installed")
-        from edgepop_kernels.backends import triton
+        from edgepop_kernels.backend import triton
 
         for op in ("draw", "masked_linear", "masked_linear_dx", "masked_conv2d", "masked_conv2d_dw"):
             assert getattr(cuda, op) is getattr(triton, op)
 
     def test_auto_prefers_triton_until_a_gpu_has_been_measured(self):
-        order = [backend.name for backend in backends._AUTO]
+        order = [backend.name for backend in dispatch._AUTO]
         assert order.index("triton") < order.index("cuda") < order.index("reference")
 
     def test_a_module_without_cuda_says_so(self, monkeypatch):

@@ -12,11 +12,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edgepop_kernels as ek
+from edgepop_kernels import backend as dispatch
 from edgepop_kernels import reference
-from edgepop_kernels.backends import cuda
+from edgepop_kernels.backend import cuda
 from edgepop_kernels.testing import inputs
-
-backends = importlib.import_module("edgepop_kernels.backends")  # ek.backends is its function
 
 OPTIMIZERS = {
     "sgd": (ek.optim.ScoreSGD, torch.optim.SGD, dict(lr=0.05)),
@@ -38,8 +37,8 @@ def host(request, library, monkeypatch):
     """The backend "cuda" on simulated threads, chosen by name; CPU tensors taken for CUDA's."""
     if request.param:
         monkeypatch.setattr(cuda, "_LEAST_CAPACITY", 32)
-    fake = dataclasses.replace(backends._BACKENDS["cuda"], unavailable=lambda: None, refuses=lambda device, dtype: None)
-    monkeypatch.setitem(backends._BACKENDS, "cuda", fake)
+    fake = dataclasses.replace(dispatch._BACKENDS["cuda"], unavailable=lambda: None, refuses=lambda device, dtype: None)
+    monkeypatch.setitem(dispatch._BACKENDS, "cuda", fake)
     _forget_choices()
     with ek.use_backend("cuda"):
         yield Host(library, request.param).install(monkeypatch)
@@ -47,8 +46,8 @@ def host(request, library, monkeypatch):
 
 
 def _forget_choices():
-    backends._backend.cache_clear()
-    backends._optimizer_step.cache_clear()
+    dispatch._backend.cache_clear()
+    dispatch._optimizer_step.cache_clear()
 
 
 def network(shapes, kind="normal", rule=None):
@@ -370,11 +369,11 @@ def test_auto_steps_on_cuda_where_it_was_compiled(monkeypatch):
     """Triton, which comes first, has no optimizer."""
     for name in ("triton", "cuda"):
         able = dataclasses.replace(
-            backends._BACKENDS[name], unavailable=lambda: None, refuses=lambda device, dtype: None
+            dispatch._BACKENDS[name], unavailable=lambda: None, refuses=lambda device, dtype: None
         )
-        monkeypatch.setattr(backends, "_AUTO", tuple(able if b.name == name else b for b in backends._AUTO))
+        monkeypatch.setattr(dispatch, "_AUTO", tuple(able if b.name == name else b for b in dispatch._AUTO))
     _forget_choices()
-    assert backends._optimizer_step("auto", torch.device("cuda", 0), torch.float32) is cuda.step
+    assert dispatch._optimizer_step("auto", torch.device("cuda", 0), torch.float32) is cuda.step
     _forget_choices()
 
 

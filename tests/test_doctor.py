@@ -10,7 +10,7 @@ from isa import INSTRUCTION_SETS
 
 import edgepop_kernels as ek
 from edgepop_kernels import _native, doctor
-from edgepop_kernels.backends import triton
+from edgepop_kernels.backend import triton
 
 # Hides what the extra `train` brings, as on a machine where only torch is installed.
 WITHOUT_EXTRAS = """

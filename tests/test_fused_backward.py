@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import edgepop_kernels as ek
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 from edgepop_kernels.optim.coefficients import Coefficients
 from edgepop_kernels.optim.steady import Update
 from edgepop_kernels.testing import inputs

@@ -241,7 +241,7 @@ class Watch(TorchDispatchMode):
 def test_a_step_on_the_triton_backend_waits_for_nothing(monkeypatch, rule):
     """Host code alone: the launches are left out."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from edgepop_kernels.backends.triton import depthwise, grads, product, selection
+    from edgepop_kernels.backend.triton import depthwise, grads, product, selection
 
     for module in (depthwise, grads, product, selection):
         monkeypatch.setattr(module, "launch", lambda kernel, grid, tensor, args, **meta: None)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 

@@ -1,14 +1,15 @@
 """The architecture, held by a test: which file may import which."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
-import edgepop_kernels
+import edgepop_kernels as ek
 
-PACKAGE = Path(edgepop_kernels.__file__).parent
+PACKAGE = Path(ek.__file__).parent
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 # A module imports only what stands before it.
@@ -21,7 +22,7 @@ ORDER = [
     "rules",
     "checks",
     "tuning",
-    "backends",
+    "backend",
     "flops",
     "ops",
     "autograd",
@@ -43,8 +44,8 @@ USERS = {
     "recipes": {"methods"},
     "methods": set(),
     "testing": {"rules"},
-    "doctor": {"backends"},
-    "tune": {"backends", "reference", "rules", "testing", "tuning"},
+    "doctor": {"backend"},
+    "tune": {"backend", "reference", "rules", "testing", "tuning"},
     "__main__": {"doctor", "recipes", "tune"},
 }
 INTERFACE_LIBRARIES = {"typer", "rich", "click"}
@@ -89,6 +90,12 @@ def test_imports_run_one_way(path):
     else:
         assert module in ORDER, f"{module} is new: give it a place in ORDER or USERS"
         assert others <= set(ORDER[: ORDER.index(module)])
+
+
+@pytest.mark.parametrize("module", sorted({module_of(path) for path in FILES} - {"__init__", "__main__"}))
+def test_no_name_of_the_package_hides_a_module(module):
+    loaded = importlib.import_module(f"edgepop_kernels.{module}")
+    assert getattr(ek, module) is loaded
 
 
 def test_the_reference_imports_nothing_of_ours():

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import edgepop_kernels as ek
 from edgepop_kernels import ops, reference
-from edgepop_kernels.backends import cuda
+from edgepop_kernels.backend import cuda
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import Guarded, guarded_allocations
 
@@ -115,7 +115,7 @@ def test_every_instruction_set(isa):
         isa,
         """
 from test_mask_bits import *
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 for kind in KINDS:
     test_every_backend_packs_the_reference_mask(native.mask_bits, kind)
 test_any_cut_of_the_reference_mask(native.mask_bits)

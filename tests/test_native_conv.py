@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from isa import INSTRUCTION_SETS, run_on
 
 from edgepop_kernels import reference
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 from edgepop_kernels.testing.guard import Guarded
 from edgepop_kernels.testing.tolerances import assert_close, assert_same_bits
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from isa import INSTRUCTION_SETS, run_on
 
 from edgepop_kernels import reference
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 from edgepop_kernels.testing.guard import guarded
 from edgepop_kernels.testing.tolerances import RELATIVE_BOUND, assert_close, assert_same_bits
 

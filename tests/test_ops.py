@@ -158,7 +158,7 @@ def test_operands_changed_before_backward_are_noticed(changed):
 
 def test_auto_falls_back_to_the_reference_and_says_so_once(caplog):
     x, matrix = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4)
-    from edgepop_kernels.backends import _backend
+    from edgepop_kernels.backend import _backend
 
     _backend.cache_clear()
     for _ in range(2):

@@ -10,7 +10,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 from edgepop_kernels import capture, functional, reference
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 from edgepop_kernels.testing import inputs
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))

@@ -7,7 +7,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 from edgepop_kernels import reference
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 from edgepop_kernels.recipes.config import OPTIMIZERS
 from edgepop_kernels.recipes.edge_popup import EdgePopup
 from edgepop_kernels.recipes.trainer import make_optimizer

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import edgepop_kernels as ek
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from isa import INSTRUCTION_SETS, run_on
 
 import edgepop_kernels as ek
 from edgepop_kernels import functional, ops, reference
-from edgepop_kernels.backends import native
+from edgepop_kernels.backend import native
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import guarded
 

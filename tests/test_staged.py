@@ -48,7 +48,7 @@ def test_staged(case):
 
 
 def test_auto_never_stages():
-    from edgepop_kernels.backends import implementation, staged
+    from edgepop_kernels.backend import implementation, staged
 
     assert implementation("masked_linear", torch.ones(2)) is not staged.masked_linear
 
@@ -57,7 +57,7 @@ def test_auto_never_stages():
 @pytest.mark.parametrize("of", ["abs", "raw", "bits"])
 def test_stage_kernel(of, channels_last):
     pytest.importorskip("triton", reason="triton is not installed")
-    from edgepop_kernels.backends.triton.stage import stage
+    from edgepop_kernels.backend.triton.stage import stage
 
     weight = torch.randn(7, 5, 3, 2, device=DEVICE)
     scores = inputs.scores("tied", (7, 5, 3, 2), 0).to(DEVICE)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from edgepop_kernels.backends import triton as backend
+from edgepop_kernels.backend import triton as backend
 from edgepop_kernels.tuning import Problem, Tile, offline
 from edgepop_kernels.tuning.table import write_table
 

@@ -16,8 +16,8 @@ from edgepop_kernels.testing.tolerances import assert_close, assert_same_bits
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from edgepop_kernels.backends import triton as backend
-from edgepop_kernels.backends.triton import product
+from edgepop_kernels.backend import triton as backend
+from edgepop_kernels.backend.triton import product
 from edgepop_kernels.tuning import Tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

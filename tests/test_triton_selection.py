@@ -11,7 +11,7 @@ from edgepop_kernels.testing.tolerances import assert_same_bits
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from edgepop_kernels.backends.triton import selection
+from edgepop_kernels.backend.triton import selection
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []

@@ -93,7 +93,7 @@ def interpreted():
 
 def test_candidates_are_vetted_before_they_are_timed(interpreted, tmp_path, monkeypatch):
     """Sums of splits are made to go wrong, and to be the fastest: they are neither timed nor chosen."""
-    from edgepop_kernels.backends.triton import launch, product
+    from edgepop_kernels.backend.triton import launch, product
 
     monkeypatch.setattr(search, "STEPS", {"k": (16, 32), "splits": (1, 2)})
     timed, lines = [], []
@@ -127,7 +127,7 @@ def test_candidates_are_vetted_before_they_are_timed(interpreted, tmp_path, monk
 
 def judged(raised):
     """The judge's seconds of a tile whose launch raises this."""
-    from edgepop_kernels.backends.triton import product
+    from edgepop_kernels.backend.triton import product
 
     op = next(tune.calls(Linear(9, 70, 40), torch.float32, torch.device("cpu")))
     (problem,) = tune.asked(op)

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from edgepop_kernels import tune
-from edgepop_kernels.backends import triton
-from edgepop_kernels.backends.triton import conv, depthwise, grads, launch, linear, product, selection, stage
+from edgepop_kernels.backend import triton
+from edgepop_kernels.backend.triton import conv, depthwise, grads, launch, linear, product, selection, stage
 from edgepop_kernels.tuning import H200, Device, offline
 from edgepop_kernels.tuning.table import read_table
 from edgepop_kernels.tuning.workloads import WORKLOADS

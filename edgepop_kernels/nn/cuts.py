@@ -3,7 +3,7 @@
 import torch
 
 from .. import capture, torch_private
-from ..backends.native import fingerprint
+from ..backend.native import fingerprint
 from ..cut import Cut, Selection
 from ..rules import Rule
 

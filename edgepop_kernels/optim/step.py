@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .. import capture, functional, torch_private
-from ..backends import optimizer_step
+from ..backend import optimizer_step
 from ..cut import Cut
 from ..nn import MaskedLayer
 from .backward import StepsInBackward
