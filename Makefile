@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy lint sanitize gpu gpu-sanitize clean
+.PHONY: train test bench accuracy lint docs sanitize gpu gpu-sanitize clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -23,6 +23,10 @@ accuracy: $(VENV)/installed
 lint: $(VENV)/ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Read from the sources: nothing is compiled or imported for it. The site is in build/docs, and opens without a server.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Editable: Python edits count at once; an edit of a native source, or of what is required, installs anew. What the build
 # needs comes first, for then a missing compiler is known before anything large is on its way; without pip's isolation,
@@ -41,6 +45,10 @@ $(VENV)/installed: pyproject.toml constraints.txt $(NATIVE_SOURCES) | $(BIN)/pyt
 
 $(VENV)/ruff: constraints.txt | $(BIN)/python
 	$(PIP) --quiet ruff
+	@touch $@
+
+$(VENV)/docs: constraints.txt | $(BIN)/python
+	$(PIP) --quiet mkdocs-material mkdocstrings-python
 	@touch $@
 
 $(BIN)/python:

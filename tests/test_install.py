@@ -23,6 +23,8 @@ OF_CUDA = (
     'nvidia-cudnn-cu13==9.20.0.48; platform_system == "Linux"',
     'triton==3.7.1; platform_system == "Linux" and python_version < "3.15"',
 )
+# What `make lint` and `make docs` install by name, into .venv but into no test.
+TOOLS = {"ruff", "mkdocs-material", "mkdocstrings-python"}
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
 
 
@@ -106,7 +108,7 @@ def test_the_constraints_take_the_triton_that_a_cuda_build_of_torch_asks_for(ins
 def test_the_constraints_take_the_newest_tested_triton_beside_a_cpu_build_of_torch_and_the_pinned_rest(install):
     found = install(EVERYTHING, f"{PINS['torch']}+cpu")
     assert found["triton"] == "3.9.0"
-    wanted = {r.name for r in CONSTRAINTS if r.marker is None or r.marker.evaluate()} & PINS.keys() - {"ruff"}
+    wanted = {r.name for r in CONSTRAINTS if r.marker is None or r.marker.evaluate()} & PINS.keys() - TOOLS
     assert {name: found[name] for name in wanted} == {name: PINS[name] for name in wanted} | {
         "torch": f"{PINS['torch']}+cpu"
     }
