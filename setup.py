@@ -24,6 +24,7 @@ from pathlib import Path
 import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 X86 = platform.machine() in ("x86_64", "AMD64")
@@ -52,6 +53,16 @@ rule link
   command = {link} -shared $in -o $out
   description = link $out
 """
+
+
+class FreshPackage(build_py):
+    """Copies the package into an empty folder: all that lies there is packed, modules that were removed since too."""
+
+    def run(self):
+        earlier = Path(self.build_lib, "edgepop_kernels").resolve()
+        if earlier != ROOT / "edgepop_kernels" and not self.editable_mode:
+            shutil.rmtree(earlier, ignore_errors=True)
+        super().run()
 
 
 class NinjaBuild(build_ext):
@@ -163,5 +174,5 @@ def cpp_sources():
 if __name__ == "__main__":
     setup(
         ext_modules=[Extension("edgepop_kernels._native", cpp_sources())],
-        cmdclass={"build_ext": NinjaBuild},
+        cmdclass={"build_ext": NinjaBuild, "build_py": FreshPackage},
     )

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "csrc", "edgepop_kernels")
-SOURCES += ("pyproject.toml", "setup.py", "tests")
+# What git ignores, by the names of .gitignore: what was built, downloaded or trained, and no source.
+IGNORED = shutil.ignore_patterns(".git", *(line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()))
 
 RECORDER = """#!{python} -S
 import json, os, sys
@@ -27,12 +27,7 @@ class Tree:
         self.log = folder / "log"
         self.bin = folder / "bin"
         self.bin.mkdir()
-        self.root.mkdir()
-        for name in SOURCES:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-            else:
-                shutil.copy(ROOT / name, self.root / name)
+        shutil.copytree(ROOT, self.root, ignore=IGNORED, symlinks=True)
 
     def compiler(self, name):
         path = self.bin / name

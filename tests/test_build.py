@@ -42,24 +42,52 @@ def files(*folders, under):
     return {str(p.relative_to(under)) for f in folders for p in (under / f).rglob("*") if p.is_file()}
 
 
-def test_sdist_holds_the_native_sources_and_the_tests(tree):
+def unpacked_sdist(tree, folder):
+    """Builds it, unpacks it into ``folder``; returns its root."""
     tree.hook("build_sdist('dist')")
     (archive,) = (tree.root / "dist").iterdir()
     with tarfile.open(archive) as tar:
-        held = {name.partition("/")[2] for name in tar.getnames()}
-    wanted = files("csrc", "edgepop_kernels", "tests", under=tree.root) | {"LICENSE", "pyproject.toml", "setup.py"}
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Python before 3.10.12 and 3.11.4
+        tar.extractall(folder)
+    return folder / archive.name.removesuffix(".tar.gz")
+
+
+def test_sdist_holds_every_source_and_nothing_that_was_built(tree, tmp_path):
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    # Where this is no clone, as in an unpacked sdist, whatever git would not ignore.
+    wanted = files(".", under=tree.root) if listed.returncode else set(listed.stdout.splitlines())
+    held = files(".", under=unpacked_sdist(tree, tmp_path))
     assert wanted <= held, wanted - held
     assert not [name for name in held if name.endswith((".so", ".o", ".pyc"))]
 
 
+def test_sdist_holds_every_file_and_folder_that_its_makefile_and_continuous_integration_name(tree, tmp_path):
+    text = (tree.root / "Makefile").read_text() + (tree.root / ".ci" / "run").read_text()
+    words = {word.rstrip("/.") for word in re.findall(r"(?<![\w./$-])[\w.][\w./-]*", text)}
+    named = {word for word in words if word and (tree.root / word).exists()}
+    assert {"constraints.txt", "csrc", "pyproject.toml", "setup.py", "benchmarks/accuracy.py"} <= named
+    root = unpacked_sdist(tree, tmp_path)
+    assert not {word for word in named if not (root / word).exists()}
+
+
+def test_a_wheel_holds_no_module_that_the_sources_have_lost(tree):
+    """setuptools packs all of build/lib, so also what an earlier build left there."""
+    lost = tree.root / "edgepop_kernels" / "lost.py"
+    lost.write_text("")
+    tree.hook("build_wheel('before')")
+    lost.unlink()
+    tree.hook("build_wheel('after')")
+    names = {}
+    for folder in ("before", "after"):
+        (wheel,) = (tree.root / folder).iterdir()
+        with zipfile.ZipFile(wheel) as zipped:
+            names[folder] = set(zipped.namelist())
+    assert names["before"] - names["after"] == {"edgepop_kernels/lost.py"}
+
+
 def test_wheel_from_the_sdist_holds_the_package_and_nothing_else(tree, tmp_path):
-    tree.hook("build_sdist('dist')")
     package = files("edgepop_kernels", under=tree.root)
-    (archive,) = (tree.root / "dist").iterdir()
-    with tarfile.open(archive) as tar:
-        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # not in Python before 3.10.12 and 3.11.4
-        tar.extractall(tmp_path)
-    tree.root = tmp_path / archive.name.removesuffix(".tar.gz")
+    tree.root = unpacked_sdist(tree, tmp_path)
     tree.hook("build_wheel('dist')")
     (wheel,) = (tree.root / "dist").iterdir()
     with zipfile.ZipFile(wheel) as zipped:
