@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy lint docs sanitize gpu gpu-sanitize clean
+.PHONY: train test bench accuracy lint types docs sanitize gpu gpu-sanitize clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -23,6 +23,11 @@ accuracy: $(VENV)/installed
 lint: $(VENV)/ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+# The checker reads the types of torch: all is installed first. 25 s of one core the first time, then what has changed.
+types: $(VENV)/installed
+	$(BIN)/mypy
 
 # Read from the sources: nothing is compiled or imported for it. The site is in build/docs, and opens without a server.
 docs: $(VENV)/docs

@@ -2,6 +2,7 @@
 
 import importlib
 import warnings
+from typing import TYPE_CHECKING
 
 from . import init, optim
 from .backend import backends, use_backend
@@ -25,6 +26,9 @@ from .overview import LeftDense, Summary, summary
 from .phases import train_masks, train_weights
 from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
 from .sharing import share_selection, unshare_selection
+
+if TYPE_CHECKING:
+    from . import methods as methods
 
 __version__ = "0.1.0"
 
@@ -74,14 +78,17 @@ __all__ = [
 ]
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*__all__, "__version__", "methods"])
 
 
-def __getattr__(name):
-    if name == "methods":  # made of this package's own names, so only once these are there
-        return importlib.import_module(f"{__name__}.methods")
-    if name == "Draw":
-        warnings.warn("edgepop_kernels.Draw is called Bits, and is not only drawn", DeprecationWarning, stacklevel=2)
-        return Bits
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a checker any name would be there
+
+    def __getattr__(name: str) -> object:
+        if name == "methods":  # made of this package's own names, so only once these are there
+            return importlib.import_module(f"{__name__}.methods")
+        if name == "Draw":
+            message = "edgepop_kernels.Draw is called Bits, and is not only drawn"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            return Bits
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,16 +14,65 @@ longer than all else in a call: so only calls under a transform, which ``apply``
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import ops, torch_private
 from .reference import map_derivative
 
 
-def _save(ctx, x, weight, scores, cut, bits, of, update):
+class Spends(Protocol):
+    """How an optimizer takes the scores' gradient inside backward: ``optim.backward.Use``."""
+
+    scores: Tensor
+
+    def begin(self, node: Any, /) -> bool: ...
+
+    def spend(
+        self,
+        op: str,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        cut: Tensor | None,
+        of: str,
+        weight_grad: str,
+        /,
+        *geometry: Any,
+    ) -> Tensor | None: ...
+
+
+class _Context(Protocol):
+    """What torch hands to a Function, with what is kept on it here."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Any, ...]
+    wants: tuple[bool, bool, str]
+    of: str
+    update: Spends | None
+    bias_dtype: torch.dtype | None
+    geometry: tuple[Any, ...]
+    x_size: torch.Size
+    x_channels_last: bool
+    prepared: "Prepared"
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
+def _save(
+    ctx: _Context,
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor | None,
+    cut: Tensor | None,
+    bits: Tensor | None,
+    of: str,
+    update: Spends | None,
+) -> None:
     """scores None: the weight scores itself (Discovering Neural Wirings), or ``bits`` are a fixed mask.
 
     ctx.wants: (dx wanted, dS wanted, which dW) from the inputs (x, weight, scores, ...) that require a gradient.
@@ -35,7 +84,7 @@ def _save(ctx, x, weight, scores, cut, bits, of, update):
     ctx.save_for_backward(x if ds or dw else None, weight, scores, cut, bits)
 
 
-def _saved(ctx):
+def _saved(ctx: _Context) -> tuple[Any, ...]:
     """What ``_save`` kept. An optimizer that updates the scores is asked first whether this backward wants their
     gradient, and raises where it cannot be spent; then they are the very ones that it will write."""
     if ctx.update is None:
@@ -45,20 +94,32 @@ def _saved(ctx):
     return x, weight, ctx.update.scores if ctx.wants[1] else scores, cut, bits
 
 
-def _mask(weight, scores, cut, bits, of):
+def _mask(
+    weight: Tensor, scores: Tensor | None, cut: Tensor | None, bits: Tensor | None, of: str
+) -> tuple[Tensor, Tensor, Tensor | None, str]:
     """The mask as the ops take it: (weight, scores or packed bits, cut, of)."""
     if bits is not None:
         return weight, bits, None, "bits"
     return weight, weight if scores is None else scores, cut, of
 
 
-def _parameter_grads(op, ctx, dy, x, weight, scores, cut, bits, *geometry):
+def _parameter_grads(
+    op: str,
+    ctx: _Context,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor | None,
+    cut: Tensor | None,
+    bits: Tensor | None,
+    *geometry: Any,
+) -> tuple[Tensor | None, Tensor | None]:
     """(dW, dS), None for what is not asked for, and for a dS that an optimizer has spent. Last of all in a backward:
     scores may have changed after it."""
     (_, wants_ds, weight_grad), of = ctx.wants, ctx.of
-    grads = getattr(ops, f"{op}_dw")
+    grads: Callable[..., tuple[Tensor, Tensor]] = getattr(ops, f"{op}_dw")
 
-    def with_ds(cut, weight_grad):
+    def with_ds(cut: Tensor | None, weight_grad: str) -> tuple[Tensor | None, Tensor | None]:
         if ctx.update is None:
             return grads(dy, x, weight, scores, cut, of, True, weight_grad, *geometry)
         return None, ctx.update.spend(op, dy, x, weight, cut, of, weight_grad, *geometry)
@@ -74,25 +135,26 @@ def _parameter_grads(op, ctx, dy, x, weight, scores, cut, bits, *geometry):
     return dw if weight_grad != "none" else None, ds
 
 
-def _bias_grad(dy, channel_dim, bias_dtype):
+def _bias_grad(dy: Tensor, channel_dim: int, bias_dtype: torch.dtype | None) -> Tensor:
     dims = list(range(dy.dim()))
     del dims[channel_dim]
     total = torch.float64 if dy.dtype == torch.float64 else torch.float32
     return (dy.sum(dims, dtype=total) if dims else dy).to(bias_dtype)
 
 
-def apply(function: type[torch.autograd.Function], *inputs) -> torch.Tensor:
+def apply(function: "_Function", *inputs: Any) -> Tensor:
     """``function`` of this file, applied; where a transform of torch.func is at work, in the way that it needs."""
-    return (_under_transforms(function) if torch_private.transformed() else function).apply(*inputs)
+    applied: Tensor = (_under_transforms(function) if torch_private.transformed() else function).apply(*inputs)
+    return applied
 
 
 @functools.cache
-def _under_transforms(function):
+def _under_transforms(function: "_Function") -> type[torch.autograd.Function]:
     apart = {"forward": staticmethod(function.compute), "setup_context": staticmethod(function.save)}
     return type(f"{function.__name__}UnderTransforms", (function,), apart | {"vmap": staticmethod(_refuse_vmap)})
 
 
-def _refuse_vmap(info, in_dims, *inputs):
+def _refuse_vmap(info: object, in_dims: object, *inputs: object) -> NoReturn:
     raise NotImplementedError(
         "vmap: masked products and masks have no batching rule; pass the batch as a dimension of x, or loop over it"
     )
@@ -104,36 +166,45 @@ class MaskedLinear(torch.autograd.Function):
     op = "masked_linear"
 
     @staticmethod
-    def compute(x, weight, scores, cut, bits, of, bias, update):
+    def compute(
+        x: Tensor,
+        weight: Tensor,
+        scores: Tensor | None,
+        cut: Tensor | None,
+        bits: Tensor | None,
+        of: str,
+        bias: Tensor | None,
+        update: Spends | None,
+    ) -> Tensor:
         return ops.masked_linear(x, *_mask(weight, scores, cut, bits, of), bias)
 
     @staticmethod
-    def save(ctx, inputs, output):
-        *saved, bias, update = inputs
-        _save(ctx, *saved, update)
+    def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, scores, cut, bits, of, bias, update = inputs
+        _save(ctx, x, weight, scores, cut, bits, of, update)
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: _Context, *inputs: Any) -> Tensor:
         y = MaskedLinear.compute(*inputs)
         MaskedLinear.save(ctx, inputs, y)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, ds, db = MaskedLinear.gradients(ctx, dy, ctx.needs_input_grad[6])
         return dx, dw, ds, None, None, None, db, None
 
     @staticmethod
-    def gradients(ctx, dy, wants_db):
-        x, *mask = _saved(ctx)
+    def gradients(ctx: _Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
+        x, weight, scores, cut, bits = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
-            dx = ops.masked_linear_dx(dy, *_mask(*mask, ctx.of))
+            dx = ops.masked_linear_dx(dy, *_mask(weight, scores, cut, bits, ctx.of))
         if wants_db:
             db = _bias_grad(dy, -1, ctx.bias_dtype)
-        dw, ds = _parameter_grads("masked_linear", ctx, dy, x, *mask)
+        dw, ds = _parameter_grads("masked_linear", ctx, dy, x, weight, scores, cut, bits)
         return dx, dw, ds, db
 
 
@@ -143,37 +214,51 @@ class MaskedConv2d(torch.autograd.Function):
     op = "masked_conv2d"
 
     @staticmethod
-    def compute(x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, y_channels_last, update):
+    def compute(
+        x: Tensor,
+        weight: Tensor,
+        scores: Tensor | None,
+        cut: Tensor | None,
+        bits: Tensor | None,
+        of: str,
+        bias: Tensor | None,
+        geometry: tuple[Any, ...],
+        x_channels_last: bool,
+        y_channels_last: bool,
+        update: Spends | None,
+    ) -> Tensor:
         return ops.masked_conv2d(x, *_mask(weight, scores, cut, bits, of), bias, *geometry, y_channels_last)
 
     @staticmethod
-    def save(ctx, inputs, output):
-        *saved, bias, geometry, x_channels_last, _, update = inputs
-        _save(ctx, *saved, update)
+    def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, _, update = inputs
+        _save(ctx, x, weight, scores, cut, bits, of, update)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.geometry, ctx.x_size, ctx.x_channels_last = geometry, inputs[0].shape, x_channels_last
+        ctx.geometry, ctx.x_size, ctx.x_channels_last = geometry, x.shape, x_channels_last
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: _Context, *inputs: Any) -> Tensor:
         y = MaskedConv2d.compute(*inputs)
         MaskedConv2d.save(ctx, inputs, y)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, ds, db = MaskedConv2d.gradients(ctx, dy, ctx.needs_input_grad[6])
         return dx, dw, ds, None, None, None, db, None, None, None, None
 
     @staticmethod
-    def gradients(ctx, dy, wants_db):
-        x, *mask = _saved(ctx)
+    def gradients(ctx: _Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
+        x, weight, scores, cut, bits = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
-            dx = ops.masked_conv2d_dx(dy, *_mask(*mask, ctx.of), ctx.x_size, *ctx.geometry, ctx.x_channels_last)
+            dx = ops.masked_conv2d_dx(
+                dy, *_mask(weight, scores, cut, bits, ctx.of), ctx.x_size, *ctx.geometry, ctx.x_channels_last
+            )
         if wants_db:
             db = _bias_grad(dy, 1, ctx.bias_dtype)
-        dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, *mask, *ctx.geometry)
+        dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, weight, scores, cut, bits, *ctx.geometry)
         return dx, dw, ds, db
 
 
@@ -186,10 +271,10 @@ class Prepared(NamedTuple):
     geometry, x_size, x_channels_last  as those want them
     """
 
-    plan: object
+    plan: Any
     of: str
-    function: type[torch.autograd.Function]
-    geometry: tuple = ()
+    function: type[MaskedLinear] | type[MaskedConv2d]
+    geometry: tuple[Any, ...] = ()
     x_size: torch.Size = torch.Size()
     x_channels_last: bool = False
 
@@ -198,18 +283,29 @@ class Planned(torch.autograd.Function):
     """A masked product that is prepared, its mask a cut of the scores or fixed bits."""
 
     @staticmethod
-    def forward(ctx, x, weight, scores, cut, bits, bias, prepared, update):
+    def forward(
+        ctx: _Context,
+        x: Tensor,
+        weight: Tensor,
+        scores: Tensor | None,
+        cut: Tensor | None,
+        bits: Tensor | None,
+        bias: Tensor | None,
+        prepared: Prepared,
+        update: Spends | None,
+    ) -> Tensor:
         ctx.prepared = prepared
         ctx.bias_dtype = None if bias is None else bias.dtype
         _save(ctx, x, weight, scores, cut, bits, prepared.of, update)
         ranked = bits if bits is not None else weight if scores is None else scores
-        return prepared.plan.forward(x, weight, ranked, cut, bias)
+        y: Tensor = prepared.plan.forward(x, weight, ranked, cut, bias)
+        return y
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # a graph of this backward is wanted, which is not to be differentiated again
             return _as_torch_sees_it(ctx, dy)
-        if torch_private.watched() or type(dy) is not torch.Tensor or dy.is_neg() or dy._is_zerotensor():
+        if torch_private.watched() or type(dy) is not Tensor or dy.is_neg() or dy._is_zerotensor():
             return _gradients(ctx, dy)
         if ctx.update is not None:
             return _gradients(ctx, dy)
@@ -226,7 +322,7 @@ class Planned(torch.autograd.Function):
         return dx, dw, ds, None, None, db, None, None
 
 
-def _gradients(ctx, dy):
+def _gradients(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients by ops, in the order of Planned's inputs."""
     prepared = ctx.prepared
     ctx.geometry, ctx.x_size, ctx.x_channels_last = prepared.geometry, prepared.x_size, prepared.x_channels_last
@@ -241,23 +337,26 @@ class StraightThrough(torch.autograd.Function):
     """A mask of the scores' shape, or the number of weights it keeps, in float32: dS = g * map'(S)."""
 
     @staticmethod
-    def compute(scores, mask_or_count, of):
+    def compute(scores: Tensor, mask_or_count: Tensor, of: str) -> Tensor:
         return mask_or_count.to(torch.float32)
 
     @staticmethod
-    def save(ctx, inputs, output):
+    def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
         scores, _, ctx.of = inputs
         ctx.save_for_backward(scores)
 
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: _Context, *inputs: Any) -> Tensor:
         y = StraightThrough.compute(*inputs)
         StraightThrough.save(ctx, inputs, y)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g):
+    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, ...]:
         (scores,) = ctx.saved_tensors
         derivative = map_derivative(scores, ctx.of)
         return (g.expand_as(scores) if derivative is None else g * derivative), None, None
+
+
+_Function = type[MaskedLinear] | type[MaskedConv2d] | type[StraightThrough]

@@ -1,29 +1,36 @@
 """What the user functions accept. Each check names the argument, what it got, and what is allowed."""
 
+from collections.abc import Sequence
+
 import torch
 
 from . import torch_private
-from .cut import Bits, Cut
+from .cut import Bits, Cut, Selection
 from .masks import packed_bytes
 from .rules import RULES, Rule
 
 _RULES = ", ".join(kind.__name__ for kind in RULES)
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_Pair = int | tuple[int, int]
+_Single = int | tuple[int]
+# Stride, padding, dilation and groups, as they are handed in, and with their numbers as pairs.
+Geometry = tuple[_Pair, _Pair | str, _Pair, int]
+Pairs = tuple[tuple[int, int], tuple[int, int] | str, tuple[int, int], int]
 
 
-def tensor(name, value):
+def tensor(name: str, value: object) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
 
 
-def rule(value, example="TopK(0.5)", kinds=_RULES):
+def rule(value: object, example: str = "TopK(0.5)", kinds: str = _RULES) -> None:
     if not isinstance(value, Rule):
         raise TypeError(f"rule: expected a rule such as {example}, one of {kinds}, got {_shown(value)}")
 
 
-def mask_tensor(name, value, shape=None):
+def mask_tensor(name: str, value: torch.Tensor, shape: torch.Size | None = None) -> None:
     tensor(name, value)
     if value.dtype != torch.bool:
         raise TypeError(f"{name}: expected a bool mask, got {value.dtype}")
@@ -31,12 +38,12 @@ def mask_tensor(name, value, shape=None):
         raise ValueError(f"{name}: expected the weight's shape {tuple(shape)}, got {_shape(value)}")
 
 
-def packed_shape(shape):
+def packed_shape(shape: torch.Size) -> tuple[int]:
     """The shape of a packed mask of weights of ``shape``."""
     return (packed_bytes(shape.numel()),)
 
 
-def packed_bits(bits, shape):
+def packed_bits(bits: torch.Tensor, shape: torch.Size) -> None:
     tensor("bits", bits)
     if bits.dtype != torch.uint8:
         raise TypeError(f"bits: expected packed uint8, got {bits.dtype}")
@@ -47,7 +54,7 @@ def packed_bits(bits, shape):
         )
 
 
-def score_tensor(name, value):
+def score_tensor(name: str, value: torch.Tensor) -> None:
     tensor(name, value)
     if value.dtype != torch.float32:
         raise TypeError(
@@ -56,7 +63,7 @@ def score_tensor(name, value):
         )
 
 
-def selection(scores, rule_, hint):
+def selection(scores: torch.Tensor, rule_: Rule, hint: Cut | None) -> None:
     score_tensor("scores", scores)
     rule(rule_)
     if rule_.fixed:
@@ -66,7 +73,7 @@ def selection(scores, rule_, hint):
         _selection("hint", hint, scores.device, rule_)
 
 
-def selections(scores, rules, hints):
+def selections(scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Sequence[Cut | None] | None) -> None:
     for name, value in (("scores", scores), ("rules", rules), ("hints", hints)):
         if value is not None and not isinstance(value, (list, tuple)):
             raise TypeError(f"{name}: expected a list, one entry per layer, got {type(value).__name__}")
@@ -78,21 +85,23 @@ def selections(scores, rules, hints):
             raise ValueError(f"scores: expected all layers on one device, got {scores[0].device} and {s.device}")
 
 
-def _selection(name, value, device, rule):
+def _selection(name: str, value: Selection, device: torch.device, rule: Rule) -> None:
     expected = rule.selects
     if not isinstance(value, expected):
         raise TypeError(f"{name}: expected a {expected.__name__}, as select returns it, got {type(value).__name__}")
     if value.of != rule.of:
         raise ValueError(f"{name}: it was selected with of={value.of!r}, the rule ranks of={rule.of!r}")
-    data = value.bits if expected is Bits else value.data
-    if expected is Cut and (data.dtype != torch.int64 or data.shape != (2,) or not data.is_contiguous()):
+    data = value.bits if isinstance(value, Bits) else value.data
+    if isinstance(value, Cut) and (data.dtype != torch.int64 or data.shape != (2,) or not data.is_contiguous()):
         found = f"{data.dtype} of shape {_shape(data)} and strides {data.stride()}"
         raise ValueError(f"{name}: expected two contiguous int64, as select returns them, got {found}")
     if data.device != device:
         raise ValueError(f"{name}: expected it on the scores' device {device}, got {data.device}")
 
 
-def linear(x, weight, scores, rule_, bias):
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor | None, rule_: Rule, bias: torch.Tensor | None
+) -> None:
     _no_trace()
     tensor("weight", weight)
     _dims("weight", weight, (2,), "(out_features, in_features)")
@@ -101,7 +110,17 @@ def linear(x, weight, scores, rule_, bias):
     _operands(x, weight, scores, rule_, bias)
 
 
-def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups):
+def conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule_: Rule,
+    bias: torch.Tensor | None,
+    stride: _Pair,
+    padding: _Pair | str,
+    dilation: _Pair,
+    groups: int,
+) -> Pairs:
     """Checks, and returns the geometry, its numbers as pairs; padding stays "same" where it is that."""
     _no_trace()
     tensor("weight", weight)
@@ -126,14 +145,23 @@ def conv2d(x, weight, scores, rule_, bias, stride, padding, dilation, groups):
             padding = (0, 0)
     else:
         padding = _pair("padding", padding, 0)
-    if padding != "same":
+    if not isinstance(padding, str):
         _reach("H", height, kernel_h, padding[0], dilation[0])
         _reach("W", width, kernel_w, padding[1], dilation[1])
     _operands(x, weight, scores, rule_, bias)
     return stride, padding, dilation, groups
 
 
-def conv1d(x, weight, scores, rule_, stride, padding, dilation, groups):
+def conv1d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule_: Rule,
+    stride: _Single,
+    padding: _Single | str,
+    dilation: _Single,
+    groups: int,
+) -> Pairs:
     """Checks what is its own, and returns the geometry of a convolution of images one pixel high."""
     _no_trace()
     tensor("x", x)
@@ -143,11 +171,11 @@ def conv1d(x, weight, scores, rule_, stride, padding, dilation, groups):
     _dims("weight", weight, (3,), "(O, C / groups, k)")
     if isinstance(scores, torch.Tensor) and not rule_.fixed:
         _of_weights_shape(weight, scores)
-    padding = padding if isinstance(padding, str) else (0, _single("padding", padding))
-    return (1, _single("stride", stride)), padding, (1, _single("dilation", dilation)), groups
+    around = padding if isinstance(padding, str) else (0, _single("padding", padding))
+    return (1, _single("stride", stride)), around, (1, _single("dilation", dilation)), groups
 
 
-def _single(name, value):
+def _single(name: str, value: _Single) -> int:
     if isinstance(value, (tuple, list)) and len(value) == 1:
         return value[0]
     if isinstance(value, bool) or not isinstance(value, int):
@@ -155,7 +183,7 @@ def _single(name, value):
     return value
 
 
-def _no_trace():
+def _no_trace() -> None:
     """Refuses where the graph that is made would not compute what this package does."""
     if torch_private.jit_traces():
         raise RuntimeError(
@@ -169,7 +197,7 @@ def _no_trace():
         )
 
 
-def _reach(axis, size, kernel, padding, dilation):
+def _reach(axis: str, size: int, kernel: int, padding: int, dilation: int) -> None:
     reach = dilation * (kernel - 1) + 1
     if size + 2 * padding < reach:
         raise ValueError(
@@ -178,7 +206,9 @@ def _reach(axis, size, kernel, padding, dilation):
         )
 
 
-def _operands(x, weight, scores, rule_, bias):
+def _operands(
+    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor | None, rule_: Rule, bias: torch.Tensor | None
+) -> None:
     rule(rule_)
     rule_.check(weight.shape)
     dtype, device = x.dtype, x.device
@@ -198,7 +228,7 @@ def _operands(x, weight, scores, rule_, bias):
             raise ValueError(f"{name}: expected it on x's device {device}, got {value.device}")
 
 
-def cut(value, weight, rule_):
+def cut(value: Selection, weight: torch.Tensor, rule_: Rule) -> None:
     if rule_.fixed:
         raise ValueError("cut: a frozen mask has none; expected None")
     _selection("cut", value, weight.device, rule_)
@@ -206,7 +236,7 @@ def cut(value, weight, rule_):
         packed_bits(value.bits, weight.shape)
 
 
-def _scores(weight, scores, rule_):
+def _scores(weight: torch.Tensor, scores: torch.Tensor | None, rule_: Rule) -> None:
     if rule_.fixed:
         if scores is None:
             raise ValueError("scores: Frozen() takes the mask in the scores' place, a bool tensor or packed bits")
@@ -226,7 +256,7 @@ def _scores(weight, scores, rule_):
     _of_weights_shape(weight, scores)
 
 
-def _of_weights_shape(weight, scores):
+def _of_weights_shape(weight: torch.Tensor, scores: torch.Tensor) -> None:
     if scores.shape != weight.shape:
         raise ValueError(
             f"scores: expected the weight's shape {_shape(weight)}, got {_shape(scores)}; where a layer's weight was "
@@ -234,12 +264,12 @@ def _of_weights_shape(weight, scores):
         )
 
 
-def _dims(name, value, allowed, form):
+def _dims(name: str, value: torch.Tensor, allowed: tuple[int, ...], form: str) -> None:
     if value.dim() not in allowed:
         raise ValueError(f"{name}: expected {form}, got shape {_shape(value)}")
 
 
-def _pair(name, value, least):
+def _pair(name: str, value: _Pair, least: int) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else value
     if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is type(pair[1]) is int and min(pair) >= least:
         return pair  # what a layer hands in, each step
@@ -255,10 +285,10 @@ def _pair(name, value, least):
     return pair
 
 
-def _shape(t):
+def _shape(t: torch.Tensor) -> tuple[int, ...]:
     return tuple(t.shape)
 
 
-def _shown(value):
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else type(value).__name__

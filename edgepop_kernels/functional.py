@@ -3,17 +3,27 @@
 Every wrong argument is answered by a TypeError or ValueError that names it, before anything runs.
 """
 
+from collections.abc import Sequence
+from typing import Any, TypeGuard, overload
+
 import torch
 import torch.nn.functional as F
 
 from . import checks, ops, reference, torch_private
-from .autograd import MaskedConv2d, MaskedLinear, Planned, Prepared, apply
+from .autograd import MaskedConv2d, MaskedLinear, Planned, Prepared, Spends, apply
 from .backend import planned
 from .backend import prepared as _prepared
+from .checks import Geometry
 from .cut import Bits, Cut, Selection
-from .rules import Rule
+from .rules import Bernoulli, Ranked, Rule, Threshold
 
 
+@overload
+def select(scores: torch.Tensor, rule: Ranked | Threshold, hint: Cut | None = None) -> Cut: ...
+@overload
+def select(scores: torch.Tensor, rule: Bernoulli, hint: Cut | None = None) -> Bits: ...
+@overload
+def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selection: ...
 def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selection:
     """What decides one layer's mask: its cut, found without a copy of the scores and without a host synchronisation;
     for Bernoulli a fresh draw.
@@ -29,7 +39,7 @@ def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selecti
 _WARM = 8192
 
 
-def selection(scores, rule, hint):
+def selection(scores: torch.Tensor, rule: Rule, hint: Cut | None) -> Selection:
     """``select`` of arguments that need no check."""
     if not rule.ranks or rule.together:
         return selections([scores], [rule], [hint])[0]
@@ -40,13 +50,16 @@ def selection(scores, rule, hint):
     return rule.cut(ops.select([scores.detach()], [rule.kept(numel)], [rule.of], hints)[0], numel)
 
 
-def _select_moving(scores, rules, hint):
+def _select_moving(scores: list[torch.Tensor], rules: list[Rule], hint: torch.Tensor | None) -> torch.Tensor:
     """``ops.select`` of a compiled forward that holds for other ``keep`` of the same rules."""
-    keep = [torch.tensor(r.keep, dtype=torch.float64) if r.moving is None else r.moving for r in rules]
-    return ops.select_moving(scores, keep, [type(r).__name__ for r in rules], [r.of for r in rules], hint)
+    return ops.select_moving(
+        scores, [r.moved() for r in rules], [type(r).__name__ for r in rules], [r.of for r in rules], hint
+    )
 
 
-def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | None] | None = None) -> list[Selection]:
+def select_all(
+    scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Sequence[Cut | None] | None = None
+) -> list[Selection]:
     """The selections of all layers of a network in one call; same semantics as ``select`` layer by layer, except that
     the layers of equal GlobalTopK rules are ranked together (at the price of one copy of their scores).
 
@@ -57,11 +70,12 @@ def select_all(scores: list[torch.Tensor], rules: list[Rule], hints: list[Cut | 
     return selections(scores, rules, [None] * len(scores) if hints is None else hints)
 
 
-def selections(scores, rules, hints):
+def selections(scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Sequence[Cut | None]) -> list[Selection]:
     """``select_all`` of arguments that need no check."""
     scores = [s.detach() for s in scores]
-    chosen: list[Selection | None] = [None] * len(scores)
-    alone, together = [], {}
+    chosen: list[Any] = [None] * len(scores)
+    alone: list[int] = []
+    together: dict[Rule, list[int]] = {}
     for i, rule in enumerate(rules):
         if not rule.ranks:
             chosen[i] = rule.select(scores[i], ops)
@@ -85,12 +99,13 @@ def selections(scores, rules, hints):
     return chosen
 
 
-def _stacked(hints, device):
+def _stacked(hints: list[Cut | None], device: torch.device) -> torch.Tensor | None:
     """int64 [layers, 2] for the op, None without any hint; a key of -1 stands for one that is missing."""
-    if all(hint is None for hint in hints):
+    known = [hint for hint in hints if hint is not None]
+    if not known:
         return None
     if len(hints) == 1:
-        return hints[0].data[None]
+        return known[0].data[None]
     missing = torch.full((2,), -1, dtype=torch.int64, device=device)
     return torch.stack([missing if hint is None else hint.data for hint in hints])
 
@@ -158,7 +173,17 @@ def masked_linear(
     return linear_product(x, weight, scores, rule, bias, None, checked_cut(cut, weight, rule))
 
 
-def linear_product(x, weight, scores, rule, bias, geometry, cut, watched=None, update=None):
+def linear_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    bias: torch.Tensor | None,
+    geometry: None,
+    cut: Selection | None,
+    watched: bool | None = None,
+    update: Spends | None = None,
+) -> torch.Tensor:
     """``masked_linear`` for layers, whose cut needs no check, and whose optimizer may step in backward. geometry: None,
     as a matrix has none."""
     x, weight, bias = _autocast(x, weight, bias)
@@ -167,10 +192,10 @@ def linear_product(x, weight, scores, rule, bias, geometry, cut, watched=None, u
     if prepared is None:
         checks.linear(x, weight, scores, rule, bias)
         prepared = _prepare(key, MaskedLinear, x, weight, scores, rule)
-    scores, cut, bits, of = _masking(weight, scores, rule, cut)
+    scores, data, bits, of = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None):
-        return torch_private.applied(Planned, x, weight, scores, cut, bits, bias, prepared, update)
-    return apply(MaskedLinear, x, weight, scores, cut, bits, of, bias, update)
+        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update)
+    return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update)
 
 
 def masked_conv2d(
@@ -195,29 +220,42 @@ def masked_conv2d(
 
     scores, bias, cut, gradients, errors: as in ``masked_linear``.
     """
-    cut, geometry = checked_cut(cut, weight, rule), (stride, padding, dilation, groups)
+    cut = checked_cut(cut, weight, rule)
+    geometry: Geometry = (stride, padding, dilation, groups)
     if not all(type(g) in (int, tuple, str) for g in geometry):  # True and 1.0 are the key of 1, and no sizes
-        geometry = checks.conv2d(*_autocast(x, weight, bias)[:2], scores, rule, bias, *geometry)
+        cast_x, cast_weight, _ = _autocast(x, weight, bias)
+        geometry = checks.conv2d(cast_x, cast_weight, scores, rule, bias, *geometry)
     return conv2d_product(x, weight, scores, rule, bias, geometry, cut)
 
 
-def conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched=None, update=None):
+def conv2d_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    cut: Selection | None,
+    watched: bool | None = None,
+    update: Spends | None = None,
+) -> torch.Tensor:
     """``masked_conv2d`` for layers, as ``linear_product``. geometry: stride, padding, dilation, groups."""
     x, weight, bias = _autocast(x, weight, bias)
     key = _key(x, weight, scores, rule, bias, geometry, watched)
     prepared = _prepared.get(key)
     if prepared is None:
-        geometry = checks.conv2d(x, weight, scores, rule, bias, *geometry)
+        stride, padding, dilation, groups = checks.conv2d(x, weight, scores, rule, bias, *geometry)
         if x.dim() == 3:
+            geometry = (stride, padding, dilation, groups)
             return conv2d_product(x[None], weight, scores, rule, bias, geometry, cut, watched, update)[0]
-        if geometry[1] == "same":
-            x, padding = _pad_same(x, weight, geometry[2])
-            geometry = (geometry[0], padding, *geometry[2:])
+        if padding == "same":
+            x, padding = _pad_same(x, weight, dilation)
+            geometry = (stride, padding, dilation, groups)
             return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update)
-        prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, geometry)
-    scores, cut, bits, of = _masking(weight, scores, rule, cut)
+        prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, (stride, padding, dilation, groups))
+    scores, data, bits, of = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None):
-        return torch_private.applied(Planned, x, weight, scores, cut, bits, bias, prepared, update)
+        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update)
     x_channels_last = prepared.x_channels_last
     y_channels_last = x_channels_last or _is_channels_last(weight)
     return apply(
@@ -225,7 +263,7 @@ def conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched=None, u
         x,
         weight,
         scores,
-        cut,
+        data,
         bits,
         of,
         bias,
@@ -262,7 +300,16 @@ def masked_conv1d(
     return conv1d_product(x, weight, scores, rule, bias, geometry, checked_cut(cut, weight, rule))
 
 
-def conv1d_product(x, weight, scores, rule, bias, geometry, cut, watched=None):
+def conv1d_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    bias: torch.Tensor | None,
+    geometry: Geometry,
+    cut: Selection | None,
+    watched: bool | None = None,
+) -> torch.Tensor:
     """``masked_conv1d`` for layers, as ``linear_product``. geometry: that of the images, their height first."""
     if scores is not None and scores.dim() == 3:  # packed bits have no shape
         scores = scores.unsqueeze(2)
@@ -274,7 +321,15 @@ def conv1d_product(x, weight, scores, rule, bias, geometry, cut, watched=None):
 _MOST_PREPARED = 4096
 
 
-def _key(x, weight, scores, rule, bias, geometry, watched):
+def _key(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    bias: torch.Tensor | None,
+    geometry: tuple[Any, ...] | None,
+    watched: bool | None,
+) -> tuple[Any, ...] | None:
     """What identifies such a call; None where torch must see it, or an operand is not plain memory. watched: whether
     torch must, where the caller knows."""
     if torch_private.watched() if watched is None else watched:
@@ -285,7 +340,7 @@ def _key(x, weight, scores, rule, bias, geometry, watched):
         if type(t) not in torch_private.PLAIN or t.layout is not torch.strided or t.is_neg() or t._is_zerotensor():
             return None
     try:
-        if rule.fixed and scores.dtype == torch.bool:
+        if rule.fixed and scores is not None and scores.dtype == torch.bool:
             return None  # a mask that is packed in every call
         hash(geometry)
         return (
@@ -298,7 +353,15 @@ def _key(x, weight, scores, rule, bias, geometry, watched):
         return None
 
 
-def _prepare(key, function, x, weight, scores, rule, geometry=()):
+def _prepare(
+    key: tuple[Any, ...] | None,
+    function: type[MaskedLinear] | type[MaskedConv2d],
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    geometry: tuple[Any, ...] = (),
+) -> Prepared:
     """Of a call whose arguments are checked; kept under its key."""
     of = "bits" if rule.fixed else rule.of
     x_channels_last = bool(geometry) and _is_channels_last(x)
@@ -315,7 +378,7 @@ def _prepare(key, function, x, weight, scores, rule, geometry=()):
     return prepared
 
 
-def checked_cut(cut, weight, rule):
+def checked_cut(cut: Selection | None, weight: torch.Tensor, rule: Rule) -> Selection | None:
     """A cut that a user handed in. Raises TypeError, ValueError."""
     if cut is not None:
         checks.tensor("weight", weight)
@@ -324,7 +387,9 @@ def checked_cut(cut, weight, rule):
     return cut
 
 
-def _autocast(x, weight, bias):
+def _autocast(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The operands as autocast wants them; a float32 weight stays, to be rounded after masking."""
     if not isinstance(x, torch.Tensor) or x.layout is not torch.strided:
         checks.tensor("x", x)
@@ -332,17 +397,21 @@ def _autocast(x, weight, bias):
     if not ops.autocasts(device) or x.dtype == torch.float64 or not x.is_floating_point():
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
-    weight, bias = (t.to(dtype) if _of_other_half(t, dtype) else t for t in (weight, bias))
+    weight = weight.to(dtype) if _of_other_half(weight, dtype) else weight
+    bias = bias.to(dtype) if _of_other_half(bias, dtype) else bias
     return x.to(dtype), weight, bias
 
 
-def _of_other_half(t, dtype):
+def _of_other_half(t: torch.Tensor | None, dtype: torch.dtype) -> TypeGuard[torch.Tensor]:
     return isinstance(t, torch.Tensor) and t.dtype in (torch.bfloat16, torch.float16) and t.dtype != dtype
 
 
-def _masking(weight, scores, rule, cut):
+def _masking(
+    weight: torch.Tensor, scores: torch.Tensor | None, rule: Rule, cut: Selection | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, str]:
     """(scores, cut data, packed bits, of) as the Functions take them; selects where no selection was handed in."""
     if rule.fixed:
+        assert scores is not None  # the mask, as the checks have seen
         return None, None, pack_mask(scores) if scores.dtype == torch.bool else scores, "bits"
     if cut is None:
         cut = select(weight if scores is None else scores, rule)
@@ -351,16 +420,16 @@ def _masking(weight, scores, rule, cut):
     return scores, cut.data, None, cut.of
 
 
-def _pad_same(x, weight, dilation):
+def _pad_same(x: torch.Tensor, weight: torch.Tensor, dilation: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
     """torch's "same": dilation * (kernel - 1) zeros in all, the odd one behind (below, right)."""
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     before = [t // 2 for t in total]
     odd = [t % 2 for t in total]
     if any(odd):
         x = F.pad(x, (0, odd[1], 0, odd[0]))
-    return x, tuple(before)
+    return x, (before[0], before[1])
 
 
-def _is_channels_last(t):
+def _is_channels_last(t: torch.Tensor) -> bool:
     """True where channels_last is the only reading of the strides (1x1 filters and single channels read both ways)."""
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()

@@ -17,6 +17,7 @@ take ``keep`` and a ``scale`` of ``SCALES``.
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,10 +26,24 @@ from torch.nn import init as _torch_init
 from . import checks
 from .rules import checked_keep
 
-SCALES = ("none", "paper", "hidden-networks")
+Scale = Literal["none", "paper", "hidden-networks"]
+Fan = Literal["fan_in", "fan_out"]
+# As torch.nn.init.calculate_gain takes it.
+_Dense = Literal["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+Nonlinearity = _Dense | Literal["sigmoid", "tanh", "relu", "leaky_relu", "selu"]
+Name = Literal[
+    "signed_constant",
+    "unsigned_constant",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "xavier_normal",
+    "xavier_uniform",
+    "xavier_constant",
+]
+SCALES: tuple[str, ...] = get_args(Scale)
 
 
-def _std(weight, keep, scale, mode, nonlinearity):
+def _std(weight: Tensor, keep: float | None, scale: Scale, mode: Fan, nonlinearity: Nonlinearity) -> float:
     fan_in, fan_out = _fans("weight", weight)
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
@@ -36,7 +51,7 @@ def _std(weight, keep, scale, mode, nonlinearity):
     return _torch_init.calculate_gain(nonlinearity) / math.sqrt(fan)
 
 
-def _fan_factor(keep, scale):
+def _fan_factor(keep: float | None, scale: Scale) -> float:
     if not isinstance(scale, str) or scale not in SCALES:
         raise ValueError(f"scale: expected one of {', '.join(map(repr, SCALES))}, got {scale!r}")
     if keep is None and scale != "none":
@@ -51,7 +66,7 @@ def _fan_factor(keep, scale):
     return 1 - keep
 
 
-def _fans(name, weight):
+def _fans(name: str, weight: Tensor) -> tuple[int, int]:
     checks.tensor(name, weight)
     if weight.dim() < 2:
         raise ValueError(f"{name}: expected at least 2 dimensions, got shape {tuple(weight.shape)}")
@@ -62,7 +77,13 @@ def _fans(name, weight):
 
 @torch.no_grad()
 def kaiming_normal_(
-    weight: Tensor, keep: float | None = None, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
+    weight: Tensor,
+    keep: float | None = None,
+    *,
+    scale: Scale = "none",
+    mode: Fan = "fan_in",
+    nonlinearity: Nonlinearity = "relu",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """N(0, std^2) (He et al. 2015)."""
     std = _std(weight, keep, scale, mode, nonlinearity)
@@ -71,7 +92,13 @@ def kaiming_normal_(
 
 @torch.no_grad()
 def kaiming_uniform_(
-    weight: Tensor, keep: float | None = None, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
+    weight: Tensor,
+    keep: float | None = None,
+    *,
+    scale: Scale = "none",
+    mode: Fan = "fan_in",
+    nonlinearity: Nonlinearity = "relu",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """U(-sqrt(3) std, sqrt(3) std) (He et al. 2015)."""
     bound = math.sqrt(3) * _std(weight, keep, scale, mode, nonlinearity)
@@ -80,7 +107,13 @@ def kaiming_uniform_(
 
 @torch.no_grad()
 def signed_constant_(
-    weight: Tensor, keep: float | None = None, *, scale="none", mode="fan_in", nonlinearity="relu", generator=None
+    weight: Tensor,
+    keep: float | None = None,
+    *,
+    scale: Scale = "none",
+    mode: Fan = "fan_in",
+    nonlinearity: Nonlinearity = "relu",
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """+std or -std with equal odds (Ramanujan et al. 2020, "signed Kaiming constant")."""
     std = _std(weight, keep, scale, mode, nonlinearity)
@@ -89,7 +122,12 @@ def signed_constant_(
 
 @torch.no_grad()
 def unsigned_constant_(
-    weight: Tensor, keep: float | None = None, *, scale="none", mode="fan_in", nonlinearity="relu"
+    weight: Tensor,
+    keep: float | None = None,
+    *,
+    scale: Scale = "none",
+    mode: Fan = "fan_in",
+    nonlinearity: Nonlinearity = "relu",
 ) -> Tensor:
     """+std everywhere."""
     std = _std(weight, keep, scale, mode, nonlinearity)
@@ -97,28 +135,28 @@ def unsigned_constant_(
 
 
 @torch.no_grad()
-def xavier_normal_(weight: Tensor, gain: float = 1.0, *, generator=None) -> Tensor:
+def xavier_normal_(weight: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
     """N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
     std = gain * math.sqrt(2 / sum(_fans("weight", weight)))
     return weight.normal_(0, std, generator=generator)
 
 
 @torch.no_grad()
-def xavier_uniform_(weight: Tensor, gain: float = 1.0, *, generator=None) -> Tensor:
+def xavier_uniform_(weight: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
     """U(-a, a) with a = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
     bound = gain * math.sqrt(6 / sum(_fans("weight", weight)))
     return weight.uniform_(-bound, bound, generator=generator)
 
 
 @torch.no_grad()
-def xavier_constant_(weight: Tensor, gain: float = 1.0, *, generator=None) -> Tensor:
+def xavier_constant_(weight: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
     """+c or -c with equal odds, c = gain * sqrt(2 / (fan_in + fan_out)): the constants of Zhou et al. 2019."""
     constant = gain * math.sqrt(2 / sum(_fans("weight", weight)))
     return weight.bernoulli_(0.5, generator=generator).mul_(2 * constant).sub_(constant)
 
 
 @torch.no_grad()
-def scores_(scores: Tensor, *, fan_in: int | None = None, generator=None) -> Tensor:
+def scores_(scores: Tensor, *, fan_in: int | None = None, generator: torch.Generator | None = None) -> Tensor:
     """Scores as edge-popup starts them: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Kaiming uniform with a = sqrt(5).
 
     fan_in: for scores of a bias, whose shape does not tell it.
@@ -127,7 +165,7 @@ def scores_(scores: Tensor, *, fan_in: int | None = None, generator=None) -> Ten
     return scores.uniform_(-bound, bound, generator=generator)
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "signed_constant": signed_constant_,
     "unsigned_constant": unsigned_constant_,
     "kaiming_normal": kaiming_normal_,
@@ -140,7 +178,7 @@ NAMES = tuple(_FUNCTIONS)
 SCALED = NAMES[:4]
 
 
-def by_name(name: str, keep: float | None = None, scale: str = "none") -> Callable[[Tensor], Tensor]:
+def by_name(name: Name, keep: float | None = None, scale: Scale = "none") -> Callable[[Tensor], Tensor]:
     """The function ``name``, one of ``NAMES``, as one of a weight alone, with ``keep`` and ``scale`` filled in.
 
     Raises ValueError, and TypeError for a ``keep`` that is no number, before there is a weight.

@@ -22,14 +22,15 @@ CPU, and the names of the rules say how many are kept.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from . import flops, torch_private
 from .backend import beside, implementation
 from .masks import packed_bytes
-from .rules import RULES
+from .rules import RULES, Rule
 
 _library = torch.library.Library("edgepop", "DEF")
 
@@ -58,8 +59,8 @@ def autocasts(device: str) -> bool:
     return _has_autocast(device) and torch.is_autocast_enabled(device)
 
 
-def _routed(op):
-    def kernel(first, *args):
+def _routed(op: str) -> Callable[..., Any]:
+    def kernel(first: torch.Tensor | list[torch.Tensor], *args: Any) -> Any:
         tensor = first[0] if isinstance(first, (list, tuple)) else first  # whose device and type decide who runs the op
         run = implementation(op, tensor)
         device = tensor.device.type
@@ -72,34 +73,67 @@ def _routed(op):
     return kernel
 
 
-def _fake_select(scores, kept, of, hint):
+def _fake_select(
+    scores: list[torch.Tensor], kept: list[int] | None, of: list[str], hint: torch.Tensor | None
+) -> torch.Tensor:
     return scores[0].new_empty(len(scores), 2, dtype=torch.int64)
 
 
-def _fake_bits(scores, *_):
+def _fake_bits(scores: torch.Tensor, *_: object) -> torch.Tensor:
     return scores.new_empty(packed_bytes(scores.numel()), dtype=torch.uint8)
 
 
-def _fake_linear(x, weight, scores, cut, of, bias):
+def _fake_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _fake_linear_dx(dy, weight, scores, cut, of):
+def _fake_linear_dx(
+    dy: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, cut: torch.Tensor | None, of: str
+) -> torch.Tensor:
     return dy.new_empty(*dy.shape[:-1], weight.shape[1])
 
 
-def _fake_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, *geometry):
+def _fake_dw(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    score_grad: bool,
+    weight_grad: str,
+    *geometry: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
     ds = torch.empty_like(scores) if score_grad else weight.new_empty(0)
     dw = torch.empty_like(weight) if weight_grad != "none" else weight.new_empty(0)
     return ds, dw
 
 
-def _image(like, size, channels_last):
+def _image(like: torch.Tensor, size: Sequence[int], channels_last: bool) -> torch.Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
-def _fake_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
+def _fake_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> torch.Tensor:
     out = (
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -107,11 +141,23 @@ def _fake_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, gr
     return _image(x, (x.shape[0], weight.shape[0], *out), channels_last)
 
 
-def _fake_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
+def _fake_conv2d_dx(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    x_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> torch.Tensor:
     return _image(dy, x_size, channels_last)
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "select": _fake_select,
     "draw": _fake_bits,
     "mask_bits": _fake_bits,
@@ -129,12 +175,15 @@ for _name, _schema in SCHEMAS.items():
     torch.library.register_fake(f"edgepop::{_name}", _FAKES[_name], lib=_library)
 
 
-def _select_moving(scores, keep, rules, of, hint):
+def _select_moving(
+    scores: list[torch.Tensor], keep: list[torch.Tensor], rules: list[str], of: list[str], hint: torch.Tensor | None
+) -> torch.Tensor:
     made = [_RANKED[name](k.item(), o) for name, k, o in zip(rules, keep, of, strict=True)]
     return _select_kernel(scores, [r.kept(s.numel()) for r, s in zip(made, scores, strict=True)], of, hint)
 
 
-_RANKED, _select_kernel = {kind.__name__: kind for kind in RULES if kind.ranks}, _routed("select")
+_RANKED: dict[str, Callable[..., Rule]] = {kind.__name__: kind for kind in RULES if kind.ranks}
+_select_kernel: Callable[..., torch.Tensor] = _routed("select")
 _library.define(
     "select_moving(Tensor[] scores, Tensor[] keep, str[] rules, str[] of, Tensor? hint) -> Tensor",
     # A CUDA graph would hold on to the number that was in keep when it was captured.
@@ -145,7 +194,7 @@ torch.library.register_fake(
     "edgepop::select_moving", lambda scores, keep, rules, of, hint: _fake_select(scores, None, of, hint), lib=_library
 )
 
-_FLOPS = {
+_FLOPS: dict[torch._ops.OpOverloadPacket[..., Any], Callable[..., int]] = {
     torch.ops.edgepop.masked_linear: flops.linear,
     torch.ops.edgepop.masked_linear_dx: flops.linear,
     torch.ops.edgepop.masked_linear_dw: flops.linear_dw,
@@ -155,7 +204,7 @@ _FLOPS = {
 }
 
 
-def _entry(op):
+def _entry(op: str) -> Callable[..., Any]:
     """The op as this package calls it: straight to its kernel where nobody watches and every operand is plain memory.
     Else torch's dispatcher is asked, which has an answer for whatever tensor it is given.
 
@@ -165,7 +214,7 @@ def _entry(op):
     registered, kernel = getattr(torch.ops.edgepop, op).default, _routed(op)
     tensors, plain = torch_private.tensor_arguments(registered), torch_private.PLAIN
 
-    def call(*args):
+    def call(*args: Any) -> Any:
         if torch_private.watched():
             torch_private.tell_flop_counters(_FLOPS)
             return registered(*args)
@@ -187,7 +236,7 @@ def _entry(op):
     return call
 
 
-def update_of(op: str, *operands: torch.Tensor) -> Callable | None:
+def update_of(op: str, *operands: torch.Tensor) -> Callable[..., torch.Tensor | None] | None:
     """The ``_update`` of ``op``, masked_linear or masked_conv2d, of the backend that runs its ``_dw``; None where that
     has none, or torch must see the call. operands: dy, x and the weight."""
     if torch_private.watched() or not all(map(torch_private.plain, operands)):
@@ -195,13 +244,13 @@ def update_of(op: str, *operands: torch.Tensor) -> Callable | None:
     return beside(f"{op}_dw", f"{op}_update", operands[0])
 
 
-select = _entry("select")
-select_moving = torch.ops.edgepop.select_moving.default
-draw = _entry("draw")
-mask_bits = _entry("mask_bits")
-masked_linear = _entry("masked_linear")
-masked_linear_dx = _entry("masked_linear_dx")
-masked_linear_dw = _entry("masked_linear_dw")
-masked_conv2d = _entry("masked_conv2d")
-masked_conv2d_dx = _entry("masked_conv2d_dx")
-masked_conv2d_dw = _entry("masked_conv2d_dw")
+select: Callable[..., torch.Tensor] = _entry("select")
+select_moving: Callable[..., torch.Tensor] = torch.ops.edgepop.select_moving.default
+draw: Callable[..., torch.Tensor] = _entry("draw")
+mask_bits: Callable[..., torch.Tensor] = _entry("mask_bits")
+masked_linear: Callable[..., torch.Tensor] = _entry("masked_linear")
+masked_linear_dx: Callable[..., torch.Tensor] = _entry("masked_linear_dx")
+masked_linear_dw: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _entry("masked_linear_dw")
+masked_conv2d: Callable[..., torch.Tensor] = _entry("masked_conv2d")
+masked_conv2d_dx: Callable[..., torch.Tensor] = _entry("masked_conv2d_dx")
+masked_conv2d_dw: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _entry("masked_conv2d_dw")

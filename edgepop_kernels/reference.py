@@ -5,8 +5,11 @@ selection is one stable sort, the effective weight is built in memory. Half-prec
 kernel rounds them (x, W*M, the result) and computed in float32; float64 is computed in float64.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from torch.nn import grad
 
 INFINITY_BITS = 0x7F800000  # magnitudes above it are NaN
 NOTHING = (1 << 32, -1)  # the cut that keeps nothing
@@ -134,21 +137,26 @@ def draw(scores: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
     return pack_mask((kept & ~s.isnan()).view(scores.shape))
 
 
-def _kept(weight, scores, cut, of):
-    return unpack_mask(scores, weight.shape) if of == "bits" else mask(scores, cut, of)
+def _kept(weight: torch.Tensor, scores: torch.Tensor, cut: torch.Tensor | None, of: str) -> torch.Tensor:
+    if of == "bits":
+        return unpack_mask(scores, weight.shape)
+    assert cut is not None  # by the ops' contract: None beside bits alone
+    return mask(scores, cut, of)
 
 
-def _compute_dtype(dtype):
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _effective_weight(weight, scores, cut, of, dtype):
+def _effective_weight(
+    weight: torch.Tensor, scores: torch.Tensor, cut: torch.Tensor | None, of: str, dtype: torch.dtype
+) -> torch.Tensor:
     """W*M as the product sees it: rounded to the activations' dtype, held in the dtype of the computation."""
     kept = _kept(weight, scores, cut, of)
     return weight.masked_fill(~kept, 0).to(dtype).to(_compute_dtype(dtype))
 
 
-def map_derivative(scores, of):
+def map_derivative(scores: torch.Tensor, of: str) -> torch.Tensor | None:
     """map'(S) of the straight-through gradient, or None where it is 1 everywhere."""
     if of == "abs":
         return scores.sign()
@@ -158,7 +166,15 @@ def map_derivative(scores, of):
     return None
 
 
-def parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad):
+def parameter_grads(
+    dw_eff: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    score_grad: bool,
+    weight_grad: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(dS, dW) from the dense gradient of the effective weight; an empty tensor stands for one not asked for."""
     ds = dw = weight.new_empty(0)
     if score_grad:
@@ -172,28 +188,58 @@ def parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad):
     return ds, dw
 
 
-def masked_linear(x, weight, scores, cut, of, bias):
+def masked_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
     compute = _compute_dtype(x.dtype)
     bias = None if bias is None else bias.to(compute)
     return F.linear(x.to(compute), _effective_weight(weight, scores, cut, of, x.dtype), bias).to(x.dtype)
 
 
-def masked_linear_dx(dy, weight, scores, cut, of):
+def masked_linear_dx(
+    dy: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, cut: torch.Tensor | None, of: str
+) -> torch.Tensor:
     compute = _compute_dtype(dy.dtype)
     return (dy.to(compute) @ _effective_weight(weight, scores, cut, of, dy.dtype)).to(dy.dtype)
 
 
-def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad):
+def masked_linear_dw(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    score_grad: bool,
+    weight_grad: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
     compute = _compute_dtype(x.dtype)
     dw_eff = dy.to(compute).reshape(-1, dy.shape[-1]).t() @ x.to(compute).reshape(-1, x.shape[-1])
     return parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)
 
 
-def _formatted(result, channels_last):
+def _formatted(result: torch.Tensor, channels_last: bool) -> torch.Tensor:
     return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
+def masked_conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    bias: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> torch.Tensor:
     compute = _compute_dtype(x.dtype)
     bias = None if bias is None else bias.to(compute)
     effective = _effective_weight(weight, scores, cut, of, x.dtype)
@@ -201,17 +247,42 @@ def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, g
     return _formatted(y.to(x.dtype), channels_last)
 
 
-def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
+def masked_conv2d_dx(
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    x_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    channels_last: bool,
+) -> torch.Tensor:
     effective = _effective_weight(weight, scores, cut, of, dy.dtype)
-    dx = torch.nn.grad.conv2d_input(
+    dx = grad.conv2d_input(
         x_size, effective, dy.to(effective.dtype), stride=stride, padding=padding, dilation=dilation, groups=groups
     )
     return _formatted(dx.to(dy.dtype), channels_last)
 
 
-def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups):
+def masked_conv2d_dw(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    score_grad: bool,
+    weight_grad: str,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     compute = _compute_dtype(x.dtype)
-    dw_eff = torch.nn.grad.conv2d_weight(
+    dw_eff = grad.conv2d_weight(
         x.to(compute), weight.shape, dy.to(compute), stride=stride, padding=padding, dilation=dilation, groups=groups
     )
     return parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)

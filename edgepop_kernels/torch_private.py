@@ -8,6 +8,8 @@ import gc
 import operator
 import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -42,13 +44,13 @@ def plain(tensor: torch.Tensor) -> bool:
     return dense and not tensor.is_neg() and not tensor._is_zerotensor()
 
 
-def applied(function: type[torch.autograd.Function], *inputs):
+def applied(function: type[torch.autograd.Function], *inputs: object) -> torch.Tensor:
     """``function.apply``, where nobody watches.
 
     torch's own begins by unwrapping what a transform of torch.func left behind, a frame of Python for every input: 12
     of the 40 that a call of a layer may take.
     """
-    return super(torch.autograd.Function, function).apply(*inputs)
+    return super(torch.autograd.Function, function).apply(*inputs)  # type: ignore[misc, no-any-return]  # C++'s own
 
 
 def sharded(tensor: torch.Tensor) -> bool:
@@ -58,7 +60,7 @@ def sharded(tensor: torch.Tensor) -> bool:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor: gathered where it is sharded, which all processes of its mesh must ask for together."""
-    return tensor.detach().full_tensor() if sharded(tensor) else tensor
+    return cast(Any, tensor.detach()).full_tensor() if sharded(tensor) else tensor
 
 
 # How often a tensor was written, as autograd counts it: not through ``.data``, nor by other processes.
@@ -97,7 +99,7 @@ def padding_on_each_side(conv: torch.nn.Conv2d) -> list[int]:
     return conv._reversed_padding_repeated_twice
 
 
-def remove_forward_pre_hook(module: torch.nn.Module, hook: Callable) -> None:
+def remove_forward_pre_hook(module: torch.nn.Module, hook: Callable[..., Any]) -> None:
     """Removes ``hook`` from those called before each forward of ``module``, without a handle of it."""
     hooks = module._forward_pre_hooks
     for key in [key for key, registered in hooks.items() if registered is hook]:
@@ -112,13 +114,13 @@ def holder_of(modules: list[torch.nn.Module]) -> torch.nn.Module | None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return None
-    kinds = (torch.nn.parallel.DistributedDataParallel,)
+    kinds: tuple[type[torch.nn.Module], ...] = (torch.nn.parallel.DistributedDataParallel,)
     sharding = sys.modules.get("torch.distributed.fsdp")
     if sharding is not None:
         kinds += (sharding.FSDPModule,)
     sought = set(modules)
 
-    def found():
+    def found() -> torch.nn.Module | None:
         held = (o for o in gc.get_objects() if issubclass(type(o), kinds))
         return next((o for o in held if not sought.isdisjoint(o.modules())), None)
 
@@ -130,7 +132,7 @@ def holder_of(modules: list[torch.nn.Module]) -> torch.nn.Module | None:
 
 def folds_batch_norm() -> bool:
     """Whether ``fuse_conv_bn_eval`` is what sets the parameter whose registration asks: it gives no other sign."""
-    frame = sys._getframe(2)  # past the asking register_parameter, and nn.Module.__setattr__ above it
+    frame: FrameType | None = sys._getframe(2)  # past the asking register_parameter, and nn.Module.__setattr__ above it
     for _ in range(2):
         if frame is None or frame.f_code is fuse_conv_bn_eval.__code__:
             return frame is not None
@@ -140,7 +142,7 @@ def folds_batch_norm() -> bool:
 
 def jit_traces() -> bool:
     """Whether torch.jit.trace records the calls of this moment; torch.onnx's older exporter builds on it."""
-    return not torch.compiler.is_compiling() and torch.jit.is_tracing()
+    return not torch.compiler.is_compiling() and torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # not in its __all__
 
 
 def exports_onnx() -> bool:

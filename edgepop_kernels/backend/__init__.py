@@ -49,7 +49,7 @@ def backends() -> dict[str, str | None]:
 
 
 # What calls have in common (functional.py), planned for the chosen backend: emptied with the choice.
-prepared: dict[tuple | None, Any] = {}
+prepared: dict[tuple[Any, ...] | None, Any] = {}
 
 
 class use_backend:  # used as a function and as a context manager, like torch.set_grad_enabled
@@ -61,7 +61,7 @@ class use_backend:  # used as a function and as a context manager, like torch.se
     reference, to which it would come, is not what that variable asks for.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         global _chosen
         if name not in ("auto", *_BACKENDS):
             raise ValueError(f"backend: expected one of {', '.join(['auto', *_BACKENDS])}, got {name!r}")
@@ -71,16 +71,16 @@ class use_backend:  # used as a function and as a context manager, like torch.se
         self._previous, _chosen = _chosen, name
         prepared.clear()
 
-    def __enter__(self):
+    def __enter__(self) -> "use_backend":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         global _chosen
         _chosen = self._previous
         prepared.clear()
 
 
-def _candidates(chosen):
+def _candidates(chosen: str) -> tuple[Backend, ...]:
     """What may run a call: the first that does not refuse it. Raises RuntimeError as use_backend says."""
     if chosen != "auto":
         return (_BACKENDS[chosen],)
@@ -90,20 +90,21 @@ def _candidates(chosen):
     return _AUTO
 
 
-def implementation(op: str, tensor: torch.Tensor) -> Callable:
+def implementation(op: str, tensor: torch.Tensor) -> Callable[..., Any]:
     """The function that runs ``op`` for a call whose activations (or scores) are ``tensor``."""
-    return getattr(_backend(_chosen, op, tensor.device, tensor.dtype).ops, op)
+    run: Callable[..., Any] = getattr(_backend(_chosen, op, tensor.device, tensor.dtype).ops, op)
+    return run
 
 
 @functools.cache  # asked twice a layer and step, and what it says does not change while the process lives
-def _backend(chosen, op, device, dtype):
+def _backend(chosen: str, op: str, device: torch.device, dtype: torch.dtype) -> Backend:
     if chosen != "auto":
         backend = _BACKENDS[chosen]
         reason = backend.refuses(device, dtype)
         if reason is not None:
             raise NotImplementedError(f"{op}: backend {chosen!r} was asked for, but {reason}")
         return backend
-    reasons = []
+    reasons: list[str] = []
     for backend in _candidates(chosen):
         reason = backend.unavailable() or backend.refuses(device, dtype)
         if reason is None:
@@ -114,26 +115,27 @@ def _backend(chosen, op, device, dtype):
     raise AssertionError("the reference refuses nothing")
 
 
-def planned(op: str, x: torch.Tensor, *arguments, **options):
+def planned(op: str, x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
     """The plan of ``op``, a masked product, for operands like these, of the backend that runs it; None where that has
     none."""
     plan = getattr(_backend(_chosen, op, x.device, x.dtype).ops, op.replace("masked", "plan"), None)
     return None if plan is None else plan(x, *arguments, **options)
 
 
-def beside(op: str, other: str, tensor: torch.Tensor) -> Callable | None:
+def beside(op: str, other: str, tensor: torch.Tensor) -> Callable[..., Any] | None:
     """The function ``other`` of the backend that runs ``op`` for such a call; None where that has none."""
     return getattr(_backend(_chosen, op, tensor.device, tensor.dtype).ops, other, None)
 
 
-def optimizer_step(parameter: torch.Tensor) -> Callable | None:
+def optimizer_step(parameter: torch.Tensor) -> Callable[..., torch.Tensor] | None:
     """The ``step`` that updates ``parameter``; None where the chosen backend has none, and torch's own does it."""
     return _optimizer_step(_chosen, parameter.device, parameter.dtype)
 
 
 @functools.cache
-def _optimizer_step(chosen, device, dtype):
+def _optimizer_step(chosen: str, device: torch.device, dtype: torch.dtype) -> Callable[..., torch.Tensor] | None:
     for backend in _candidates(chosen):
         if hasattr(backend.ops, "step") and not (backend.unavailable() or backend.refuses(device, dtype)):
-            return backend.ops.step
+            step: Callable[..., torch.Tensor] = backend.ops.step
+            return step
     return None

@@ -1,12 +1,12 @@
 """The rule that draws its masks."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
-from ..cut import Bits
-from .rule import Rule
+from ..cut import Bits, Cut
+from .rule import Ops, Rule
 from .threshold import Threshold
 
 
@@ -20,19 +20,19 @@ class Bernoulli(Rule):
     there too, as the paper does; "round" keeps sigmoid(score) > 0.5.
     """
 
-    at_eval: str = "sample"
+    at_eval: Literal["sample", "round"] = "sample"
     of: ClassVar[str] = "sigmoid"
     fresh: ClassVar[bool] = True
-    selects: ClassVar[type] = Bits
+    selects: ClassVar[type[Cut] | type[Bits]] = Bits
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.at_eval not in ("sample", "round"):
             raise ValueError(f"at_eval: expected 'sample' or 'round', got {self.at_eval!r}")
 
     def settled(self) -> Rule:
         return Threshold(0.5) if self.at_eval == "round" else self
 
-    def select(self, scores: torch.Tensor, ops) -> Bits:
+    def select(self, scores: torch.Tensor, ops: Ops) -> Bits:
         seed = torch.randint((1 << 63) - 1, (), dtype=torch.int64, device=scores.device)
         return Bits(ops.draw(scores, seed), self.of)
 

@@ -3,13 +3,13 @@
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
 from ..cut import Cut
 from ..reference import unpack_mask
-from .rule import Rule, checked_of
+from .rule import Ops, Rule, checked_of
 
 
 def kept_count(numel: int, keep: float) -> int:
@@ -25,7 +25,7 @@ def kept_count(numel: int, keep: float) -> int:
     return _kept(numel, checked_keep(keep))
 
 
-def _kept(numel, keep):
+def _kept(numel: int, keep: float) -> int:
     return numel - int((1 - keep) * numel)
 
 
@@ -52,11 +52,10 @@ class Ranked(Rule):
     """What rules share that keep the best-ranked scores."""
 
     keep: float = 0.5
-    of: str = "abs"
+    of: Literal["abs", "raw"] = "abs"
     ranks: ClassVar[bool] = True
-    moving: ClassVar[torch.Tensor | None] = None  # keep as a float64 scalar on the CPU, of a rule made by with_keep
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "keep", checked_keep(self.keep))
         checked_of(self.of, ("abs", "raw"))
 
@@ -68,6 +67,9 @@ class Ranked(Rule):
     def cut(self, data: torch.Tensor, numel: int) -> Cut:
         """The cut of a layer of ``numel`` scores where ``data`` is what ``ops.select`` found for it."""
         return Cut(data, self.of)
+
+    def moved(self) -> torch.Tensor:
+        return torch.tensor(self.keep, dtype=torch.float64) if self.moving is None else self.moving
 
     def share(self, scores: torch.Tensor) -> float | None:
         return self.keep
@@ -122,7 +124,7 @@ class GlobalTopK(Ranked):
     at_least: float = 0.0
     together: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.at_least, bool) or not isinstance(self.at_least, (int, float)):
             raise TypeError(f"at_least: expected a float in [0, keep], got {type(self.at_least).__name__}")
@@ -133,7 +135,7 @@ class GlobalTopK(Ranked):
     def share(self, scores: torch.Tensor) -> None:
         return None
 
-    def cuts(self, scores: list[torch.Tensor], ops) -> list[Cut]:
+    def cuts(self, scores: list[torch.Tensor], ops: Ops) -> list[Cut]:
         """One cut for each layer, all of one threshold: an index of -1 drops a layer's ties, its last keeps them all.
 
         scores: float32, detached, of all layers that are ranked together; ops: the module. Copies them once.
@@ -149,7 +151,7 @@ class GlobalTopK(Ranked):
         cuts = self._ranked(scores, raised, ops)
         return [_lower(cut, Cut(floor, self.of)) for cut, floor in zip(cuts, floors, strict=True)]
 
-    def _ranked(self, scores, ranked, ops):
+    def _ranked(self, scores: list[torch.Tensor], ranked: list[torch.Tensor], ops: Ops) -> list[Cut]:
         joined = torch.cat([s.reshape(-1) for s in ranked])
         cut = Cut(ops.select([joined], [self.kept(joined.numel())], [self.of], None)[0], self.of)
         starts = itertools.accumulate((s.numel() for s in scores[:-1]), initial=0)
@@ -158,7 +160,7 @@ class GlobalTopK(Ranked):
         ]
 
 
-def _lower(a, b):
+def _lower(a: Cut, b: Cut) -> Cut:
     """Of two cuts of one layer's scores, the one that keeps more."""
     (key, index), (other_key, other_index) = a.data, b.data
     keeps_more = (other_key < key) | ((other_key == key) & (other_index > index))

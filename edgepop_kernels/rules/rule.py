@@ -1,10 +1,22 @@
 """What every mask rule answers."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 
-from ..cut import Cut, Selection
+from ..cut import Bits, Cut, Selection
+
+
+class Ops(Protocol):
+    """What a rule asks of ``edgepop_kernels.ops``, the module that is handed to it."""
+
+    def select(
+        self, scores: list[torch.Tensor], kept: list[int], of: list[str], hint: torch.Tensor | None, /
+    ) -> torch.Tensor: ...
+
+    def draw(self, scores: torch.Tensor, seed: torch.Tensor, /) -> torch.Tensor: ...
+
+    def mask_bits(self, scores: torch.Tensor, cut: torch.Tensor, of: str, /) -> torch.Tensor: ...
 
 
 class Rule:
@@ -18,12 +30,19 @@ class Rule:
     selects  what a selection under it is: ``Cut`` or ``Bits``
     """
 
-    of: str = "abs"
+    if TYPE_CHECKING:  # a constant of some rules, a field of others
+
+        @property
+        def of(self) -> str: ...
+
+    else:
+        of = "abs"
     ranks: ClassVar[bool] = False
     together: ClassVar[bool] = False
     fresh: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
-    selects: ClassVar[type] = Cut
+    selects: ClassVar[type[Cut] | type[Bits]] = Cut
+    moving: ClassVar[torch.Tensor | None] = None  # keep as a float64 scalar on the CPU, of a rule made by with_keep
 
     def check(self, shape: torch.Size) -> None:
         """Raises ValueError where a weight of ``shape`` cannot be masked by this rule."""
@@ -32,9 +51,26 @@ class Rule:
         """The rule of evaluation, of ``layer.mask()`` and of what is kept for good."""
         return self
 
-    def select(self, scores: torch.Tensor, ops) -> Selection:
+    def select(self, scores: torch.Tensor, ops: Ops) -> Selection:
         """The selection of one layer, under a rule that does not rank. scores: float32, detached; ops: the module."""
         raise TypeError(f"rule: {self} selects nothing by itself")
+
+    def kept(self, numel: int) -> int:
+        """How many of ``numel`` scores are kept, before ties at the cut; of a rule that ranks."""
+        raise TypeError(f"rule: {self} ranks nothing")
+
+    def cut(self, data: torch.Tensor, numel: int) -> Cut:
+        """The cut of a layer of ``numel`` scores where ``data`` is what ``ops.select`` found for it; of a rule that
+        ranks."""
+        raise TypeError(f"rule: {self} ranks nothing")
+
+    def moved(self) -> torch.Tensor:
+        """The fraction kept as a float64 scalar on the CPU, for a compiled forward; of a rule that ranks."""
+        raise TypeError(f"rule: {self} ranks nothing")
+
+    def cuts(self, scores: list[torch.Tensor], ops: Ops) -> list[Cut]:
+        """One cut for each of the layers that are ranked together; of a rule that ranks them so."""
+        raise TypeError(f"rule: {self} ranks no layers together")
 
     def share(self, scores: torch.Tensor) -> float | None:
         """The fraction of these scores that is kept, or expected to be; None where only a selection can tell."""

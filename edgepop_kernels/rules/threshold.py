@@ -3,11 +3,12 @@
 import math
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from ..cut import Cut
-from .rule import Rule, checked_of
+from .rule import Ops, Rule, checked_of
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Threshold(Rule):
     """
 
     cutoff: float = 0.5
-    of: str = "sigmoid"
+    of: Literal["sigmoid", "abs", "raw"] = "sigmoid"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.cutoff, bool) or not isinstance(self.cutoff, (int, float)):
             raise TypeError(f"cutoff: expected a float, got {type(self.cutoff).__name__}")
         checked_of(self.of, ("sigmoid", "abs", "raw"))
@@ -29,7 +30,7 @@ class Threshold(Rule):
             raise ValueError(f"cutoff: expected {allowed}, got {self.cutoff}")
         object.__setattr__(self, "cutoff", float(self.cutoff))
 
-    def select(self, scores: torch.Tensor, ops=None) -> Cut:
+    def select(self, scores: torch.Tensor, ops: Ops | None = None) -> Cut:
         """The largest score that is not kept, and no tie of it kept: a constant, whatever the scores."""
         data = torch.full((2,), -1, dtype=torch.int64, device=scores.device)
         data[:1].fill_(self._largest_dropped_key())
@@ -39,24 +40,24 @@ class Threshold(Rule):
         """The largest float32 that is not above the cutoff, on the scale of |s| (of="abs") or of s."""
         return _float32_at_most(self._bound())
 
-    def _bound(self):
+    def _bound(self) -> float:
         return _logit(self.cutoff) if self.of == "sigmoid" else self.cutoff
 
-    def _largest_dropped_key(self):
-        (bits,) = struct.unpack("<I", struct.pack("<f", self.largest_dropped()))
+    def _largest_dropped_key(self) -> int:
+        bits: int = struct.unpack("<I", struct.pack("<f", self.largest_dropped()))[0]
         magnitude = bits & 0x7FFFFFFF
         if self.of == "abs":
             return 0 if self._bound() < 0 else magnitude + 1
         return 0xFFFFFFFF - bits if bits >= 0x80000000 and magnitude else magnitude + 0x80000000
 
 
-def _logit(p):
+def _logit(p: float) -> float:
     if p == 0:
         return -math.inf
     return math.inf if p == 1 else math.log(p) - math.log1p(-p)
 
 
-def _float32_at_most(value):
+def _float32_at_most(value: float) -> float:
     """The largest float32 not above ``value``."""
     if math.isinf(value):
         return value
