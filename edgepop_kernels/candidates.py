@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from .adapters import adapter_parts
 from .nn import KINDS, MaskedLayer
 
 _One = str | Callable[[str, nn.Module], bool]
@@ -15,9 +16,8 @@ Wanted = _One | Iterable[_One]
 
 def chosen(model: nn.Module, include: Wanted, exclude: Wanted):
     """({name: layer} to convert, {name: module} left out on purpose). Raises TypeError, ValueError."""
-    candidates = {name: m for name, m in model.named_modules() if is_candidate(m)}
-    for name in adapter_factors(model) & candidates.keys():
-        del candidates[name]
+    of_adapters = adapter_parts(model)
+    candidates = {name: m for name, m in model.named_modules() if is_candidate(m) and m not in of_adapters}
     if not candidates:
         raise ValueError(_why_none(model))
     include = _checked("include", include, model, candidates, candidates)
@@ -54,19 +54,6 @@ def is_hidden_networks_layer(module: nn.Module) -> bool:
         and isinstance(scores, torch.Tensor)
         and scores.shape == module.weight.shape
     )
-
-
-def adapter_factors(model: nn.Module) -> set[str]:
-    """Names of the modules that adapters have put beside a layer: peft's lora_A, lora_B and the like are children of
-    the module that wraps the layer as its ``base_layer``."""
-    found = set()
-    for name, module in model.named_modules():
-        if isinstance(module._modules.get("base_layer"), nn.Module):
-            prefix = f"{name}." if name else ""
-            for child, beside in module.named_children():
-                if child != "base_layer":
-                    found |= {n for n, _ in beside.named_modules(prefix=prefix + child)}
-    return found
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

@@ -62,7 +62,7 @@ def convert(
 
     Weights, biases, hooks and identity stay; scores are new. hidden-networks' SubnetConv layers are taken
     too, with their scores and, where neither ``rule`` nor ``keep`` is given, their prune_rate (there the fraction
-    kept). Factors that adapters put beside a layer (peft's lora_A, lora_B) are never converted.
+    kept). What belongs to adapters (peft's lora_A, lora_B beside a layer, a prompt's encoder) is never converted.
 
     Raises TypeError or ValueError for a wrong argument, where there is no layer to convert, where a pattern in
     ``include`` or ``exclude`` matches none, and for what would not be masked as it says: a weight that is computed

@@ -38,7 +38,8 @@ class _FirstForward:
         if output is None:  # also of a forward that raised: the next one will tell
             return
         self.dissolve()
-        missed = [n for n, m in self.layers.items() if m not in self.called and isinstance(m, MaskedLayer)]
+        present = {m for m in model.modules() if isinstance(m, MaskedLayer)}  # not replaced since, nor materialized
+        missed = [name for name, m in self.layers.items() if m in present - self.called]
         if missed:
             names = ", ".join(missed[:8]) + (f" and {len(missed) - 8} more" if len(missed) > 8 else "")
             warnings.warn(

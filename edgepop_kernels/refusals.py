@@ -3,6 +3,8 @@
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from .adapters import adapted, called
+
 # Known by name, so that nothing is imported for them: torch.distributed.fsdp takes as long as this package.
 _WRAPPERS = {
     "DistributedDataParallel": "DistributedDataParallel",
@@ -71,18 +73,14 @@ def _by_what(layer, name):
 
 
 def _refuse_adapted(model, layers):
-    prefixes = {}
-    for name, module in model.named_modules():
-        if isinstance(module._modules.get("base_layer"), nn.Module):
-            prefixes[f"{name}.base_layer" if name else "base_layer"] = type(module).__name__
-    for name in layers:
-        for prefix, kind in prefixes.items():
-            if name == prefix or name.startswith(f"{prefix}."):
-                raise ValueError(
-                    f"model: layer {name!r} has an adapter ({kind}), whose change would be added to the weight beneath "
-                    "the mask and merged into it; convert and materialize before adapters are added, merge them first "
-                    "(merge_and_unload()), or exclude it"
-                )
+    beneath = adapted(model)
+    for name, layer in layers.items():
+        if layer in beneath:
+            raise ValueError(
+                f"model: layer {name!r} has an adapter ({called(beneath[layer])}), whose change would be added to the "
+                "weight beneath the mask and merged into it; convert and materialize before adapters are added, merge "
+                "them first (merge_and_unload()), or exclude it"
+            )
 
 
 def _refuse_tied(model, layers):

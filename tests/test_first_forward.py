@@ -94,3 +94,9 @@ def test_a_compiled_forward_leaves_it_to_the_first_that_is_not():
     assert [m for m in said(compiled) if "first forward" in m] == []
     assert hooks(model)
     assert len([m for m in said(model, 2) if "first forward" in m]) == 1
+
+
+def test_a_layer_that_was_replaced_since_is_not_missed():
+    model = ek.convert(nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3)))
+    model[2] = nn.Linear(5, 4)  # another head
+    assert said(model) == []

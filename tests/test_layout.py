@@ -33,6 +33,7 @@ ORDER = [
     "sharing",
     "first_forward",
     "overview",
+    "adapters",
     "candidates",
     "refusals",
     "conversion",
