@@ -1,5 +1,6 @@
 """What the user functions accept. Each check names the argument, what it got, and what is allowed."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,10 @@ def tensor(name: str, value: object) -> None:
 def rule(value: object, example: str = "TopK(0.5)", kinds: str = _RULES) -> None:
     if not isinstance(value, Rule):
         raise TypeError(f"rule: expected a rule such as {example}, one of {kinds}, got {_shown(value)}")
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"rule: expected a frozen dataclass, which can be compared and saved, got {_shown(value)}")
+    if value.of not in (("bits",) if value.fixed else ("abs", "raw", "sigmoid")):
+        raise ValueError(f"rule: expected its of to be 'abs', 'raw' or 'sigmoid', got {value.of!r}")
 
 
 def mask_tensor(name: str, value: torch.Tensor, shape: torch.Size | None = None) -> None:
@@ -71,6 +76,13 @@ def selection(scores: torch.Tensor, rule_: Rule, hint: Cut | None) -> None:
     rule_.check(scores.shape)
     if hint is not None:
         _selection("hint", hint, scores.device, rule_)
+
+
+def selected(value: object, scores: torch.Tensor, rule_: Rule) -> None:
+    """What a rule's ``select`` returned, which a user may have written."""
+    _selection(f"rule: {type(rule_).__name__}.select", value, scores.device, rule_)
+    if isinstance(value, Bits):
+        packed_bits(value.bits, scores.shape)
 
 
 def selections(scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Sequence[Cut | None] | None) -> None:

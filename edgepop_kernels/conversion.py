@@ -95,6 +95,7 @@ def convert(
         kind = CLASSES[method, _plain(module)]
         layer_rule = _rule(module, rule, default, method)
         kind._check(layer_rule, **options)
+        layer_rule.check(module.weight.shape)
         plan.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
     refuse(model, layers)
     norms = _batch_norms(model, norm)

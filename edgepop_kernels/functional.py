@@ -15,7 +15,7 @@ from .backend import planned
 from .backend import prepared as _prepared
 from .checks import Geometry
 from .cut import Bits, Cut, Selection
-from .rules import Bernoulli, Ranked, Rule, Threshold
+from .rules import Bernoulli, Ranked, Rule, Threshold, checked_kept
 
 
 @overload
@@ -47,7 +47,10 @@ def selection(scores: torch.Tensor, rule: Rule, hint: Cut | None) -> Selection:
     hints = None if hint is None or numel < _WARM else hint.data[None]
     if rule.moving is not None and torch.compiler.is_compiling():
         return rule.cut(_select_moving([scores.detach()], [rule], hints)[0], numel)
-    return rule.cut(ops.select([scores.detach()], [rule.kept(numel)], [rule.of], hints)[0], numel)
+    kept = rule.kept(numel)
+    if type(kept) is not int or not 0 <= kept <= numel:
+        checked_kept(rule, numel)  # which says so; asked here for a call less in every step
+    return rule.cut(ops.select([scores.detach()], [kept], [rule.of], hints)[0], numel)
 
 
 def _select_moving(scores: list[torch.Tensor], rules: list[Rule], hint: torch.Tensor | None) -> torch.Tensor:
@@ -79,6 +82,7 @@ def selections(scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Seq
     for i, rule in enumerate(rules):
         if not rule.ranks:
             chosen[i] = rule.select(scores[i], ops)
+            checks.selected(chosen[i], scores[i], rule)
         elif rule.together:
             together.setdefault(rule, []).append(i)
         else:
@@ -89,7 +93,7 @@ def selections(scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Seq
         if [r for r in of if r.moving is not None] and torch.compiler.is_compiling():
             data = _select_moving(ranked, of, hint)
         else:
-            kept = [r.kept(s.numel()) for r, s in zip(of, ranked, strict=True)]
+            kept = [checked_kept(r, s.numel()) for r, s in zip(of, ranked, strict=True)]
             data = ops.select(ranked, kept, [r.of for r in of], hint)
         for i, row in zip(alone, data.unbind(), strict=True):
             chosen[i] = rules[i].cut(row, scores[i].numel())

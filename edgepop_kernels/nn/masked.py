@@ -78,8 +78,12 @@ class MaskedLayer(Saved, AmongTools):
         self.scores = nn.Parameter(torch.empty_like(self.weight, dtype=torch.float32))
         self.reset_scores()
 
-    def _take_rule(self, rule):
+    def _check_fits(self, rule):
         self._check(rule)
+        rule.check(self.weight.shape)
+
+    def _take_rule(self, rule):
+        self._check_fits(rule)
         self._rule, self._cuts = rule, Cuts()
         self.register_buffer("mask_bits", None)
         for hook in self._kind.hooks:
@@ -93,7 +97,7 @@ class MaskedLayer(Saved, AmongTools):
 
     @rule.setter
     def rule(self, rule: Rule) -> None:
-        self._check(rule)
+        self._check_fits(rule)
         if self._rule.fixed:
             raise ValueError(f"rule: this layer is frozen; call thaw() before it takes {rule}")
         self._rule = rule

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..rules import RULES, Rule
+from ..rules import RULES, Rule, defined
 
 _KEY = "_extra_state"  # torch's name
 _SIZE = 256  # the longest today, of a frozen supermask, takes 131 bytes
@@ -42,9 +42,9 @@ class Saved(nn.Module):
     def _read_settings(self, state, **absent):
         read = _unpacked(state, loose_rule=None, **absent)
         if not read["rule"].fixed:
-            self._check(read["rule"])
+            self._check_fits(read["rule"])
         if read["loose_rule"] is not None:
-            self._check(read["loose_rule"])
+            self._check_fits(read["loose_rule"])
         return read
 
     def _check_frozen_as(self, read):
@@ -167,12 +167,16 @@ def _from_dict(plain: dict[str, Any]) -> Rule:
     """The rule that ``_as_dict`` was given. Raises ValueError for what is none."""
     kinds = {kind.__name__: kind for kind in RULES}
     name = plain.get("kind") if isinstance(plain, dict) else None
-    if not isinstance(name, str) or name not in kinds:
-        raise ValueError(f"rule: expected one of {', '.join(kinds)}, got {_shown(plain)}")
+    kind = (kinds.get(name) or defined(name)) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(
+            f"rule: expected one of {', '.join(kinds)}, or a rule of your own whose class is imported, got "
+            f"{_shown(plain)}"
+        )
     # JSON has lists alone; a rule's values are tuples, so that rules can be compared and hashed.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in plain.items()}
     del fields["kind"]
     try:
-        return kinds[name](**fields)
+        return kind(**fields)
     except TypeError as error:
         raise ValueError(f"rule: {name} cannot be made of {_shown(plain)}: {error}") from error

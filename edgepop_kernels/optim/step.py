@@ -10,6 +10,7 @@ from .. import capture, functional, torch_private
 from ..backend import optimizer_step
 from ..cut import Cut
 from ..nn import MaskedLayer
+from ..rules import checked_kept
 from .backward import StepsInBackward
 from .settings import check_group, check_rate
 from .steady import Steady, Update, in_place
@@ -35,7 +36,7 @@ class _Scores:
             return None
         rule = layer._rule
         if rule is not self.rule:
-            self.kept = rule.kept(p.numel()) if rule.ranks and not rule.together else 0
+            self.kept = checked_kept(rule, p.numel()) if rule.ranks and not rule.together else 0
             self.rule = rule
         if self.kept == 0:
             return None

@@ -6,8 +6,8 @@ the straight-through gradient slopes (``dS = dL/d(W*M) * W * map'(S)``, with ``m
 
 from .drawn import Bernoulli
 from .frozen import Frozen
-from .ranked import GlobalTopK, Percentile, Ranked, TopK, checked_keep, kept_count, ranked_rule
-from .rule import Rule
+from .ranked import GlobalTopK, Percentile, Ranked, TopK, checked_keep, checked_kept, kept_count, ranked_rule
+from .rule import Rule, defined
 from .threshold import Threshold
 
 # What a user may hand in, in the order that messages name them.
@@ -24,6 +24,8 @@ __all__ = [
     "Threshold",
     "TopK",
     "checked_keep",
+    "checked_kept",
+    "defined",
     "kept_count",
     "ranked_rule",
 ]

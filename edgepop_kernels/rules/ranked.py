@@ -29,6 +29,17 @@ def _kept(numel: int, keep: float) -> int:
     return numel - int((1 - keep) * numel)
 
 
+def checked_kept(rule: Rule, numel: int) -> int:
+    """How many of ``numel`` scores a rule that ranks keeps. Raises TypeError or ValueError for what is no such number,
+    as a rule of a user's own may say: kernels count on it."""
+    kept = rule.kept(numel)
+    if type(kept) is not int:
+        raise TypeError(f"rule: expected {rule}.kept to return an int, got {type(kept).__name__}")
+    if not 0 <= kept <= numel:
+        raise ValueError(f"rule: expected {rule}.kept to return 0 to {numel}, the scores that there are, got {kept}")
+    return kept
+
+
 def checked_keep(keep: float) -> float:
     """``keep`` as a float. Raises TypeError, ValueError."""
     if isinstance(keep, bool) or not isinstance(keep, (int, float)):
@@ -76,7 +87,7 @@ class Ranked(Rule):
 
     def with_keep(self, keep: float) -> "Ranked":
         rule = replace(self, keep=keep)
-        if not self.together:
+        if type(self) in (TopK, Percentile):  # which the op of a keep that moves knows by name
             # One change is rarely the last. A compiled forward takes a number as a constant, and is compiled anew for
             # the next; a tensor is an input.
             object.__setattr__(rule, "moving", torch.tensor(rule.keep, dtype=torch.float64, device="cpu"))

@@ -19,8 +19,18 @@ class Ops(Protocol):
     def mask_bits(self, scores: torch.Tensor, cut: torch.Tensor, of: str, /) -> torch.Tensor: ...
 
 
+_PACKAGE = __name__.partition(".")[0]
+# The classes of rules by their names, the latest where one was defined again, as in a notebook.
+_DEFINED: dict[str, dict[tuple[str, str], type["Rule"]]] = {}
+
+
 class Rule:
     """How the mask of a layer follows from its scores. The base of all rules, each a frozen dataclass.
+
+    A rule of your own is one too: its fields are numbers, bools, strings, None or tuples of them, and its ``select``
+    returns what ``selects`` names; it may call what users call (``edgepop_kernels.select``, ``pack_mask``). A
+    state_dict has it by the name of its class, which has to be imported before that is loaded. Raises TypeError where
+    the class has the name of one of this package's rules.
 
     of       the function of the scores that is ranked or compared, and differentiated: "abs", "raw" or "sigmoid"
     ranks    whether it keeps the best-ranked: it has a ``keep`` and a ``kept(numel)``, and a cut can start warm
@@ -44,6 +54,16 @@ class Rule:
     selects: ClassVar[type[Cut] | type[Bits]] = Cut
     moving: ClassVar[torch.Tensor | None] = None  # keep as a float64 scalar on the CPU, of a rule made by with_keep
 
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        known = _DEFINED.setdefault(cls.__name__, {})
+        if not _ours(cls) and any(_ours(other) for other in known.values()):
+            raise TypeError(
+                f"rule: a state_dict knows a rule by its name, and {cls.__name__} is one of {_PACKAGE}'s; expected "
+                "another name"
+            )
+        known[cls.__module__, cls.__qualname__] = cls
+
     def check(self, shape: torch.Size) -> None:
         """Raises ValueError where a weight of ``shape`` cannot be masked by this rule."""
 
@@ -52,7 +72,10 @@ class Rule:
         return self
 
     def select(self, scores: torch.Tensor, ops: Ops) -> Selection:
-        """The selection of one layer, under a rule that does not rank. scores: float32, detached; ops: the module."""
+        """The selection of one layer, under a rule that does not rank.
+
+        scores: float32, any strides, detached; ops: the module of this package's operators.
+        """
         raise TypeError(f"rule: {self} selects nothing by itself")
 
     def kept(self, numel: int) -> int:
@@ -79,6 +102,19 @@ class Rule:
     def with_keep(self, keep: float) -> "Rule":
         """The same rule keeping another fraction. Raises ValueError for a rule without one."""
         raise ValueError(f"keep: only a rule that ranks has one to set, this layer's rule is {self}")
+
+
+def _ours(kind: type[Rule]) -> bool:
+    return kind.__module__.startswith(f"{_PACKAGE}.")
+
+
+def defined(name: str) -> type[Rule] | None:
+    """The class of a user's rules that is called ``name``, where one is. Raises ValueError where several are."""
+    found = [kind for kind in _DEFINED.get(name, {}).values() if not _ours(kind)]
+    if len(found) > 1:
+        places = " and ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in found)
+        raise ValueError(f"rule: expected one class of rules called {name}, got {places}")
+    return found[0] if found else None
 
 
 def checked_of(of: str, allowed: tuple[str, ...]) -> None:
