@@ -196,7 +196,7 @@ def _batch_norms(model, norm):
 
 def _left_message(model, layers, meant):
     """What is worth saying of weights that train without a mask; empty where there are none but those meant."""
-    left = [entry for entry in left_dense(model, layers.values()) if entry.name not in meant]
+    left = left_dense(model, layers.values(), meant)
     weights = sum(entry.numel for entry in left if not entry.minor)
     if all(entry.minor for entry in left):
         return ""

@@ -131,10 +131,16 @@ def summary(model: nn.Module, optimizer: Optimizer | None = None) -> Summary:
     return Summary(rows, left, still, lacking)
 
 
-def left_dense(model: nn.Module, masked: Iterable[nn.Module] = ()) -> list[Left]:
-    """What of ``model`` trains outside of masks. masked: layers that are about to be, whose weight does not count."""
-    masked, seen, found = set(masked), set(), []
+def left_dense(model: nn.Module, masked: Iterable[nn.Module] = (), meant: Iterable[str] = ()) -> list[Left]:
+    """What of ``model`` trains outside of masks.
+
+    masked  layers that are about to be, whose weight does not count
+    meant   names of modules to pass over; what another module has as well is that one's
+    """
+    masked, meant, seen, found = set(masked), set(meant), set(), []
     for name, module in model.named_modules():
+        if name in meant:
+            continue
         under_mask = ("weight", "scores", "bias_scores") if isinstance(module, MaskedLayer) else ()
         if module in masked:
             under_mask = ("weight", "scores")

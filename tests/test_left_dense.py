@@ -77,6 +77,15 @@ def test_norms_biases_and_what_is_meant_are_not_worth_a_word(layers, options):
     assert said(beside(*copy.deepcopy(layers)), **options) == []
 
 
+@pytest.mark.parametrize("first", ["head", "embedding"])
+def test_an_embedding_whose_tied_head_is_excluded_is_told_of(first):
+    layers = {"embedding": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)}
+    model = nn.ModuleDict({"body": nn.Linear(4, 4), first: layers.pop(first), **layers})
+    model["head"].weight = model["embedding"].weight
+    (message,) = said(model, exclude="head")
+    assert message.startswith("left dense, 36 of 56 weights train without a mask: 1 Embedding (embedding: 36 weights)")
+
+
 def test_left_raise_leaves_the_model_as_it_was():
     model = beside(nn.LSTM(3, 4))
     with pytest.raises(ValueError, match=r"^left: left dense, .* weights train without a mask: 1 LSTM\.weight_hh_l0"):
