@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy lint types docs sanitize gpu gpu-sanitize clean
+.PHONY: train test bench accuracy zoo lint types docs sanitize gpu gpu-sanitize clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -19,6 +19,22 @@ bench: $(VENV)/installed
 
 accuracy: $(VENV)/installed
 	$(BIN)/python benchmarks/accuracy.py
+
+# Networks of torchvision, timm and transformers, under the torch that these are made for: in an environment of its own,
+# which takes what is compiled for .venv as it is.
+ZOO := .venv-zoo
+
+zoo: $(ZOO)/installed
+	$(ZOO)/bin/python -m pytest tests/zoo
+
+$(ZOO)/installed: tests/zoo/constraints.txt $(VENV)/installed
+	@echo "==> making $(ZOO): another torch to download, and the libraries"
+	$(BIN)/python -m venv $(ZOO)
+	rm -rf build/zoo
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_editable('build/zoo')"
+	$(ZOO)/bin/python -m pip install --disable-pip-version-check --constraint tests/zoo/constraints.txt \
+	    "$$(echo build/zoo/*.whl)[test,zoo]"
+	@touch $@
 
 lint: $(VENV)/ruff
 	$(BIN)/ruff check .
@@ -132,4 +148,4 @@ endef
 export GPU_NAME
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) edgepop_kernels/_native*.so
+	rm -rf build dist *.egg-info $(VENV) $(ZOO) edgepop_kernels/_native*.so

@@ -218,6 +218,36 @@ def test_make_installs_everything_within_the_constraints(make):
     assert set(pips[0].split()[-3:]) == of_build
 
 
+def test_the_zoo_has_an_environment_of_its_own_after_the_build(make):
+    *lines, pip, run = [line for line in make("zoo") if line.startswith(("==>", "RAN"))]
+    assert "RAN python -m venv .venv-zoo" in lines
+    assert " --constraint tests/zoo/constraints.txt " in pip and pip.endswith("[test,zoo]")
+    assert run == "RAN python -m pytest tests/zoo"
+    assert [line for line in make("zoo") if line.startswith(("==>", "RAN"))] == [run]
+
+
+def test_the_zoo_takes_what_is_compiled_as_it_is(tmp_path):
+    tree = Tree(tmp_path)
+    compiler = tree.compiler("g++")
+
+    def compiled(*build):
+        tree.log.write_text("")
+        done = tree.run(*build, CXX=compiler)
+        assert done.returncode == 0, done.stdout
+        return [line for line in tree.log.read_text().splitlines() if '"-c"' in line]
+
+    assert compiled("setup.py", "--quiet", "build_ext", "--inplace")
+    assert not compiled("-c", zoo_build())
+    (wheel,) = (tree.root / "build" / "zoo").glob("*.whl")
+    assert "editable" in wheel.name
+
+
+def zoo_build():
+    """What `make zoo` has Python do to get a wheel of the sources."""
+    (code,) = re.findall(r'\$\(BIN\)/python -c "(.*build_editable.*)"', (ROOT / "Makefile").read_text())
+    return code
+
+
 def test_an_environment_that_could_not_be_made_is_not_taken_for_one(make, tmp_path):
     """As where Debian's python3-venv is missing: venv fails after it has made bin/python."""
     stand_in = tmp_path / "stand-in"
