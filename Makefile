@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy zoo lint types docs sanitize gpu gpu-sanitize clean
+.PHONY: train test bench accuracy figures zoo lint types docs sanitize gpu gpu-sanitize clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -19,6 +19,9 @@ bench: $(VENV)/installed
 
 accuracy: $(VENV)/installed
 	$(BIN)/python benchmarks/accuracy.py
+
+figures: $(VENV)/installed
+	$(BIN)/python benchmarks/figures.py
 
 # Networks of torchvision, timm and transformers, under the torch that these are made for: in an environment of its own,
 # which takes what is compiled for .venv as it is.
@@ -47,7 +50,7 @@ types: $(VENV)/installed
 
 # Read from the sources: nothing is compiled or imported for it. The site is in build/docs, and opens without a server.
 docs: $(VENV)/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Editable: Python edits count at once; an edit of a native source, or of what is required, installs anew. What the build
 # needs comes first, for then a missing compiler is known before anything large is on its way; without pip's isolation,
@@ -68,7 +71,8 @@ $(VENV)/ruff: constraints.txt | $(BIN)/python
 	$(PIP) --quiet ruff
 	@touch $@
 
-$(VENV)/docs: constraints.txt | $(BIN)/python
+# Ruff lays out the signatures.
+$(VENV)/docs: constraints.txt $(VENV)/ruff | $(BIN)/python
 	$(PIP) --quiet mkdocs-material mkdocstrings-python
 	@touch $@
 
