@@ -5,6 +5,8 @@ rotations, what it starts from) and merges into it, in ways that differ from kin
 all of them take the weight for what the layer multiplies by. A masked layer's weight is not that.
 """
 
+from typing import Any, cast
+
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -15,23 +17,24 @@ _ADAPTED = "base_layer"
 
 def adapted(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """Each module of ``model`` that is beneath an adapter, and the adapter."""
-    found = {}
+    found: dict[nn.Module, nn.Module] = {}
     for adapter in _adapters(model):
-        found |= dict.fromkeys(adapter._modules[_ADAPTED].modules(), adapter)
+        found |= dict.fromkeys(adapter.get_submodule(_ADAPTED).modules(), adapter)
     return found
 
 
 def adapter_parts(model: nn.Module) -> set[nn.Module]:
     """The modules of ``model`` that belong to adapters: what stands beside a ``base_layer`` (peft's lora_A, lora_B),
     and what peft's model holds outside of its network (the encoder of a prompt)."""
-    found = set()
+    found: set[nn.Module] = set()
     for adapter in _adapters(model):
         for name, child in adapter._modules.items():
             if name != _ADAPTED and child is not None:
                 found.update(child.modules())
     for module in model.modules():
         if hasattr(type(module), "get_base_model") and hasattr(module, "peft_config"):
-            found |= set(module.modules()) - set(module.get_base_model().modules())
+            network = cast(Any, module).get_base_model()
+            found |= set(module.modules()) - set(network.modules())
     return found
 
 
@@ -40,11 +43,11 @@ def called(adapter: nn.Module) -> str:
     return f"{type(adapter).__module__}.{type(adapter).__qualname__}"
 
 
-def _adapters(model):
+def _adapters(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m._modules.get(_ADAPTED), nn.Module)]
 
 
-def _refuse_masked(holder, name, child):
+def _refuse_masked(holder: nn.Module, name: str, child: nn.Module | None) -> None:
     """Raises ValueError where a masked layer gets an adapter that can be merged.
 
     The one moment at which every kind of adapter passes through torch, and before any has read or written a weight:

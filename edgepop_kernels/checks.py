@@ -97,7 +97,7 @@ def selections(scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Seq
             raise ValueError(f"scores: expected all layers on one device, got {scores[0].device} and {s.device}")
 
 
-def _selection(name: str, value: Selection, device: torch.device, rule: Rule) -> None:
+def _selection(name: str, value: object, device: torch.device, rule: Rule) -> None:
     expected = rule.selects
     if not isinstance(value, expected):
         raise TypeError(f"{name}: expected a {expected.__name__}, as select returns it, got {type(value).__name__}")

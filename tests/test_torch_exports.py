@@ -88,6 +88,19 @@ def test_torch_fx_keeps_masked_layers_whole(images, rule):
     assert torch.equal(graph(images), model(images))  # it selects in every call
 
 
+def test_torch_fx_takes_an_attribute_of_a_traced_value_for_an_input():
+    class Transposed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = ek.FusedSubnetLinear(5, 3)
+
+        def forward(self, x):
+            return self.layer(x.T)
+
+    model, x = Transposed(), torch.randn(5, 7)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 def test_torch_fx_traces_a_network_that_shares_its_selection(images):
     class Whole(nn.Module):
         def __init__(self):

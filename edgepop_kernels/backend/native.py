@@ -82,7 +82,7 @@ def _sequence(scores):
     return (1,) * lead + tuple(scores.shape), (0,) * lead + scores.stride()
 
 
-def fingerprint(scores):
+def fingerprint(scores: torch.Tensor) -> int | None:
     """A number that most writes of ``scores`` change; None where it cannot be had at once: on a GPU, of more than four
     dimensions, of what is no plain memory, and without the native module."""
     if _native is None or scores.device.type != "cpu" or scores.dim() > 4:

@@ -17,7 +17,7 @@ class Cuts:
     known     a cut and all that it hangs on: the scores, their version, address and fingerprint, and the rule
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.shared: Selection | None = None
         self.last: Cut | None = None
         self.captured: tuple[Cut, ...] = ()
@@ -63,7 +63,7 @@ class Cuts:
         else:
             self.last = selection
 
-    def _hand_on(self, cut, rule):
+    def _hand_on(self, cut: Cut, rule: Rule) -> None:
         # Where this selection, of a CUDA graph, took its hint from: memory that the layer holds from then on. What a
         # replay selects is the start of the next replay.
         hint = self.hint(rule)
@@ -80,8 +80,8 @@ class Cuts:
         """Drops what earlier selections say."""
         self.known = self.last = None
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: object) -> "Cuts":
         return Cuts()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Cuts"], tuple[()]]:
         return Cuts, ()

@@ -1,7 +1,7 @@
 """What torch's layers are to us: one row each. A new kind of layer is a product in functional.py and a row here."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,15 @@ from torch import nn
 from torch.fx import Proxy
 
 from .. import functional, torch_private
+from ..checks import Geometry
+
+
+class _Called(Protocol):
+    """A masked layer as its ``forward`` knows it."""
+
+    def _output(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def _in_graph(self, x: Proxy) -> torch.Tensor: ...
 
 
 class Kind(NamedTuple):
@@ -22,23 +31,23 @@ class Kind(NamedTuple):
               handed to the product
     """
 
-    product: Callable
-    operands: Callable
-    forward: Callable
-    hooks: tuple[Callable, ...] = ()
+    product: Callable[..., torch.Tensor]
+    operands: Callable[[Any, torch.Tensor], tuple[torch.Tensor, Geometry | None]]
+    forward: Callable[..., torch.Tensor]
+    hooks: tuple[Callable[..., None], ...] = ()
     updates: bool = True
 
 
-def past_no_forward(layer, args):
+def past_no_forward(layer: Any, args: object) -> None:
     """A hook that does nothing, on every masked nn.Linear: in evaluation nn.TransformerEncoderLayer multiplies by the
     weights of its linear layers without calling them, masked or not, unless some module in it has a hook."""
 
 
-def _linear_operands(layer, x):
+def _linear_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, None]:
     return x, None
 
 
-def _linear_forward(self, x: torch.Tensor) -> torch.Tensor:
+def _linear_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
     """The product of ``x`` and the weights that are kept, and the bias.
 
     x        (..., in_features), float32, bfloat16 or float16, any strides; or a nested tensor of sequences
@@ -47,7 +56,7 @@ def _linear_forward(self, x: torch.Tensor) -> torch.Tensor:
     The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
     ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
     """
-    if type(x) is Proxy:
+    if isinstance(x, Proxy):
         return self._in_graph(x)
     if not x.is_nested:
         return self._output(x)
@@ -56,19 +65,19 @@ def _linear_forward(self, x: torch.Tensor) -> torch.Tensor:
     return torch.nested.as_nested_tensor(list(joined.split([len(s) for s in sequences])), layout=x.layout)
 
 
-def _padded(layer, x):
+def _padded(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """x with the padding that is not of zeros, and what is left to pad."""
     if layer.padding_mode == "zeros":
         return x, layer.padding
     return F.pad(x, torch_private.padding_on_each_side(layer), mode=layer.padding_mode), "valid"
 
 
-def _conv2d_operands(layer, x):
+def _conv2d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometry]:
     x, padding = _padded(layer, x)
     return x, (layer.stride, padding, layer.dilation, layer.groups)
 
 
-def _conv2d_forward(self, x: torch.Tensor) -> torch.Tensor:
+def _conv2d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
     """The convolution of ``x`` with the weights that are kept, and the bias.
 
     x        (N, C, H, W) or (C, H, W), float32, bfloat16 or float16, NCHW, channels_last or any strides
@@ -78,17 +87,17 @@ def _conv2d_forward(self, x: torch.Tensor) -> torch.Tensor:
     The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
     ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
     """
-    return self._in_graph(x) if type(x) is Proxy else self._output(x)
+    return self._in_graph(x) if isinstance(x, Proxy) else self._output(x)
 
 
-def _conv1d_operands(layer, x):
+def _conv1d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometry]:
     x, padding = _padded(layer, x)
     if not isinstance(padding, str):
         padding = (0, *padding)
     return x, ((1, *layer.stride), padding, (1, *layer.dilation), layer.groups)
 
 
-def _conv1d_forward(self, x: torch.Tensor) -> torch.Tensor:
+def _conv1d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
     """The convolution of ``x`` with the weights that are kept, and the bias.
 
     x        (N, C, L) or (C, L), float32, bfloat16 or float16, any strides
@@ -97,7 +106,7 @@ def _conv1d_forward(self, x: torch.Tensor) -> torch.Tensor:
     The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
     ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
     """
-    return self._in_graph(x) if type(x) is Proxy else self._output(x)
+    return self._in_graph(x) if isinstance(x, Proxy) else self._output(x)
 
 
 KINDS: dict[type[nn.Module], Kind] = {

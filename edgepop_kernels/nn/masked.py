@@ -2,11 +2,14 @@
 
 import inspect
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from .. import checks, functional, init, torch_private
+from ..autograd import Spends
 from ..cut import Cut, Selection
 from ..rules import RULES, Frozen, Rule
 from .cuts import Cuts
@@ -38,16 +41,12 @@ class MaskedLayer(Saved, AmongTools):
     )
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
     _method: str = ""  # what trains and how: a subclass that says it is the base of layers, one for each kind
+    __signature__: ClassVar[inspect.Signature]
     _plain: type[nn.Module]  # the layer of torch that a layer is
     _kind: Kind
-    _rule: Rule
-    _loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
-    _cuts: Cuts  # what is remembered of selections
-    _group = None  # what share_selection put this layer in
-    _updater = None  # of an optimizer with fused_backward
     _weight_stands = True  # as far as it was told: a weight that trains beside its scores is worth a word, once
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         plain = next((base for base in cls.__bases__ if base in KINDS), None)
         if plain is None:  # of a layer, which is a user's (or FSDP's), with what it changes
@@ -78,11 +77,11 @@ class MaskedLayer(Saved, AmongTools):
         self.scores = nn.Parameter(torch.empty_like(self.weight, dtype=torch.float32))
         self.reset_scores()
 
-    def _check_fits(self, rule):
+    def _check_fits(self, rule: Rule) -> None:
         self._check(rule)
         rule.check(self.weight.shape)
 
-    def _take_rule(self, rule):
+    def _take_rule(self, rule: Rule) -> None:
         self._check_fits(rule)
         self._rule, self._cuts = rule, Cuts()
         self.register_buffer("mask_bits", None)
@@ -109,10 +108,12 @@ class MaskedLayer(Saved, AmongTools):
 
     def reset_scores(self) -> None:
         """Scores as edge-popup starts them (``init.scores_``)."""
+        if self.scores is None:
+            raise ValueError("reset_scores: expected a layer with scores; this one has none")
         init.scores_(self.scores)
 
     @property
-    def _ranked(self) -> torch.Tensor:
+    def _ranked(self) -> nn.Parameter:
         """What the rule looks at: the scores; the weight where it scores itself."""
         return self.weight if self.scores is None else self.scores
 
@@ -136,14 +137,14 @@ class MaskedLayer(Saved, AmongTools):
         way."""
         return self._selection(self._forward_rule(), self._operands(), torch_private.watched())
 
-    def _operands(self):
+    def _operands(self) -> Mapping[str, Any]:
         """Weight, scores and bias by name. torch's own way to a parameter is a call of Python each."""
         held = self._parameters
         if held.keys() >= _OPERANDS:
             return held
         return {name: getattr(self, name) for name in _OPERANDS}  # parametrized, or of a replica: they are elsewhere
 
-    def _selection(self, rule, held, watched):
+    def _selection(self, rule: Rule, held: Mapping[str, Any], watched: bool) -> Selection | None:
         if rule.fixed:
             return None
         if rule.together:
@@ -189,10 +190,11 @@ class MaskedLayer(Saved, AmongTools):
 
     def packed_mask(self) -> torch.Tensor:
         """``mask()`` as ``pack_mask`` packs it, 1 bit per weight; no mask of a byte per weight is made on the way."""
-        if self.rule.fixed:
+        if self.mask_bits is not None:
             return self.mask_bits.clone()
         together, ranked = self.rule.together, torch_private.whole(self._ranked)
         selection = self.select() if together else functional.select(ranked, self._settled_rule())
+        assert selection is not None  # as of a layer that is not frozen
         return functional.selected_bits(ranked, selection)
 
     def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
@@ -207,7 +209,7 @@ class MaskedLayer(Saved, AmongTools):
         self._check_unwrapped("freeze")
         self._freeze(mask, keep_scores=keep_scores)
 
-    def _freeze(self, mask=None, *, keep_scores):
+    def _freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool) -> None:
         frozen = self.rule.fixed
         if mask is not None:
             checks.mask_tensor("mask", mask, self.weight.shape)
@@ -223,7 +225,7 @@ class MaskedLayer(Saved, AmongTools):
         elif self.scores is not None:
             self.scores.requires_grad_(False)
 
-    def _be_frozen(self):
+    def _be_frozen(self) -> None:
         self._loose_rule, self._rule = self._rule, Frozen()
         self._cuts = Cuts()
 
@@ -232,9 +234,9 @@ class MaskedLayer(Saved, AmongTools):
         self._check_unwrapped("thaw")
         self._thaw()
 
-    def _thaw(self):
+    def _thaw(self) -> None:
         self._check_thaws()
-        if not self.rule.fixed:
+        if not self.rule.fixed or self._loose_rule is None:
             return
         self._rule, self._loose_rule, self.mask_bits = self._loose_rule, None, None
         if self.scores is not None:
@@ -248,7 +250,7 @@ class MaskedLayer(Saved, AmongTools):
     def _trained(self, masks: bool) -> list[nn.Parameter]:
         """What trains after ``train_mask``, with ``masks``, or after ``train_weight``."""
         if masks:
-            return [self.scores]
+            return [self._ranked]
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def train_mask(self) -> None:
@@ -256,17 +258,17 @@ class MaskedLayer(Saved, AmongTools):
         self._check_unwrapped("train_mask")
         self._train_mask()
 
-    def _train_mask(self):
+    def _train_mask(self) -> None:
         self._thaw()
-        self.scores.requires_grad_()
         self.weight.requires_grad_(False)
+        self._ranked.requires_grad_()
 
     def train_weight(self, mask: torch.Tensor) -> None:
         """Weight and bias train under ``mask``, the scores stand still; see ``train_weights``."""
         self._check_unwrapped("train_weight")
         self._train_weight(mask)
 
-    def _train_weight(self, mask):
+    def _train_weight(self, mask: torch.Tensor) -> None:
         self._freeze(mask, keep_scores=True)
         for p in self._trained(masks=False):
             p.requires_grad_()
@@ -283,26 +285,27 @@ class MaskedLayer(Saved, AmongTools):
     def materialize(self) -> nn.Module:
         """A plain layer of torch whose weight is the effective weight; nothing of this package in it."""
         weight, bias = self.effective_weight(), self.effective_bias()
-        plain = self._plain.__new__(self._plain)
+        plain: Any = self._plain.__new__(self._plain)
         plain.__dict__ = {name: v.copy() if isinstance(v, dict) else v for name, v in self.__dict__.items()}
-        if bias is not None:
+        if bias is not None and self.bias is not None:
             bias = nn.Parameter(bias.detach().clone(), requires_grad=self.bias.requires_grad)
         for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             plain.__dict__[name].clear()
         self._strip(plain)
         plain.weight, plain.bias = nn.Parameter(weight), bias
-        return plain
+        made: nn.Module = plain
+        return made
 
     def _become_plain(self, mask: torch.Tensor) -> None:
         """Turns this very layer into torch's, with the weight that ``mask`` keeps; the user's hooks stay."""
         weight, bias = self.effective_weight(mask), self.effective_bias()
         self._strip(self)
-        self.__class__ = self._plain
+        self.__class__ = self._plain  # type: ignore[assignment]  # no layer of ours any more
         self.weight = nn.Parameter(weight)
         if bias is not None and bias is not self.bias:
             self.bias = nn.Parameter(bias.detach())
 
-    def _strip(self, layer):
+    def _strip(self, layer: nn.Module) -> None:
         """Takes what is ours out of ``layer``, this one or a copy of it."""
         for name in self._added:
             for held in (layer.__dict__, layer._parameters, layer._buffers):
@@ -318,7 +321,15 @@ class MaskedLayer(Saved, AmongTools):
         cut = self._cuts.shared or self._selection(rule, held, watched)
         return self._masked(x, held["bias"], cut, rule, held, watched)
 
-    def _masked(self, x, bias, cut, rule, held, watched):
+    def _masked(
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        cut: Selection | None,
+        rule: Rule,
+        held: Mapping[str, Any],
+        watched: bool,
+    ) -> torch.Tensor:
         """The product of ``x`` and the masked weight, told of the optimizer that updates scores in backward."""
         kind, weight = self._kind, held["weight"]
         x, geometry = kind.operands(self, x)
@@ -334,7 +345,7 @@ class MaskedLayer(Saved, AmongTools):
             )
         return kind.product(x, weight, scores, rule, bias, geometry, cut, watched, self._update())
 
-    def _tell_that_weight_trains(self):
+    def _tell_that_weight_trains(self) -> None:
         if self.rule.fixed or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return
         self._weight_stands = False
@@ -344,32 +355,32 @@ class MaskedLayer(Saved, AmongTools):
             stacklevel=1,
         )
 
-    def _update(self):
+    def _update(self) -> Spends | None:
         """What an optimizer with fused_backward does in this forward's backward; None: the scores get a gradient."""
-        return self._updater.use(self.scores)
+        return None if self._updater is None else self._updater.use(self.scores)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         # A copy's scores belong to no optimizer; its network, where that is copied too, shares its selection with it
         # again (sharing.py).
         state = self.__dict__ | {"_updater": None}
         state.pop("_group", None)
         return state
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         # Scores stay float32 under .half() and .bfloat16(): rounded to 8 bits, thousands of them would tie at the cut.
         held = [t for p in self._float32_parameters() if p is not None for t in (p, p.grad)]
         self.forget()  # its cuts may be on the device left behind
 
-        def keep_float32(t):
+        def keep_float32(t: torch.Tensor) -> torch.Tensor:
             moved = fn(t)
             if any(t is s for s in held) and moved.dtype != torch.float32:
                 last = moved.dim() == 4 and moved.is_contiguous(memory_format=torch.channels_last)
                 return t.to(moved.device, memory_format=torch.channels_last if last else torch.preserve_format)
             return moved
 
-        return super()._apply(keep_float32, recurse)
+        return super()._apply(keep_float32, recurse)  # type: ignore[no-untyped-call]  # as torch has it
 
-    def _float32_parameters(self):
+    def _float32_parameters(self) -> list[nn.Parameter | None]:
         return [self.scores]
 
     def extra_repr(self) -> str:

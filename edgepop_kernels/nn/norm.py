@@ -7,7 +7,14 @@ from torch import nn
 class NonAffineBatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d without scale and shift, running statistics kept (Ramanujan et al. 2020)."""
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, device=None, dtype=None):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-05,
+        momentum: float | None = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(num_features, eps, momentum, affine=False, device=device, dtype=dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

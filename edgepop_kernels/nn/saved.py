@@ -6,20 +6,21 @@ that the network has already, so spaces fill the bytes up to one size.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from .. import checks
 from ..rules import RULES, Rule, defined
+from .parts import Part
 
 _KEY = "_extra_state"  # torch's name
 _SIZE = 256  # the longest today, of a frozen supermask, takes 131 bytes
 
 
-class Saved(nn.Module):
+class Saved(Part):
     """What masked layers inherit: a state_dict with their rule, and its way back.
 
     Loading sets the rule, and the ``keep`` in it, to those of the layer that was saved, and freezes or thaws the layer
@@ -36,10 +37,10 @@ class Saved(nn.Module):
         """Sets the rule to that of the layer that was saved. Raises ValueError for one that this layer cannot take."""
         self._take_settings(self._read_settings(state))
 
-    def _settings(self):
+    def _settings(self) -> dict[str, Rule | bool | None]:
         return {"rule": self._rule, "loose_rule": self._loose_rule if self._rule.fixed else None}
 
-    def _read_settings(self, state, **absent):
+    def _read_settings(self, state: torch.Tensor, **absent: bool | None) -> dict[str, Any]:
         read = _unpacked(state, loose_rule=None, **absent)
         if not read["rule"].fixed:
             self._check_fits(read["rule"])
@@ -47,25 +48,34 @@ class Saved(nn.Module):
             self._check_fits(read["loose_rule"])
         return read
 
-    def _check_frozen_as(self, read):
+    def _check_frozen_as(self, read: dict[str, Any]) -> None:
         frozen = self._rule.fixed
         if frozen != read["rule"].fixed:
             raise ValueError(f"rule: this layer is {'' if frozen else 'not '}frozen and cannot become {read['rule']}")
 
-    def _take_settings(self, read):
+    def _take_settings(self, read: dict[str, Any]) -> None:
         self._check_frozen_as(read)
         self._rule = read["rule"]
         self._loose_rule = read["loose_rule"] if self._has_scores() else None
         self.forget()
 
-    def _has_scores(self):
+    def _has_scores(self) -> bool:
         return self.scores is not None
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
         state_dict, key = dict(state_dict), prefix + _KEY
         own = state_dict.pop(key, None)
 
-        def saved(name):
+        def saved(name: str) -> torch.Tensor | None:
             return state_dict.get(prefix + name)
 
         fits = self._fits(saved)  # another shape is for torch to refuse, and changes nothing
@@ -92,7 +102,7 @@ class Saved(nn.Module):
         else:
             errors.append(f"{key}: expected the masks of a layer of this layer's shape")
 
-    def _become_frozen_as(self, saved, read):
+    def _become_frozen_as(self, saved: Callable[[str], torch.Tensor | None], read: dict[str, Any] | None) -> None:
         """Freezes or thaws as the layer that was saved. Raises ValueError where its rule cannot become this one's."""
         was_frozen = saved("mask_bits") is not None
         if read is not None and read["rule"].fixed != was_frozen:
@@ -106,19 +116,21 @@ class Saved(nn.Module):
         if read is not None:
             self._check_frozen_as(read)
 
-    def _fits(self, saved):
+    def _fits(self, saved: Callable[[str], torch.Tensor | None]) -> bool:
         """Whether what was saved, a function of its names, has this layer's shapes, as far as it is there."""
         bits = saved("mask_bits")
         shaped = all(t is None or t.shape == self.weight.shape for t in (saved("weight"), saved("scores")))
         return shaped and (bits is None or bits.shape == checks.packed_shape(self.weight.shape))
 
-    def _thaws_to(self, saved, read):
+    def _thaws_to(self, saved: Callable[[str], torch.Tensor | None], read: dict[str, Any] | None) -> bool:
         same_scores = (saved("scores") is None) == (self.scores is None)
         return same_scores and saved("weight") is not None and (read is not None or self._loose_rule is not None)
 
-    def _load_frozen(self, saved):
+    def _load_frozen(self, saved: Callable[[str], torch.Tensor | None]) -> None:
         """Makes room for what was saved frozen."""
-        self.mask_bits = torch.empty_like(saved("mask_bits"), device=self.weight.device)
+        bits = saved("mask_bits")
+        assert bits is not None  # as a frozen layer saves them
+        self.mask_bits = torch.empty_like(bits, device=self.weight.device)
         self._be_frozen()
         if self.scores is None:
             return
@@ -135,7 +147,7 @@ def _packed(**settings: Rule | bool | None) -> torch.Tensor:
     return torch.tensor(list(content.ljust(-(-len(content) // _SIZE) * _SIZE)), dtype=torch.uint8, device="cpu")
 
 
-def _unpacked(state: torch.Tensor, **absent: bool | None) -> dict[str, Rule | bool | None]:
+def _unpacked(state: torch.Tensor, **absent: bool | None) -> dict[str, Any]:
     """What ``_packed`` was given. absent: the settings that there may be beside ``rule``, as they are where left out.
     Raises ValueError for what no layer has written."""
     if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8 or state.dim() != 1:
@@ -153,19 +165,19 @@ def _unpacked(state: torch.Tensor, **absent: bool | None) -> dict[str, Rule | bo
     return absent | {name: value if isinstance(value, bool) else _from_dict(value) for name, value in plain.items()}
 
 
-def _shown(value):
+def _shown(value: object) -> str:
     text = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value).strip()
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _as_dict(rule: Rule) -> dict[str, Any]:
     """The rule's fields, and its class under "kind"."""
-    return {"kind": type(rule).__name__, **asdict(rule)}
+    return {"kind": type(rule).__name__, **asdict(cast(Any, rule))}
 
 
 def _from_dict(plain: dict[str, Any]) -> Rule:
     """The rule that ``_as_dict`` was given. Raises ValueError for what is none."""
-    kinds = {kind.__name__: kind for kind in RULES}
+    kinds: dict[str, Callable[..., Rule]] = {kind.__name__: kind for kind in RULES}
     name = plain.get("kind") if isinstance(plain, dict) else None
     kind = (kinds.get(name) or defined(name)) if isinstance(name, str) else None
     if kind is None:

@@ -1,9 +1,12 @@
 """Discovering Neural Wirings (Wortsman et al. 2019): weights that score themselves."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from ..rules import Rule
+from .parts import Device, PaddingMode, Size1, Size2
 from .subnet import Subnet
 
 
@@ -36,23 +39,16 @@ class SelfScored(Subnet):
             raise ValueError(f"prune_rate: the fraction of weights REMOVED must be in [0, 1), got {prune_rate}")
         self.keep = 1 - prune_rate
 
-    def _trained(self, masks: bool) -> list[nn.Parameter]:
-        return [self.weight] if masks else super()._trained(masks)
-
-    def _train_mask(self):
-        self._thaw()
-        self.weight.requires_grad_()
-
-    def _has_scores(self):
+    def _has_scores(self) -> bool:
         return True
 
-    def _float32_parameters(self):
+    def _float32_parameters(self) -> list[nn.Parameter | None]:
         return [self.weight]
 
-    def _standing(self):
+    def _standing(self) -> list[nn.Parameter | None]:
         return []
 
-    def _before_folding(self, name):
+    def _before_folding(self, name: str) -> None:
         # The factors of a batch norm would change which weights are the largest.
         if name == "weight" and not self.rule.fixed:
             self._freeze(keep_scores=False)
@@ -67,6 +63,30 @@ class FusedSparseConv(SelfScored, nn.Conv2d):
     Input (N, C, H, W) or (C, H, W), as ``masked_conv2d`` with ``scores=None``.
     """
 
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size2,
+            stride: Size2 = 1,
+            padding: Size2 | str = 0,
+            dilation: Size2 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv2d: ...
+
 
 class FusedSparseConv1d(SelfScored, nn.Conv1d):
     """nn.Conv1d that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
@@ -74,6 +94,30 @@ class FusedSparseConv1d(SelfScored, nn.Conv1d):
     nn.Conv1d's arguments, then keep or rule, as ``FusedSparseConv`` takes them. Input (N, C, L) or (C, L), as
     ``masked_conv1d`` with ``scores=None``.
     """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size1,
+            stride: Size1 = 1,
+            padding: Size1 | str = 0,
+            dilation: Size1 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv1d: ...
 
 
 class FusedSparseLinear(SelfScored, nn.Linear):
@@ -83,3 +127,21 @@ class FusedSparseLinear(SelfScored, nn.Linear):
     how they are chosen, ``TopK(keep)`` if not given. What ``FusedSparseConv`` says of weights and the state_dict holds
     here too. Input (..., in_features), as ``masked_linear`` with ``scores=None``.
     """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter
+
+        def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            bias: bool = True,
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Linear: ...

@@ -1,9 +1,13 @@
 """Edge-popup's layers (Ramanujan et al. 2020): random weights stay, scores are trained."""
 
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import nn
 
 from ..rules import Rule, ranked_rule
 from .masked import MaskedLayer
+from .parts import Device, PaddingMode, Size1, Size2
 
 
 class Subnet(MaskedLayer):
@@ -11,7 +15,7 @@ class Subnet(MaskedLayer):
 
     _method = "subnet"
 
-    def __init__(self, *args, keep: float | None = None, rule: Rule | None = None, **kwargs):
+    def __init__(self, *args: Any, keep: float | None = None, rule: Rule | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._mask_with(ranked_rule(keep, rule))
 
@@ -26,6 +30,30 @@ class FusedSubnetConv(Subnet, nn.Conv2d):
     ``scores``) loads as it is and leaves the layer its own. Input (N, C, H, W) or (C, H, W), as ``masked_conv2d``.
     """
 
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size2,
+            stride: Size2 = 1,
+            padding: Size2 | str = 0,
+            dilation: Size2 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv2d: ...
+
 
 class FusedSubnetConv1d(Subnet, nn.Conv1d):
     """nn.Conv1d that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
@@ -33,6 +61,30 @@ class FusedSubnetConv1d(Subnet, nn.Conv1d):
     nn.Conv1d's arguments, then keep or rule, as ``FusedSubnetConv`` takes them. Input (N, C, L) or (C, L), as
     ``masked_conv1d``.
     """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size1,
+            stride: Size1 = 1,
+            padding: Size1 | str = 0,
+            dilation: Size1 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv1d: ...
 
 
 class FusedSubnetLinear(Subnet, nn.Linear):
@@ -42,3 +94,21 @@ class FusedSubnetLinear(Subnet, nn.Linear):
     how they are chosen, ``TopK(keep)`` if not given. What ``FusedSubnetConv`` says of the weight, the scores and the
     state_dict holds here too. Input (..., in_features), as ``masked_linear``.
     """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter
+
+        def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            bias: bool = True,
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Linear: ...

@@ -1,16 +1,19 @@
 """Supermasks (Zhou et al. 2019): the mask is the sigmoid of the scores, thresholded or drawn."""
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .. import functional, init, torch_private
-from ..autograd import StraightThrough, apply
+from ..autograd import Spends, StraightThrough, apply
 from ..cut import Selection
 from ..masks import popcount
 from ..rules import Rule, Threshold
 from .masked import MaskedLayer
+from .parts import Device, PaddingMode, Size1, Size2
 
 
 class Supermask(MaskedLayer):
@@ -29,15 +32,20 @@ class Supermask(MaskedLayer):
     _added = (*MaskedLayer._added, "scores_init", "rescale", "bias_scores", "bias_mask")
     _example = "Threshold(0.5) or Bernoulli()"
 
+    scores_init: float | None
+    rescale: bool
+    bias_scores: nn.Parameter | None
+    bias_mask: torch.Tensor | None
+
     def __init__(
         self,
-        *args,
+        *args: Any,
         rule: Rule | None = None,
         scores_init: float | None = None,
         mask_bias: bool = False,
         rescale: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         rule = Threshold() if rule is None else rule
         self._mask_with(rule, scores_init=scores_init, mask_bias=mask_bias, rescale=rescale)
@@ -47,7 +55,9 @@ class Supermask(MaskedLayer):
         return not (rule.ranks or rule.fixed)
 
     @classmethod
-    def _check(cls, rule: Rule, *, scores_init: float | None = None, mask_bias=False, rescale=False) -> None:
+    def _check(
+        cls, rule: Rule, *, scores_init: float | None = None, mask_bias: bool = False, rescale: bool = False
+    ) -> None:
         super()._check(rule)
         number = isinstance(scores_init, int | float) and not isinstance(scores_init, bool)
         if scores_init is not None and not (number and math.isfinite(scores_init)):
@@ -58,15 +68,16 @@ class Supermask(MaskedLayer):
     ) -> None:
         """Adds scores to a layer built by torch's constructor, freezes the weight, and masks it by ``rule``."""
         self._check(rule, scores_init=scores_init)
-        if mask_bias and self.bias is None:
+        bias = self.bias
+        if mask_bias and bias is None:
             raise ValueError("mask_bias: expected False for a layer without bias, got True")
         self.scores_init = None if scores_init is None else float(scores_init)
         self.rescale = bool(rescale)
         self.register_parameter("bias_scores", None)
         self.register_buffer("bias_mask", None)
-        if mask_bias:
-            self.bias.requires_grad_(False)
-            self.bias_scores = nn.Parameter(torch.empty_like(self.bias, dtype=torch.float32))
+        if mask_bias and bias is not None:
+            bias.requires_grad_(False)
+            self.bias_scores = nn.Parameter(torch.empty_like(bias, dtype=torch.float32))
         super()._mask_with(rule)
 
     def reset_scores(self) -> None:
@@ -95,19 +106,22 @@ class Supermask(MaskedLayer):
 
         selection: what ``select`` returned for this forward.
         """
-        if self.rule.fixed:
+        if self.mask_bits is not None:
             return self.weight.numel() / popcount(self.mask_bits).clamp(min=1).to(torch.float32)
+        assert self.scores is not None and selection is not None  # as of a layer that is not frozen
         count = popcount(functional.selected_bits(self.scores, selection))
         return self.weight.numel() / apply(StraightThrough, self.scores, count, selection.of).clamp(min=1)
 
-    def _update(self):
+    def _update(self) -> Spends | None:
         return None if self.rescale else super()._update()  # sum(M) has a gradient to the scores of its own
 
     def effective_bias(self) -> torch.Tensor | None:
         """The bias, times its mask where that is masked, as evaluation uses it."""
         return self._masked_bias(self._settled_rule())
 
-    def _masked_bias(self, rule):
+    def _masked_bias(self, rule: Rule) -> torch.Tensor | None:
+        if self.bias is None:
+            return None
         if self.bias_mask is not None:
             return self.bias * self.bias_mask
         if self.bias_scores is None:
@@ -122,7 +136,7 @@ class Supermask(MaskedLayer):
         weight = super().effective_weight(mask)
         return weight * (mask.numel() / mask.sum().clamp(min=1)) if self.rescale else weight
 
-    def _freeze(self, mask=None, *, keep_scores):
+    def _freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool) -> None:
         bias_mask = self.bias_mask
         if self.bias_scores is not None and bias_mask is None:
             bias_mask = functional.mask(self.bias_scores.detach(), self._settled_rule())
@@ -133,55 +147,56 @@ class Supermask(MaskedLayer):
             if not keep_scores:
                 self.bias_scores = None
 
-    def _thaw(self):
+    def _thaw(self) -> None:
         super()._thaw()
         self.bias_mask = None
         if self.bias_scores is not None:
             self.bias_scores.requires_grad_()
 
     def _trained(self, masks: bool) -> list[nn.Parameter]:
-        masks_bias = masks and self.bias_scores is not None
-        return super()._trained(masks) + ([self.bias_scores] if masks_bias else [])
+        trained = super()._trained(masks)
+        return [*trained, self.bias_scores] if masks and self.bias_scores is not None else trained
 
-    def _train_mask(self):
+    def _train_mask(self) -> None:
         super()._train_mask()
-        if self.bias_scores is not None:
+        if self.bias_scores is not None and self.bias is not None:
             self.bias.requires_grad_(False)
 
-    def _settings(self):
+    def _settings(self) -> dict[str, Rule | bool | None]:
         return super()._settings() | {"rescale": self.rescale}
 
-    def _read_settings(self, state):
-        return super()._read_settings(state, rescale=False)
+    def _read_settings(self, state: torch.Tensor, **absent: bool | None) -> dict[str, Any]:
+        return super()._read_settings(state, rescale=False, **absent)
 
-    def _take_settings(self, read):
+    def _take_settings(self, read: dict[str, Any]) -> None:
         super()._take_settings(read)
         self.rescale = read["rescale"]
 
-    def _float32_parameters(self):
+    def _float32_parameters(self) -> list[nn.Parameter | None]:
         return [self.scores, self.bias_scores]
 
-    def _standing(self):
+    def _standing(self) -> list[nn.Parameter | None]:
         if self.bias_scores is None:
             return super()._standing()
         return [*super()._standing(), self.bias_scores if self.rule.fixed else self.bias]
 
-    def _before_folding(self, name):
+    def _before_folding(self, name: str) -> None:
         if self.bias_scores is not None or self.bias_mask is not None:
             raise ValueError(
                 "conv: its bias is masked, and batch norm's shift would be as well; call "
                 "edgepop_kernels.materialize(model) first"
             )
 
-    def _fits(self, saved):
+    def _fits(self, saved: Callable[[str], torch.Tensor | None]) -> bool:
         of_bias = [t for t in map(saved, ("bias_mask", "bias_scores")) if t is not None]
         return super()._fits(saved) and all(self.bias is not None and t.shape == self.bias.shape for t in of_bias)
 
-    def _load_frozen(self, saved):
+    def _load_frozen(self, saved: Callable[[str], torch.Tensor | None]) -> None:
         super()._load_frozen(saved)
-        if saved("bias_mask") is None:
+        bias_mask = saved("bias_mask")
+        if bias_mask is None:
             return
-        self.bias_mask = torch.empty_like(saved("bias_mask"), device=self.bias.device)
+        self.bias_mask = torch.empty_like(bias_mask, device=self.weight.device)
         if saved("bias_scores") is None:
             self.bias_scores = None
         elif self.bias_scores is not None:
@@ -202,6 +217,32 @@ class FusedSupermaskConv(Supermask, nn.Conv2d):
     rescale and sets them when it is loaded. Input (N, C, H, W) or (C, H, W), as ``masked_conv2d``.
     """
 
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size2,
+            stride: Size2 = 1,
+            padding: Size2 | str = 0,
+            dilation: Size2 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            rule: Rule | None = None,
+            scores_init: float | None = None,
+            mask_bias: bool = False,
+            rescale: bool = False,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv2d: ...
+
 
 class FusedSupermaskConv1d(Supermask, nn.Conv1d):
     """nn.Conv1d under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
@@ -210,6 +251,32 @@ class FusedSupermaskConv1d(Supermask, nn.Conv1d):
     or (C, L), as ``masked_conv1d``.
     """
 
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size1,
+            stride: Size1 = 1,
+            padding: Size1 | str = 0,
+            dilation: Size1 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            rule: Rule | None = None,
+            scores_init: float | None = None,
+            mask_bias: bool = False,
+            rescale: bool = False,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv1d: ...
+
 
 class FusedSupermaskLinear(Supermask, nn.Linear):
     """nn.Linear under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
@@ -217,3 +284,23 @@ class FusedSupermaskLinear(Supermask, nn.Linear):
     nn.Linear's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``.
     Input (..., in_features), as ``masked_linear``.
     """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter
+
+        def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            bias: bool = True,
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            rule: Rule | None = None,
+            scores_init: float | None = None,
+            mask_bias: bool = False,
+            rescale: bool = False,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Linear: ...

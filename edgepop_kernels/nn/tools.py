@@ -3,17 +3,23 @@
 None of it costs a call of the layer anything: each tool is met at the method through which it comes.
 """
 
+from typing import TYPE_CHECKING, Any, NoReturn
+
 import torch
 from torch import nn
 
 from .. import torch_private
 from .cuts import Cuts
+from .parts import Part
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class AmongTools(nn.Module):
+class AmongTools(Part):
     """The masked layer as torch.fx, torch.jit, quantization, batch norm folding and nn.DataParallel meet it."""
 
-    def requires_grad_(self, requires_grad: bool = True) -> "AmongTools":
+    def requires_grad_(self, requires_grad: bool = True) -> "Self":
         """torch's, but True leaves alone what stands still in this layer by its method: a weight that scores mask
         trains by ``layer.weight.requires_grad_()`` or ``train_weights``."""
         if not requires_grad:
@@ -28,20 +34,21 @@ class AmongTools(nn.Module):
         """The parameters that do not train in this layer as it is."""
         return [self.scores] if self.rule.fixed else [self.weight]
 
-    def _in_graph(self, x: torch.fx.Proxy) -> torch.fx.Proxy:
+    def _in_graph(self, x: torch.fx.Proxy) -> Any:
         """The call of this layer where torch.fx traces the network: one node, as of torch's own layers."""
-        return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+        tracer: Any = x.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
 
-    def __prepare_scriptable__(self):
+    def __prepare_scriptable__(self) -> NoReturn:
         raise RuntimeError(_first("torch.jit.script cannot compile masked layers"))
 
     @property
-    def qconfig(self):
+    def qconfig(self) -> None:
         """torch.ao.quantization's, which masked layers do not take. Setting it raises ValueError."""
         raise AttributeError("qconfig")
 
     @qconfig.setter
-    def qconfig(self, value):
+    def qconfig(self, value: object) -> None:
         # Dynamic quantization hands None to layers of no class that it knows, and leaves them as they are.
         if value is not None or isinstance(self, nn.Linear):
             raise ValueError(_first("qconfig: quantization does not know masked layers"))
@@ -58,7 +65,7 @@ class AmongTools(nn.Module):
     def _check_unwrapped(self, what: str) -> None:
         check_unwrapped(what, [self])
 
-    def _replicate_for_data_parallel(self):
+    def _replicate_for_data_parallel(self) -> Any:
         """torch's, for nn.DataParallel: what the layer remembers of its scores is on one device, and the replica's
         gradient goes to the layer's own scores."""
         if self._updater is not None:
@@ -66,7 +73,7 @@ class AmongTools(nn.Module):
                 "fused_backward: the replicas of nn.DataParallel have no scores to update in backward; build the "
                 "optimizer without fused_backward, or train in several processes (DistributedDataParallel)"
             )
-        replica = super()._replicate_for_data_parallel()
+        replica: Any = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]  # as torch has it
         replica.__dict__["_cuts"] = Cuts()
         return replica
 
@@ -88,5 +95,5 @@ def check_unwrapped(what: str, layers: list[nn.Module]) -> None:
     )
 
 
-def _first(problem):
+def _first(problem: str) -> str:
     return f"{problem}: call edgepop_kernels.materialize(model) first, which makes them torch's own"

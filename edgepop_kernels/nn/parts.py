@@ -1,0 +1,75 @@
+"""What the parts of a masked layer know of the whole."""
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from ..autograd import Spends
+from ..cut import Selection
+from ..rules import Rule
+from .cuts import Cuts
+
+# Of the constructors of torch's layers, as a type checker is told of them.
+Size1 = int | tuple[int]
+Size2 = int | tuple[int, int]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+Device = torch.device | str | int | None
+
+
+class Updater(Protocol):
+    """What an optimizer with fused_backward leaves with a layer: ``optim.backward``."""
+
+    def use(self, scores: nn.Parameter | None, /) -> Spends | None: ...
+
+
+class Group(Protocol):
+    """What share_selection puts a layer in: ``sharing``."""
+
+    layers: list[Any]
+
+    def selection_of(self, layer: Any, /) -> Selection: ...
+
+    def dissolve(self) -> None: ...
+
+
+class Part(nn.Module):
+    """The base of ``Saved`` and ``AmongTools``: the attributes that torch's layer and ``MaskedLayer`` give them.
+
+    weight     frozen (requires_grad False) but where the weight scores itself
+    scores     float32 parameter of the weight's shape; None where the weight scores itself, and when frozen for good
+    bias       torch's own; None for a layer without
+    mask_bits  uint8, the packed mask of a frozen layer; None of any other
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    scores: nn.Parameter | None
+    mask_bits: torch.Tensor | None
+    _rule: Rule
+    _loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
+    _cuts: Cuts  # what is remembered of selections
+    _group: Group | None = None  # what share_selection put this layer in
+    _updater: Updater | None = None  # of an optimizer with fused_backward
+
+    if TYPE_CHECKING:  # of MaskedLayer
+
+        @property
+        def rule(self) -> Rule: ...
+
+        def reset_parameters(self) -> None: ...  # torch's
+
+        @classmethod
+        def _check(cls, rule: Rule) -> None: ...
+
+        def _check_fits(self, rule: Rule) -> None: ...
+
+        def forget(self) -> None: ...
+
+        def thaw(self) -> None: ...
+
+        def _be_frozen(self) -> None: ...
+
+        def _freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool) -> None: ...
+
+        def _float32_parameters(self) -> list[nn.Parameter | None]: ...
