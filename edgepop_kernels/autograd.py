@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import ops, torch_private
 from .reference import map_derivative
@@ -160,6 +159,46 @@ def _refuse_vmap(info: object, in_dims: object, *inputs: object) -> NoReturn:
     )
 
 
+class _Undifferentiable(torch.autograd.Function):
+    """The first ``count`` of the tensors again, hanging on all of them; a backward through them raises RuntimeError."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: _Context, *grads: Tensor) -> NoReturn:
+        raise RuntimeError("double backward: the gradients of masked products cannot be differentiated again")
+
+
+def _once(backward: Callable[[_Context, Tensor], tuple[Tensor | None, ...]]) -> Callable[..., Any]:
+    """``backward``, whose gradients raise where they are differentiated again.
+
+    torch's ``once_differentiable`` takes them for constants where ``dy`` is one, as under a sum and ReLUs: a gradient
+    penalty would train nothing, without a word. But they hang on what was saved, too.
+    """
+
+    @functools.wraps(backward)
+    def once(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        graph = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        hang_on = [t for t in (dy, *ctx.saved_tensors) if t is not None] if graph else []
+        with torch.no_grad():
+            gradients = backward(ctx, dy)
+        if not graph:
+            return gradients
+        there = [g for g in gradients if g is not None]
+        again = iter(_Undifferentiable.apply(len(there), *there, *hang_on))
+        return tuple(None if g is None else next(again) for g in gradients)
+
+    return once
+
+
 class MaskedLinear(torch.autograd.Function):
     """y = x (W*M)^T + b for x of shape (..., in)."""
 
@@ -191,7 +230,7 @@ class MaskedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, ds, db = MaskedLinear.gradients(ctx, dy, ctx.needs_input_grad[6])
         return dx, dw, ds, None, None, None, db, None
@@ -243,7 +282,7 @@ class MaskedConv2d(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, ds, db = MaskedConv2d.gradients(ctx, dy, ctx.needs_input_grad[6])
         return dx, dw, ds, None, None, None, db, None, None, None, None
@@ -330,7 +369,7 @@ def _gradients(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, dw, ds, None, None, db, None, None
 
 
-_as_torch_sees_it = once_differentiable(_gradients)
+_as_torch_sees_it = _once(_gradients)
 
 
 class StraightThrough(torch.autograd.Function):
@@ -352,7 +391,7 @@ class StraightThrough(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, ...]:
         (scores,) = ctx.saved_tensors
         derivative = map_derivative(scores, ctx.of)

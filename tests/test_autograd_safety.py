@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
@@ -51,8 +52,39 @@ def test_double_backward_raises(case):
     x, *others = operands(case)
     y = run(case, x, *others)
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="double backward"):
         dx.sum().backward()
+
+
+def test_a_gradient_penalty_raises_even_where_the_gradient_of_the_output_is_constant():
+    """ReLUs and a sum: what reaches the layers is a constant, what leaves them hangs on their scores all the same."""
+    model = ek.convert(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 1)))
+    x = torch.randn(3, 5, requires_grad=True)
+    (dx,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    loss = model(x).mean() + (dx.norm(dim=1) - 1).square().mean()
+    with pytest.raises(RuntimeError, match=r"^double backward: the gradients of masked products cannot"):
+        loss.backward()
+    model[0].freeze()
+    (dx,) = torch.autograd.grad(model[0](x).sum(), x, create_graph=True)
+    assert not dx.requires_grad  # W*M is all that it hangs on, and does not train
+
+
+def test_transforms_of_torch_func_differentiate_once():
+    model = ek.convert(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 1)))
+    x = torch.randn(3, 5)
+
+    def loss(x):
+        return model(x).sum()
+
+    def penalty(x):
+        return torch.func.grad(loss)(x).square().sum()
+
+    with pytest.raises(RuntimeError, match=r"^double backward"):
+        torch.func.grad(penalty)(x)
+    with pytest.raises(RuntimeError, match=r"^double backward"):
+        (penalty(x) + loss(x)).backward()
+    leaf = x.clone().requires_grad_()
+    assert torch.equal(torch.func.grad(loss)(x), torch.autograd.grad(loss(leaf), leaf)[0])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: type(case).__name__)
