@@ -49,15 +49,13 @@ def name_of(page):
     return str(page.relative_to(ROOT))
 
 
-def fences(page):
-    text = page.read_text()
-    return text, [*FENCE.finditer(text)]
-
-
 def blocks(page):
-    """The blocks of a page that run."""
-    text, found = fences(page)
-    kept = []
+    return parsed(page.read_text())
+
+
+def parsed(text):
+    """The blocks of a page's text that run."""
+    found, kept = [*FENCE.finditer(text)], []
     for fence, after in itertools.zip_longest(found, found[1:]):
         if fence["language"] not in RUN or NOT_RUN.search(text[: fence.start()]):
             continue
@@ -118,10 +116,13 @@ def fresh(tmp_path, monkeypatch):
     torch.set_default_dtype(dtype)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
-def test_every_block_runs_and_prints_what_is_shown(page, fresh):
+def check(page, text=None):
+    """Runs the blocks of a page, or of ``text`` in its place.
+
+    Raises AssertionError where one prints something else than is shown.
+    """
     names = {"__name__": "__main__"}
-    for block in blocks(page):
+    for block in blocks(page) if text is None else parsed(text):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             printed = {"python": run_python, "pycon": run_pycon, "sh": run_sh}[block.language](block, page, names)
@@ -135,14 +136,82 @@ def test_every_block_runs_and_prints_what_is_shown(page, fresh):
         )
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
+def test_every_block_runs_and_prints_what_is_shown(page, fresh):
+    check(page)
+
+
+TRUE = """\
+```python
+x = 2
+print("two", x)
+```
+```text
+two ...
+```
+=== "In a tab"
+
+    ```pycon
+    >>> x + 1
+    3
+    ```
+
+<!-- not run: it would fail -->
+```python
+raise SystemExit
+```
+```sh
+echo $((1 + 1)) > two
+cat two
+```
+```text
+2
+```
+```python
+print(open("two").read().strip())  # it may print what is not shown
+```
+"""
+WARNS = "```python\nimport warnings\nwarnings.warn('so many')\n```\n"
+
+
+def test_a_true_page_passes(fresh):
+    page = ROOT / "page.md"  # as its blocks are named; never written
+    assert [block.language for block in parsed(TRUE)] == ["python", "pycon", "sh", "python"]
+    assert [block.line for block in parsed(TRUE)][:2] == [2, 11]
+    check(page, TRUE)
+    check(page, WARNS + "```text\nUserWarning: so many\n```\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (TRUE.replace("two ...", "three ..."), r"page.md, line 2 shows\s+three"),
+        (TRUE.replace("    3\n", "    4\n"), r"page.md\", line 11.*Expected:\s+4\s"),
+        (TRUE.replace("cat two", "cat three"), "page.md, line 20"),
+        (TRUE.replace("```text\n2\n", "```text\n3\n"), r"page.md, line 20 shows\s+3\s"),
+        (WARNS, "page.md, line 2: .*so many"),
+        ("```pycon\nno example\n```\n", "page.md, line 2: no example"),
+    ],
+)
+def test_a_false_page_fails_and_says_where(text, words, fresh):
+    with pytest.raises(AssertionError, match=f"(?s){words}"):
+        check(ROOT / "page.md", text)
+
+
+def test_a_failing_block_is_traced_to_its_line(fresh):
+    with pytest.raises(ZeroDivisionError) as failed:
+        check(ROOT / "page.md", "# A page\n\n```python\nx = 1\nx / 0\n```\n")
+    assert failed.traceback[-1].lineno + 1 == 5 and str(failed.traceback[-1].path).endswith("page.md")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_names_a_language_that_says_whether_it_runs(page):
-    assert {fence["language"] for fence in fences(page)[1]} <= RUN | SHOWN
+    assert {fence["language"] for fence in FENCE.finditer(page.read_text())} <= RUN | SHOWN
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_that_are_shown_exist(page):
-    shown = [INCLUDED.match(textwrap.dedent(fence["body"])) for fence in fences(page)[1]]
+    shown = [INCLUDED.match(textwrap.dedent(fence["body"])) for fence in FENCE.finditer(page.read_text())]
     assert all((ROOT / found["path"]).is_file() for found in shown if found)
 
 
