@@ -12,7 +12,7 @@ from .first_forward import unwatch, watch
 from .init import by_name
 from .nn import CLASSES, KINDS, MaskedLayer, NonAffineBatchNorm
 from .overview import LeftDense, described, left_dense
-from .refusals import refuse
+from .refusals import refuse, refuse_materializing
 from .rules import Rule, Threshold, TopK, checked_keep, ranked_rule
 from .sharing import layer_masks, unshare_selection
 
@@ -132,8 +132,10 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
 
     Nothing of this package is left: no scores, no buffers, no hooks. In place the weights not kept are gone. They are
     0, and train from there like the others: to train on with them at 0, train the masked network after
-    ``train_weights(model)``, and materialize it at the end.
+    ``train_weights(model)``, and materialize it at the end. Raises ValueError, before anything changes, for a layer
+    whose forward was replaced on the instance.
     """
+    refuse_materializing({name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)})
     layers = _masked_layers(model)
     masks = layer_masks(layers)  # all before any weight changes: one threshold may hang on all of them
     if copy:
@@ -252,6 +254,7 @@ def _convert_layer(module, kind, rule, options):
     if scores is not None:
         module.__dict__.pop("prune_rate", None)
         del module.scores
+    module.__dict__.pop("forward", None)  # of its class, which accelerate leaves behind
     module.__class__ = kind
     if options.get("mask_bias") and module.bias is None:
         options = options | {"mask_bias": False}

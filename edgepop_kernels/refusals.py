@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from .adapters import adapted, called
+from .nn.tools import replaced_forward
 
 # Known by name, so that nothing is imported for them: torch.distributed.fsdp takes as long as this package.
 _WRAPPERS = {
@@ -29,17 +30,31 @@ def refuse(model: nn.Module, layers: dict[str, nn.Module]) -> None:
                 "network first, then wrap it"
             )
     for name, layer in layers.items():
-        _refuse_layer(f"model: layer {name!r}" if name else "model: it", layer)
+        _refuse_layer(_subject(name), layer)
     _refuse_adapted(model, layers)
     _refuse_tied(model, layers)
 
 
-def _refuse_layer(subject, layer):
-    if "forward" in vars(layer):
+def refuse_materializing(layers: dict[str, nn.Module]) -> None:
+    """Raises ValueError for one of the masked ``layers``, by name, that something else calls in its own way."""
+    for name, layer in layers.items():
+        _refuse_own_forward(_subject(name), layer, "look for a mask; materialize")
+
+
+def _subject(name):
+    return f"model: layer {name!r}" if name else "model: it"
+
+
+def _refuse_own_forward(subject, layer, consequence):
+    if replaced_forward(layer):
         raise ValueError(
-            f"{subject} has a forward of its own, as accelerate and DeepSpeed set it, which would go on without a "
-            "mask; convert before that, or take it off (accelerate.hooks.remove_hook_from_module(model, recurse=True))"
+            f"{subject} has a forward of its own, as accelerate and DeepSpeed set it, which would {consequence} before "
+            "that, or take it off (accelerate.hooks.remove_hook_from_module(model, recurse=True))"
         )
+
+
+def _refuse_layer(subject, layer):
+    _refuse_own_forward(subject, layer, "go on without a mask; convert")
     for name in ("weight", "bias"):
         if name not in layer._parameters:
             raise ValueError(f"{subject} has a {name} that is computed, {_by_what(layer, name)}, or exclude it")

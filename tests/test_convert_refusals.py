@@ -153,6 +153,34 @@ def test_what_is_refused_can_be_excluded(what):
     assert model(torch.randn(3, 5)).shape == (3, 3) if what != "tied" else model.embedding.weight.requires_grad
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_forward_that_was_put_back_on_the_instance_is_no_forward_of_its_own(kind):
+    """As accelerate leaves layers when it takes its hooks off, before convert and after."""
+    torch.manual_seed(0)
+    layer, x = (
+        (nn.Linear(5, 7), torch.randn(3, 5)) if kind == "linear" else (nn.Conv2d(3, 5, 3), torch.randn(2, 3, 7, 7))
+    )
+    model = nn.Sequential(layer)
+    layer.forward = layer.forward
+    dense = model(x)
+    ek.convert(model, keep=0.3)
+    masked = model(x)
+    assert not torch.allclose(masked, dense)
+    layer.forward = layer.forward
+    for plain in (layer.materialize(), ek.materialize(model, copy=True), ek.materialize(model)):
+        torch.testing.assert_close(plain(x), masked)
+        assert all("forward" not in vars(m) for m in plain.modules())
+
+
+def test_materialize_refuses_a_layer_with_a_forward_of_its_own_and_changes_nothing():
+    model = ek.convert(network())
+    own_forward(model)
+    before = everything(model)
+    with pytest.raises(ValueError, match=r"^model: layer '2' has a forward of its own.*remove_hook_from_module"):
+        ek.materialize(model)
+    check_unchanged(model, before)
+
+
 @pytest.mark.parametrize("method", ["subnet", "supermask", "sparse"])
 def test_a_conversion_that_is_interrupted_leaves_the_model_as_it_was(method):
     model = network().to(torch.bfloat16) if method == "sparse" else network()

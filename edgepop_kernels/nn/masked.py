@@ -307,6 +307,7 @@ class MaskedLayer(Saved, AmongTools):
 
     def _strip(self, layer: nn.Module) -> None:
         """Takes what is ours out of ``layer``, this one or a copy of it."""
+        layer.__dict__.pop("forward", None)  # of this class, where accelerate has left it behind
         for name in self._added:
             for held in (layer.__dict__, layer._parameters, layer._buffers):
                 held.pop(name, None)

@@ -78,6 +78,13 @@ class AmongTools(Part):
         return replica
 
 
+def replaced_forward(layer: nn.Module) -> bool:
+    """Whether the layer has a forward of its own. accelerate, which sets one, leaves the class's on the instance when
+    it takes its hooks off: that is none."""
+    own = vars(layer).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(layer).forward
+
+
 def check_unwrapped(what: str, layers: list[nn.Module]) -> None:
     """Raises RuntimeError where something that sums gradients over processes holds one of ``layers``: it goes on with
     the parameters that trained when it was made."""
