@@ -74,6 +74,47 @@ def test_writes_that_torch_does_not_count_are_seen(write, shared):
     assert torch.equal(kept(layer), expected(layer))
 
 
+def all_but_those_looked_at(scores):
+    """Which of the scores no fingerprint hangs on."""
+    changed = torch.ones(scores.numel(), dtype=torch.bool)
+    before = native.fingerprint(scores)
+    for i in range(scores.numel()):
+        other = scores.detach().clone()
+        other.view(-1)[i] += 1
+        changed[i] = native.fingerprint(other) == before
+    return changed.view_as(scores)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["per layer", "shared selection"])
+def test_averages_that_stand_in_for_evaluation_are_seen_to_the_last_score(shared):
+    """Inputs that are never there leave their scores as they are: of those that are looked at, all may be theirs."""
+    layer, _ = stepped()
+    if shared:
+        ek.share_selection(layer)
+    unseen = all_but_those_looked_at(layer.scores)
+    assert unseen.sum() == 12 * 32 - 32
+    training, average = layer.scores.detach().clone(), torch.where(unseen, torch.randn(32, 12), layer.scores.detach())
+    layer.eval()
+    layer.scores.data.copy_(average)
+    assert torch.equal(kept(layer), expected(layer))
+    layer.train()
+    layer.scores.data.copy_(training)
+    assert torch.equal(kept(layer), expected(layer))
+    layer.eval()
+    assert torch.equal(kept(layer), expected(layer))
+
+
+def test_a_change_to_single_scores_that_is_not_counted_needs_forget():
+    """As README says. Where this fails because such a write is seen, README is to say so."""
+    layer, _ = stepped()
+    unseen = all_but_those_looked_at(layer.scores)
+    with torch.no_grad():
+        layer.scores.data.view(-1)[unseen.view(-1).nonzero()[0]] = 100
+    assert not torch.equal(kept(layer), expected(layer))
+    layer.forget()
+    assert torch.equal(kept(layer), expected(layer))
+
+
 def test_a_broadcast_and_a_reduction_are_seen(process_group):
     layer, _ = stepped()
     layer.scores.data.mul_(-1).add_(0.5)

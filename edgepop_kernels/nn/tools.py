@@ -30,6 +30,13 @@ class AmongTools(Part):
                 p.requires_grad_()
         return self
 
+    def train(self, mode: bool = True) -> "AmongTools":
+        """torch's. Between training and evaluation libraries put averages in the scores' place and take them out again,
+        through ``data``, where torch does not count it: no cut from before holds without a look at all scores."""
+        if mode != self.training:
+            self._cuts.known = None
+        return super().train(mode)
+
     def _standing(self) -> list[nn.Parameter | None]:
         """The parameters that do not train in this layer as it is."""
         return [self.scores] if self.rule.fixed else [self.weight]
