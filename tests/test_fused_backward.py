@@ -669,3 +669,24 @@ def test_an_optimizer_that_is_refused_takes_no_layers_over():
     model(x).square().sum().backward()
     optimizer.step()
     assert not torch.equal(model[0].scores, before)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_gradient_scaler_is_refused_and_works_without(optimizer):
+    kind, options = OPTIMIZERS[optimizer]
+
+    def scaled_step(fused, **scaling):
+        torch.manual_seed(0)
+        layer = ek.FusedSubnetLinear(5, 7)
+        stepping = kind(layer, fused_backward=fused, **options)
+        scaler = torch.amp.GradScaler("cpu", **scaling)
+        scaler.scale(layer(torch.randn(3, 5)).square().sum()).backward()
+        scaler.step(stepping)
+        scaler.update()
+        return layer.scores
+
+    with pytest.raises(RuntimeError, match=r"^fused_backward: GradScaler .* without it"):
+        scaled_step(True, init_scale=65536.0)
+    expected = scaled_step(False, enabled=False)
+    assert torch.equal(scaled_step(True, enabled=False), expected)
+    torch.testing.assert_close(scaled_step(False, init_scale=1024.0), expected)

@@ -22,16 +22,17 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     fused_backward  the step on the scores of masked layers is made inside backward, by the kernel that computes their
             gradient, and that is never stored: ``scores.grad`` stays None, the values are the same bits. ``step`` does
             the rest. For training in which one step follows every backward: what looks at gradients in between
-            (clipping, GradScaler, averaging over processes) finds none, and a backward that is given up has changed
-            scores. Where the native backend does not compute the layer, or cannot step through its scores, one layer's
-            gradient at a time is stored, until a step of its own. Layers whose weights score themselves, and rescaled
-            supermasks, have gradients as ever. It needs the model
+            (clipping) finds none, what waits for them (GradScaler, several processes) is refused, and a backward that
+            is given up has changed scores. Where the native backend does not compute the layer, or cannot step through
+            its scores, one layer's gradient at a time is stored, until a step of its own. Layers whose weights score
+            themselves, and rescaled supermasks, have gradients as ever. It needs the model
 
     The other arguments are torch.optim.SGD's, as are state, param groups and schedulers: a state_dict of either loads
     into the other. Values equal torch's to the rounding of float32, the cuts are exact. A cut serves as long as the
-    scores and the rule stand as the step left them. torch counts most writes; those that it does not (through
-    ``scores.data``, by other processes) show in 32 of the scores, unless they reach a few others alone: after such a
-    write call ``layer.forget()``. On a GPU a cut is the next selection's warm start.
+    scores and the rule stand as the step left them, and until training gives way to evaluation. torch counts most
+    writes; those that it does not (through ``scores.data``, by other processes) show in 32 of the scores, unless they
+    reach a few others alone: after such a write call ``layer.forget()``. On a GPU a cut is the next selection's warm
+    start.
 
     float32 parameters on the CPU are updated by the native kernel, on a GPU by the CUDA kernel where the module was
     compiled with it; others by torch's, and their layers select in forward. A learning rate that is a tensor on the GPU
@@ -40,7 +41,8 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     torch lets by, and for a model none of whose scores are among the parameters; in ``step`` ValueError for a sparse
     gradient and for a rate that has become NaN or infinite. With
     ``fused_backward``, backward raises RuntimeError before anything is changed for what it cannot be part of: scores
-    used twice, a second backward before ``step``, a hook on the scores or a ``.grad`` of theirs, several processes; and
+    used twice, a second backward before ``step``, a hook on the scores or a ``.grad`` of theirs, several processes;
+    GradScaler in its step, afterwards; and
     under torch.compile(fullgraph=True) forward does.
     """
 

@@ -95,6 +95,18 @@ class ScoreOptimizer:
             check_group(self.defaults | param_group)
         super().add_param_group(param_group)
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """torch.amp.GradScaler looks here before it steps. Raises RuntimeError with ``fused_backward``, however late:
+        the scores have been updated with gradients that it meant to divide, or to pass over."""
+        if self._in_backward is None:
+            return False
+        raise RuntimeError(
+            "fused_backward: GradScaler scales gradients that backward has spent on the scores already, which are "
+            "wrong now; build the optimizer without it, or GradScaler with enabled=False, and load or draw the scores "
+            "anew"
+        )
+
     def __getstate__(self):
         own = {"_scores": self._scores, "_fused": self._in_backward is not None}
         return super().__getstate__() | own
