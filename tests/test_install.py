@@ -114,6 +114,14 @@ def test_the_constraints_take_the_newest_tested_triton_beside_a_cpu_build_of_tor
     }
 
 
+def test_make_docs_installs_what_the_extra_names(metadata):
+    """By name, because the package itself, which the extra hangs on, is compiled for nothing else of it."""
+    wanted = [Requirement(line) for line in HeaderParser().parsestr(metadata).get_all("Requires-Dist")]
+    of_docs = {r.name for r in wanted if r.marker is not None and "docs" in str(r.marker)}
+    (installed,) = re.findall(r"^\$\(VENV\)/docs:.*\n\t\$\(PIP\) --quiet (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    assert set(installed.split()) == of_docs == TOOLS - {"ruff"}
+
+
 def test_a_user_gets_torch_and_what_torch_asks_for(install):
     assert install("edgepop_kernels", f"{PINS['torch']}+cpu").keys() == {"edgepop_kernels", "torch"}
 
