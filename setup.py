@@ -127,6 +127,9 @@ def nvcc_command(cxx):
     nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None)
     if home and not nvcc:
         sys.exit(f"edgepop_kernels: CUDA_HOME={home} has no bin/nvcc. Correct it, or unset it to build without CUDA.")
+    wanted = os.environ.get("EDGEPOP_CUDA_ARCHS", "").strip()
+    if wanted and not nvcc:
+        sys.exit(f"EDGEPOP_CUDA_ARCHS={wanted} asks for CUDA, and nvcc is not on PATH. Set CUDA_HOME, or unset it.")
     if not nvcc or not cuda_arch_flags():
         return None
     host = [word for word in cxx if not word.startswith("-")][-1]  # g++ in "ccache g++ -m64"

@@ -51,7 +51,7 @@ def _cuda_kernels():
         from . import _native
     except ImportError:
         return "none"
-    return _native.cuda.compiled if hasattr(_native, "cuda") else "none: no nvcc was found when the module was built"
+    return _native.cuda.compiled if hasattr(_native, "cuda") else "none: the module was built without nvcc"
 
 
 def installed(package):

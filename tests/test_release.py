@@ -2,6 +2,8 @@
 
 import re
 
+from lowest import lowest
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from source_tree import ROOT
 
@@ -50,3 +52,13 @@ def test_the_promised_pythons_begin_where_the_package_installs_and_leave_none_ou
     assert minors == list(range(minors[0], minors[-1] + 1))
     allowed = SpecifierSet(required)
     assert [minor for minor in range(minors[-1] + 1) if f"3.{minor}" in allowed] == minors
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_required_one_of_each():
+    """tests/lowest.py, for `make oldest`."""
+    tested = [Requirement(line) for line in lowest()]
+    assert {"torch", "triton", "setuptools", "pybind11", "ninja", "typer", "numpy"} <= {r.name for r in tested}
+    assert len({r.name for r in tested}) == len(tested)
+    for r in tested:
+        bound = str(r.specifier).removeprefix("==").removesuffix(".*")
+        assert f'"{r.name}>={bound}' in PYPROJECT

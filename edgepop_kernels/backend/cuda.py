@@ -31,7 +31,7 @@ def unavailable() -> str | None:
     if native.not_loaded() is not None:
         return native.not_loaded()
     if _cuda is None:
-        return "the compiled module has no CUDA kernels: no nvcc was found when it was built (`setup.py` says how)"
+        return "the compiled module has no CUDA kernels: it was built without nvcc (`setup.py` says how)"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     return triton.unavailable()
