@@ -88,11 +88,12 @@ def run_pycon(block, page, names):
 
 
 def run_sh(block, page, names):
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     users = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    for name, first in (("PATH", Path(sys.executable).parent), ("PYTHONPATH", Path(ek.__file__).parent.parent)):
+        users[name] = os.pathsep.join([str(first), *filter(None, [users.get(name)])])
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block.source],
-        env=users | {"PATH": path, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        env=users,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
