@@ -33,12 +33,12 @@ def main() -> None:
         sys.exit(2)
 
     @app.command("doctor")
-    def _doctor():
+    def _doctor() -> None:
         """Report versions, CPU, GPUs, threads, and which backends run here."""
         print(doctor.report())
 
     @app.command("tune")
-    def _tune(output: Path | None = None, only: str = "", minutes: float = 30.0):
+    def _tune(output: Path | None = None, only: str = "", minutes: float = 30.0) -> None:
         """Find this GPU's tiles and write its table: --only what a layer's text holds, --minutes at most."""
         reason = tune.unavailable()
         if reason is not None:

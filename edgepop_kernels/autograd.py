@@ -177,7 +177,7 @@ class _Undifferentiable(torch.autograd.Function):
         raise RuntimeError("double backward: the gradients of masked products cannot be differentiated again")
 
 
-def _once(backward: Callable[[_Context, Tensor], tuple[Tensor | None, ...]]) -> Callable[..., Any]:
+def _once(backward: "_Backward") -> "_Backward":
     """``backward``, whose gradients raise where they are differentiated again.
 
     torch's ``once_differentiable`` takes them for constants where ``dy`` is one, as under a sum and ReLUs: a gradient
@@ -193,7 +193,7 @@ def _once(backward: Callable[[_Context, Tensor], tuple[Tensor | None, ...]]) -> 
         if not graph:
             return gradients
         there = [g for g in gradients if g is not None]
-        again = iter(_Undifferentiable.apply(len(there), *there, *hang_on))
+        again = iter(_Undifferentiable.apply(len(there), *there, *hang_on))  # type: ignore[no-untyped-call]  # torch's
         return tuple(None if g is None else next(again) for g in gradients)
 
     return once
@@ -398,4 +398,5 @@ class StraightThrough(torch.autograd.Function):
         return (g.expand_as(scores) if derivative is None else g * derivative), None, None
 
 
+_Backward = Callable[[_Context, Tensor], tuple[Tensor | None, ...]]
 _Function = type[MaskedLinear] | type[MaskedConv2d] | type[StraightThrough]

@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ _One = str | Callable[[str, nn.Module], bool]
 Wanted = _One | Iterable[_One]
 
 
-def chosen(model: nn.Module, include: Wanted, exclude: Wanted):
+def chosen(model: nn.Module, include: Wanted, exclude: Wanted) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """({name: layer} to convert, {name: module} left out on purpose). Raises TypeError, ValueError."""
     of_adapters = adapter_parts(model)
     candidates = {name: m for name, m in model.named_modules() if is_candidate(m) and m not in of_adapters}
@@ -68,31 +69,32 @@ def matches(wanted: tuple[_One, ...], name: str, module: nn.Module) -> bool:
     return any(fnmatch.fnmatchcase(name, w) if isinstance(w, str) else w(name, module) for w in wanted)
 
 
-def _checked(argument, wanted, model, among, candidates):
+def _checked(
+    argument: str, wanted: Wanted, model: nn.Module, among: Iterable[str], candidates: Iterable[str]
+) -> tuple[_One, ...]:
     """A tuple of patterns and predicates. Raises TypeError, and ValueError for a pattern that nothing matches."""
     expected = "patterns of layers' names, or functions of (name, layer)"
-    if isinstance(wanted, str) or _is_predicate(wanted):
-        wanted = (wanted,)
-    if not isinstance(wanted, Iterable):
+    several: Any = (wanted,) if isinstance(wanted, str) or _is_predicate(wanted) else wanted
+    if not isinstance(several, Iterable):
         raise TypeError(f"{argument}: expected {expected}, got {wanted!r}")
-    wanted = tuple(wanted)
-    for w in wanted:
+    checked = tuple(several)
+    for w in checked:
         if not isinstance(w, str) and not _is_predicate(w):
             raise TypeError(f"{argument}: expected {expected}, got {w!r}")
         if isinstance(w, str) and w != "*" and not any(fnmatch.fnmatchcase(name, w) for name in among):
             raise ValueError(f"{argument}: {w!r} matches {_instead(model, w, candidates)}")
-    return wanted
+    return checked
 
 
-def _is_predicate(wanted):
+def _is_predicate(wanted: object) -> bool:
     return callable(wanted) and not isinstance(wanted, type | nn.Module)
 
 
-def _shown(wanted):
+def _shown(wanted: Iterable[_One]) -> str:
     return repr(tuple(w if isinstance(w, str) else getattr(w, "__name__", w) for w in wanted))
 
 
-def _instead(model, pattern, among):
+def _instead(model: nn.Module, pattern: str, among: Iterable[str]) -> str:
     """What a pattern without a layer matches."""
     other = [(name, m) for name, m in model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
     weighty = [(name, m) for name, m in other if m._parameters]
@@ -102,7 +104,7 @@ def _instead(model, pattern, among):
     return f"none of the layers {listed(among)}"
 
 
-def _what(module):
+def _what(module: nn.Module) -> str:
     """Why convert leaves a module alone."""
     kind = type(module).__name__
     if isinstance(module, MaskedLayer):
@@ -115,8 +117,8 @@ def _what(module):
     return f"a {kind}, which convert leaves alone"
 
 
-def _why_none(model):
-    kinds = {}
+def _why_none(model: nn.Module) -> str:
+    kinds: dict[str, nn.Module] = {}
     for module in model.modules():
         if module._parameters:
             kinds.setdefault(type(module).__name__, module)

@@ -1,40 +1,51 @@
 """Whole networks: into masked layers and back."""
 
 import warnings
+from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast, overload
 
 import torch
 from torch import nn
 
 from .candidates import Wanted, chosen
 from .first_forward import unwatch, watch
-from .init import by_name
+from .init import Name, Scale, by_name
 from .nn import CLASSES, KINDS, MaskedLayer, NonAffineBatchNorm
 from .overview import LeftDense, described, left_dense
 from .refusals import refuse, refuse_materializing
 from .rules import Rule, Threshold, TopK, checked_keep, ranked_rule
-from .sharing import layer_masks, unshare_selection
+from .sharing import Model, layer_masks, unshare_selection
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Method = Literal["subnet", "supermask", "sparse"]
 # The rule of each method where none is given.
-_RULES = {"subnet": TopK(), "supermask": Threshold(), "sparse": TopK()}
+_RULES: dict[str, Rule] = {"subnet": TopK(), "supermask": Threshold(), "sparse": TopK()}
+
+
+class _OfSupermasks(TypedDict, total=False):
+    scores_init: float | None
+    mask_bias: bool
+    rescale: bool
 
 
 def convert(
-    model: nn.Module,
+    model: Model,
     rule: Rule | None = None,
     *,
-    method: str = "subnet",
+    method: Method = "subnet",
     include: "Wanted" = "*",
     exclude: "Wanted" = (),
     keep: float | None = None,
-    init: str | None = None,
-    scale: str = "none",
-    left: str = "warn",
+    init: Name | None = None,
+    scale: Scale = "none",
+    left: Literal["warn", "raise", "ignore"] = "warn",
     freeze_rest: bool = False,
-    norm: str = "keep",
-    **options,
-) -> nn.Module:
+    norm: Literal["keep", "non-affine"] = "keep",
+    **options: "Unpack[_OfSupermasks]",
+) -> Model:
     """Turns nn.Conv2d, nn.Conv1d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
 
     rule              for every converted layer; default ``TopK(0.5)``, for supermasks ``Threshold(0.5)``
@@ -72,9 +83,9 @@ def convert(
     ``model`` warns of converted layers that it does not call: where it reads their weight (torchvision's Swin), no mask
     reaches that.
     """
-    default = _default_rule(method)
-    allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set()
-    for option in options.keys() - allowed:
+    default, given = _default_rule(method), cast(dict[str, Any], options)
+    allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set[str]()
+    for option in given.keys() - allowed:
         raise TypeError(f"{option}: method {method!r} takes {', '.join(sorted(allowed)) or 'no options'}")
     if keep is not None:
         checked_keep(keep)
@@ -90,11 +101,12 @@ def convert(
     if not isinstance(freeze_rest, bool):
         raise TypeError(f"freeze_rest: expected a bool, got {freeze_rest!r}")
     layers, meant = chosen(model, include, exclude)
-    plan = []
+    plan: list[tuple[Any, type[MaskedLayer], Rule, Callable[[torch.Tensor], torch.Tensor]]] = []
+    module: Any
     for module in layers.values():
         kind = CLASSES[method, _plain(module)]
         layer_rule = _rule(module, rule, default, method)
-        kind._check(layer_rule, **options)
+        kind._check(layer_rule, **given)
         layer_rule.check(module.weight.shape)
         plan.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
     refuse(model, layers)
@@ -102,12 +114,12 @@ def convert(
     message = "" if freeze_rest or left == "ignore" else _left_message(model, layers, meant)
     if message and left == "raise":
         raise ValueError(f"left: {message}")
-    changing = [*layers.values(), *norms]
+    changing: list[Any] = [*layers.values(), *norms]
     before = [_Before.of(module, writes=init is not None and module not in norms) for module in changing]
     trained = [p for p in model.parameters() if p.requires_grad] if freeze_rest else []
     try:
         for module, kind, layer_rule, draw in plan:
-            _convert_layer(module, kind, layer_rule, options)
+            _convert_layer(module, kind, layer_rule, given)
             draw(module.weight)
         for module in norms:
             module.affine, module.weight, module.bias = False, None, None
@@ -125,6 +137,10 @@ def convert(
     return model
 
 
+@overload
+def materialize(model: MaskedLayer, copy: bool = False) -> nn.Module: ...
+@overload
+def materialize(model: Model, copy: bool = False) -> Model: ...
 def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
     """Turns every masked layer of ``model`` back into torch's own with weight W * M, in place, and returns it.
 
@@ -148,11 +164,11 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
         layer._become_plain(mask)
     for module in model.modules():
         if type(module) is NonAffineBatchNorm:
-            module.__class__ = nn.BatchNorm2d  # which it is but for the constructor
+            module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # which it is but for the constructor
     return model
 
 
-def _default_rule(method):
+def _default_rule(method: str) -> Rule:
     if not isinstance(method, str) or method not in _RULES:
         raise ValueError(
             "method: expected 'subnet' (edge-popup), 'supermask' or 'sparse' (Discovering Neural Wirings, DNW), "
@@ -161,14 +177,14 @@ def _default_rule(method):
     return _RULES[method]
 
 
-def _rule(module, rule, default, method):
+def _rule(module: Any, rule: Rule | None, default: Rule, method: str) -> Rule:
     if rule is not None:
         return rule
     kept = getattr(module, "prune_rate", None)
     return default if kept is None or method == "supermask" else TopK(kept)
 
 
-def _drawing(init, rule, scale):
+def _drawing(init: Name | None, rule: Rule, scale: Scale) -> Callable[[torch.Tensor], torch.Tensor]:
     """What is done to a layer's weight. Raises ValueError."""
     if init is None:
         if scale != "none":
@@ -178,10 +194,10 @@ def _drawing(init, rule, scale):
         raise ValueError(
             f"scale: it follows the fraction kept, which {rule} does not name; expected 'none', got {scale!r}"
         )
-    return by_name(init, rule.keep if rule.ranks else None, scale)
+    return by_name(init, getattr(rule, "keep", None), scale)
 
 
-def _batch_norms(model, norm):
+def _batch_norms(model: nn.Module, norm: str) -> list[nn.modules.batchnorm._BatchNorm]:
     """Those to be left without scale and shift. Raises ValueError."""
     if norm not in ("keep", "non-affine"):
         raise ValueError(f"norm: expected 'keep' or 'non-affine', got {norm!r}")
@@ -196,20 +212,20 @@ def _batch_norms(model, norm):
     return [m for m in found.values() if m.affine]
 
 
-def _left_message(model, layers, meant):
+def _left_message(model: nn.Module, layers: dict[str, nn.Module], meant: Iterable[str]) -> str:
     """What is worth saying of weights that train without a mask; empty where there are none but those meant."""
     left = left_dense(model, layers.values(), meant)
     weights = sum(entry.numel for entry in left if not entry.minor)
     if all(entry.minor for entry in left):
         return ""
-    total = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedTensorMixin))
+    total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
     return (
         f"left dense, {weights:,} of {total:,} weights train without a mask: {described(left)}. freeze_rest=True stops "
         "them, exclude=... says of single ones that this is meant, left='ignore' of all"
     )
 
 
-def _freeze_rest(model):
+def _freeze_rest(model: nn.Module) -> None:
     """Stops everything that trains but what makes masks."""
     masks = {p for layer in _masked_layers(model) for p in layer._trained(masks=True)}
     for p in model.parameters():
@@ -221,19 +237,19 @@ class _Before(NamedTuple):
     """A layer as it was, apart from values that nothing here writes."""
 
     kind: type
-    attributes: dict
+    attributes: dict[str, Any]
     trains: list[tuple[nn.Parameter, bool]]
     weight: torch.Tensor | None
 
     @classmethod
-    def of(cls, layer: nn.Module, writes: bool) -> "_Before":
+    def of(cls, layer: Any, writes: bool) -> "_Before":
         """writes: whether the weight's values are about to be drawn anew."""
         # Tables of hooks and parameters stay the same objects: handles of hooks point to them.
         attributes = {key: (v, dict(v) if isinstance(v, dict) else None) for key, v in vars(layer).items()}
         weight = layer.weight.detach().clone() if writes else None
         return cls(type(layer), attributes, [(p, p.requires_grad) for p in layer.parameters()], weight)
 
-    def restore(self, layer: nn.Module) -> None:
+    def restore(self, layer: Any) -> None:
         layer.__class__ = self.kind
         vars(layer).clear()
         for key, (value, entries) in self.attributes.items():
@@ -248,7 +264,7 @@ class _Before(NamedTuple):
                 layer.weight.copy_(self.weight)
 
 
-def _convert_layer(module, kind, rule, options):
+def _convert_layer(module: Any, kind: type[MaskedLayer], rule: Rule, options: dict[str, Any]) -> None:
     # The class is exchanged rather than the module: hooks, references from elsewhere and the root itself stay valid.
     scores = getattr(module, "scores", None)
     if scores is not None:
@@ -263,10 +279,10 @@ def _convert_layer(module, kind, rule, options):
         module.scores = nn.Parameter(scores.detach().to(torch.float32), requires_grad=scores.requires_grad)
 
 
-def _plain(module):
+def _plain(module: Any) -> type[nn.Module]:
     """The layer of torch that a module to be converted is."""
     return next(plain for plain in KINDS if isinstance(module, plain))
 
 
-def _masked_layers(model):
+def _masked_layers(model: nn.Module) -> list[MaskedLayer]:
     return [m for m in model.modules() if isinstance(m, MaskedLayer)]

@@ -34,9 +34,9 @@ def report() -> str:
     return "\n".join(f"{name:{width}}  {text}" for name, text in facts)
 
 
-def _native_module():
+def _native_module() -> str:
     try:
-        from . import _native
+        from . import _native  # type: ignore[attr-defined]  # compiled
 
         passed_over = _native.isa_passed_over()
         return f"kernels for {_native.isa()}{passed_over and f' ({passed_over})'}, built with {_native.compiler}"
@@ -46,22 +46,22 @@ def _native_module():
         return str(error)
 
 
-def _cuda_kernels():
+def _cuda_kernels() -> str:
     try:
-        from . import _native
+        from . import _native  # type: ignore[attr-defined]  # compiled
     except ImportError:
         return "none"
     return _native.cuda.compiled if hasattr(_native, "cuda") else "none: the module was built without nvcc"
 
 
-def installed(package):
+def installed(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
 
 
-def _cpu():
+def _cpu() -> str:
     info = _read("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
     flags = re.search(r"^flags\s*: (.*)$", info, re.MULTILINE)
@@ -75,7 +75,7 @@ def openmp_runtimes() -> list[str]:
     return sorted(set(re.findall(r" (/.*/lib(?:gomp|iomp5|omp)[-.].*)$", _read("/proc/self/maps"), re.MULTILINE)))
 
 
-def _openmp():
+def _openmp() -> str:
     runtimes = openmp_runtimes()
     if not runtimes:
         return "runtime unknown"
@@ -83,7 +83,7 @@ def _openmp():
     return text if len(runtimes) == 1 else f"{len(runtimes)} runtimes, whose threads compete: {text}"
 
 
-def _gpus():
+def _gpus() -> list[str]:
     if not torch.cuda.is_available():
         built = "torch is built without CUDA" if torch.version.cuda is None else "torch sees no device"
         return [f"none: {built}"]
@@ -95,5 +95,5 @@ def _gpus():
     ]
 
 
-def _read(path):
+def _read(path: str) -> str:
     return Path(path).read_text() if Path(path).exists() else ""

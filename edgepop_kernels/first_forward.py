@@ -4,6 +4,7 @@ import warnings
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .nn import MaskedLayer
 
@@ -13,25 +14,27 @@ _WATCHED = "_edgepop_first_forward"
 class _FirstForward:
     """Hooks on a network's root, and during its first forward on its masked layers; none afterwards."""
 
-    def __init__(self, model, layers):
-        self.root, self.layers, self.called, self.inside = model, layers, set(), []
+    def __init__(self, model: nn.Module, layers: dict[str, nn.Module]) -> None:
+        self.root, self.layers = model, layers
+        self.called: set[nn.Module] = set()
+        self.inside: list[RemovableHandle] = []
         self.handles = [
             model.register_forward_pre_hook(self.begin),
             # always_call: a forward that raises must not leave hooks on the layers.
             model.register_forward_hook(self.end, always_call=True),
         ]
 
-    def begin(self, model, args):
+    def begin(self, model: nn.Module, args: object) -> None:
         # A compiled graph would keep the hooks; a replica of nn.DataParallel has layers of its own.
         if torch.compiler.is_compiling() or model is not self.root or self.inside:
             return
         self.called = set()
         self.inside = [m.register_forward_pre_hook(self.note) for m in self.layers.values() if m is not model]
 
-    def note(self, layer, args):
+    def note(self, layer: nn.Module, args: object) -> None:
         self.called.add(layer)
 
-    def end(self, model, args, output):
+    def end(self, model: nn.Module, args: object, output: object) -> None:
         if torch.compiler.is_compiling() or model is not self.root or not self.inside:
             return
         self._leave_layers()
@@ -49,12 +52,12 @@ class _FirstForward:
                 stacklevel=3,
             )
 
-    def _leave_layers(self):
+    def _leave_layers(self) -> None:
         for handle in self.inside:
             handle.remove()
         self.inside = []
 
-    def dissolve(self):
+    def dissolve(self) -> None:
         self._leave_layers()
         for handle in self.handles:
             handle.remove()

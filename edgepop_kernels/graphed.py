@@ -1,25 +1,36 @@
 """A whole training step as one CUDA graph: for networks whose kernels are shorter than their launches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from .nn import MaskedLayer
 
+Result = TypeVar("Result")
 _WARMUPS = 3  # torch's own number: enough for lazy states, kernels' compilation and cuDNN's choices
 
 
-class GraphedStep:
+class GraphedStep(Generic[Result]):
     """What ``graphed_step`` returns: called like the step itself."""
 
-    def __init__(self, step, model, optimizer, examples):
+    def __init__(
+        self,
+        step: Callable[..., Result],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        examples: Sequence[torch.Tensor],
+    ) -> None:
         self._step, self._model, self._optimizer = step, model, optimizer
         self._inputs = [example.detach().clone() for example in examples]
-        self._stream = self._graph = self._constants = self._result = None
+        self._stream: torch.cuda.Stream | None = None
+        self._constants: tuple[Any, ...] | None = None
+        self._graph: Any = None  # torch.cuda.CUDAGraph, once it is captured
+        self._result: Any = None
 
-    def __call__(self, *inputs: torch.Tensor):
+    def __call__(self, *inputs: torch.Tensor) -> Result:
         check_inputs(inputs, self._inputs)
         with torch.cuda.device(self._inputs[0].device):  # streams, capture and replay are of the current device
             for mine, given in zip(self._inputs, inputs, strict=True):
@@ -29,11 +40,12 @@ class GraphedStep:
                 self._capture()
                 self._constants = constants
             self._graph.replay()
+        result: Result = self._result
         # Writes that torch has not seen: who remembers versions, cuts of an eager step among them, is to notice.
         torch.autograd.graph.increment_version([p for g in self._optimizer.param_groups for p in g["params"]])
-        return self._result
+        return result
 
-    def _capture(self):
+    def _capture(self) -> None:
         if self._stream is None:
             self._stream = torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -52,8 +64,8 @@ class GraphedStep:
 
 
 def graphed_step(
-    step: Callable, model: nn.Module, optimizer: torch.optim.Optimizer, *examples: torch.Tensor
-) -> GraphedStep:
+    step: Callable[..., Result], model: nn.Module, optimizer: torch.optim.Optimizer, *examples: torch.Tensor
+) -> GraphedStep[Result]:
     """Makes one CUDA graph of a training step: the first call captures it, every call replays it.
 
     step      ``step(*inputs)``: zeroes the gradients, forward, loss, backward, ``optimizer.step()``; returns tensors,
@@ -84,14 +96,14 @@ def graphed_step(
     return GraphedStep(step, model, optimizer, examples)
 
 
-def _check_on_cuda(name, tensor):
+def _check_on_cuda(name: str, tensor: object) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a CUDA tensor, got {type(tensor).__name__}")
     if not tensor.is_cuda:
         raise ValueError(f"{name}: a CUDA graph is captured from CUDA tensors, got one on {tensor.device}")
 
 
-def check_inputs(given: tuple, examples: list[torch.Tensor]) -> None:
+def check_inputs(given: tuple[object, ...], examples: list[torch.Tensor]) -> None:
     """Raises TypeError or ValueError for inputs that a graph captured with ``examples`` cannot take."""
     if len(given) != len(examples):
         raise TypeError(f"inputs: the step was captured with {len(examples)} tensors, got {len(given)}")
@@ -105,14 +117,14 @@ def check_inputs(given: tuple, examples: list[torch.Tensor]) -> None:
             )
 
 
-def read_by_python(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
+def read_by_python(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, ...]:
     """The values that a captured step holds as constants."""
     groups = [[_constant(v) for k, v in group.items() if k != "params"] for group in optimizer.param_groups]
     modules = [(m.training, m.rule if isinstance(m, MaskedLayer) else None) for m in model.modules()]
     return groups, modules
 
 
-def _constant(value):
+def _constant(value: object) -> object:
     """A setting as the host reads it; None where it is on the device, and read anew by every replay."""
     if isinstance(value, torch.Tensor):
         return value.tolist() if value.device.type == "cpu" else None
@@ -120,7 +132,7 @@ def _constant(value):
 
 
 @contextmanager
-def undone(model: nn.Module, optimizer: torch.optim.Optimizer):
+def undone(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Steps inside leave parameters, buffers, random numbers and the optimizer's state as they were, in the same
     memory; state that they made stays, at zero."""
     kept = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
@@ -139,5 +151,5 @@ def undone(model: nn.Module, optimizer: torch.optim.Optimizer):
         torch.cuda.set_rng_state_all(generators)
 
 
-def _state_tensors(optimizer):
+def _state_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]

@@ -3,10 +3,11 @@
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .nn import MaskedLayer
@@ -141,7 +142,7 @@ def left_dense(model: nn.Module, masked: Iterable[nn.Module] = (), meant: Iterab
     for name, module in model.named_modules():
         if name in meant:
             continue
-        under_mask = ("weight", "scores", "bias_scores") if isinstance(module, MaskedLayer) else ()
+        under_mask: tuple[str, ...] = ("weight", "scores", "bias_scores") if isinstance(module, MaskedLayer) else ()
         if module in masked:
             under_mask = ("weight", "scores")
         elif getattr(module, "bias_scores", None) is not None or getattr(module, "bias_mask", None) is not None:
@@ -150,14 +151,16 @@ def left_dense(model: nn.Module, masked: Iterable[nn.Module] = (), meant: Iterab
             if p is None or not p.requires_grad or key in under_mask or p in seen:
                 continue
             seen.add(p)
-            shape = () if isinstance(p, UninitializedTensorMixin) else tuple(p.shape)
+            shape = () if is_lazy(p) else tuple(p.shape)
             found.append(Left(name, type(module).__name__, key, shape, _numel(p)))
     return found
 
 
 def described(left: list[Left]) -> str:
     """What is left, counted by class and parameter, with names of the larger ones."""
-    weights, norms, others = {}, {}, {}
+    weights: dict[str, list[Left]] = {}
+    norms: dict[str, set[str]] = {}
+    others: dict[str, int] = {}
     for entry in left:
         if not entry.minor:
             of = "" if entry.parameter == "weight" else f".{entry.parameter}"
@@ -177,16 +180,16 @@ def described(left: list[Left]) -> str:
     return ", ".join(parts)
 
 
-def _numel(p):
-    return 0 if isinstance(p, UninitializedTensorMixin) else p.numel()
+def _numel(p: torch.Tensor) -> int:
+    return 0 if is_lazy(p) else p.numel()
 
 
-def _some(names, most=2):
+def _some(names: Iterable[str], most: int = 2) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _table(rows):
+def _table(rows: list[Row]) -> list[str]:
     """Lines of at most 100 columns: the name gives way first, then the rule."""
     if not rows:
         return ["no masked layers"]
@@ -211,10 +214,10 @@ def _table(rows):
     return lines
 
 
-def _brief(rule):
+def _brief(rule: Rule) -> str:
     """The rule without what is as ever: TopK(0.3), Threshold(0.5, of='raw')."""
     said = []
-    for i, f in enumerate(fields(rule)):
+    for i, f in enumerate(fields(cast(Any, rule))):
         value = getattr(rule, f.name)
         if i == 0 and isinstance(value, float):
             said.append(f"{value:.4g}")
@@ -223,7 +226,7 @@ def _brief(rule):
     return f"{type(rule).__name__}({', '.join(said)})"
 
 
-def _shortened(text, width):
+def _shortened(text: str, width: int) -> str:
     """``text``, its middle left out where it is longer than ``width``."""
     if len(text) <= width:
         return text

@@ -7,21 +7,23 @@ move in their turn: weight decay and momentum reach them without a gradient (20 
 AdamW by 2.5e-3). Given the optimizer, hooks around its steps put them back.
 """
 
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from .nn import MaskedLayer
 from .nn.tools import check_unwrapped
-from .sharing import layer_masks
+from .sharing import Model, layer_masks
 
 # Of each optimizer and model whose masked-out weights its steps leave alone: the handles of both hooks.
-_HELD: WeakKeyDictionary[Optimizer, WeakKeyDictionary] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[Optimizer, WeakKeyDictionary[nn.Module, tuple[RemovableHandle, ...]]] = WeakKeyDictionary()
 
 
-def train_masks(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+def train_masks(model: Model, optimizer: Optimizer | None = None) -> Model:
     """The masked layers of ``model`` train their scores; weights, and biases under a mask, stand still. In place.
 
     Layers whose weights score themselves go back to choosing their edges. Raises ValueError for a layer frozen without
@@ -32,7 +34,7 @@ def train_masks(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Modu
     return _turn(model, optimizer, masks=True)
 
 
-def train_weights(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+def train_weights(model: Model, optimizer: Optimizer | None = None) -> Model:
     """The masked layers of ``model`` keep their present masks and train weights and biases; scores stand still.
 
     Only kept weights get a gradient. With ``optimizer``, of whatever class, its steps leave those outside of the masks
@@ -47,7 +49,7 @@ def train_weights(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Mo
     return _turn(model, optimizer, masks=False)
 
 
-def _turn(model, optimizer, masks):
+def _turn(model: Model, optimizer: Optimizer | None, masks: bool) -> Model:
     layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
     if not layers:
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
@@ -75,7 +77,7 @@ def _turn(model, optimizer, masks):
     return model
 
 
-def _hold(model, optimizer, layers):
+def _hold(model: nn.Module, optimizer: Optimizer, layers: list[MaskedLayer]) -> None:
     """Makes steps of ``optimizer`` leave alone what is masked out in ``layers``, and in no others."""
     of_models = _HELD.setdefault(optimizer, WeakKeyDictionary())
     for handle in of_models.pop(model, ()):
@@ -89,25 +91,26 @@ def _hold(model, optimizer, layers):
 class _MaskedOut:
     """Hooks around a step: what masks leave out is after it what it was before."""
 
-    def __init__(self, layers):
-        self.layers, self.kept = layers, []
+    def __init__(self, layers: list[MaskedLayer]) -> None:
+        self.layers = layers
+        self.kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     @torch.no_grad()
-    def keep(self, optimizer, args, kwargs):
+    def keep(self, optimizer: object, args: object, kwargs: object) -> None:
         # A layer may have been thawed or materialized since; a bias has a mask of its own in supermasks alone.
         layers = [m for m in self.layers if isinstance(m, MaskedLayer) and m.rule.fixed]
-        masked = [(m.weight, m.mask()) for m in layers]
+        masked: list[tuple[Any, Any]] = [(m.weight, m.mask()) for m in layers]
         masked += [(m.bias, m.bias_mask) for m in layers if getattr(m, "bias_mask", None) is not None]
         self.kept = [(p, mask, p.detach().clone()) for p, mask in masked if p.requires_grad]
 
     @torch.no_grad()
-    def put_back(self, optimizer, args, kwargs):
+    def put_back(self, optimizer: object, args: object, kwargs: object) -> None:
         for p, mask, value in self.kept:
             p.copy_(torch.where(mask.to(torch.bool), p, value))
         self.kept = []
 
 
-def _check_holds(optimizer, model, trained):
+def _check_holds(optimizer: Optimizer, model: nn.Module, trained: set[torch.Tensor]) -> None:
     held = {p for group in optimizer.param_groups for p in group["params"]}
     names = {p: name for name, p in model.named_parameters() if p in trained}
     for p, name in names.items():

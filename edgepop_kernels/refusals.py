@@ -1,5 +1,7 @@
 """What a conversion would get wrong, found before anything changes: each refused in a sentence that says what to do."""
 
+from typing import Any
+
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -41,11 +43,11 @@ def refuse_materializing(layers: dict[str, nn.Module]) -> None:
         _refuse_own_forward(_subject(name), layer, "look for a mask; materialize")
 
 
-def _subject(name):
+def _subject(name: str) -> str:
     return f"model: layer {name!r}" if name else "model: it"
 
 
-def _refuse_own_forward(subject, layer, consequence):
+def _refuse_own_forward(subject: str, layer: Any, consequence: str) -> None:
     if replaced_forward(layer):
         raise ValueError(
             f"{subject} has a forward of its own, as accelerate and DeepSpeed set it, which would {consequence} before "
@@ -53,7 +55,7 @@ def _refuse_own_forward(subject, layer, consequence):
         )
 
 
-def _refuse_layer(subject, layer):
+def _refuse_layer(subject: str, layer: Any) -> None:
     _refuse_own_forward(subject, layer, "go on without a mask; convert")
     for name in ("weight", "bias"):
         if name not in layer._parameters:
@@ -69,7 +71,7 @@ def _refuse_layer(subject, layer):
         raise TypeError(f"{subject} has a weight of {weight.dtype}; expected a floating dtype, or exclude it")
 
 
-def _by_what(layer, name):
+def _by_what(layer: Any, name: str) -> str:
     """By what a parameter is computed, and what to do about it."""
     if parametrize.is_parametrized(layer, name):
         kinds = ", ".join(dict.fromkeys(type(p).__name__.lstrip("_") for p in layer.parametrizations[name]))
@@ -87,7 +89,7 @@ def _by_what(layer, name):
     return f"being no parameter of the layer; set layer.{name} = nn.Parameter(...) first"
 
 
-def _refuse_adapted(model, layers):
+def _refuse_adapted(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     beneath = adapted(model)
     for name, layer in layers.items():
         if layer in beneath:
@@ -98,9 +100,9 @@ def _refuse_adapted(model, layers):
             )
 
 
-def _refuse_tied(model, layers):
+def _refuse_tied(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Weights that another module has too: only one of the two would see the mask."""
-    owners = {}
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         for key, p in module._parameters.items():
             if p is not None:

@@ -1,6 +1,8 @@
 """One selection for all masked layers of a network."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -9,31 +11,35 @@ from . import capture, functional, torch_private
 from .cut import Selection
 from .masks import popcount
 from .nn import MaskedLayer
+from .rules import Rule
 
 _SHARED = "_edgepop_shared_selection"
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
     """The masks of ``layers`` as evaluation uses them, those under equal GlobalTopK rules that share a selection ranked
     together."""
-    groups = {}
+    groups: dict[Any, list[MaskedLayer]] = {}
     for layer in layers:
         if not layer.rule.fixed:
             groups.setdefault(layer._group, []).append(layer)
-    found = {}
+    found: dict[MaskedLayer, torch.Tensor] = {}
     for group in groups.values():
         selections = functional.select_all([m._ranked for m in group], [m._settled_rule() for m in group])
         found |= {m: functional.selected_mask(m._ranked, s) for m, s in zip(group, selections, strict=True)}
     return [found[layer] if layer in found else layer.mask() for layer in layers]
 
 
-def _selects_together(rule):
+def _selects_together(rule: Rule) -> bool:
     # A layer that draws does so in its own forward: there activation checkpointing restores the generator, and repeats
     # the draw.
     return not (rule.fixed or rule.fresh)
 
 
-def _at_hand(layers, ranked):
+def _at_hand(
+    layers: Sequence[MaskedLayer], ranked: Sequence[torch.Tensor]
+) -> tuple[list[MaskedLayer], list[torch.Tensor]]:
     """Of the layers and what they rank those that can be selected before their forwards. In a torch.fx trace none can.
     Where fully_shard gathers a layer's scores for its forward alone, the layer selects there: but for GlobalTopK, which
     needs all of them now, they are gathered once more."""
@@ -48,7 +54,7 @@ def _at_hand(layers, ranked):
 class _SharedSelection:
     """Hooks on a network's root: one select_all before its forward, nothing kept after it."""
 
-    def __init__(self, model):
+    def __init__(self, model: nn.Module) -> None:
         names = {m: name for name, m in model.named_modules() if isinstance(m, MaskedLayer) and m._group is None}
         self.layers, self.names = list(names), list(names.values())
         self.looked = False  # whether a layer that keeps nothing would have been named
@@ -60,7 +66,7 @@ class _SharedSelection:
             model.register_forward_hook(self.forget, always_call=True),
         ]
 
-    def select(self, model, args):
+    def select(self, model: nn.Module, args: object) -> None:
         if model.__dict__.get("_is_replica"):  # of nn.DataParallel, whose layers are not ours: they select themselves
             return
         self._clear()  # a forward that was interrupted has left its cuts: torch calls no hook then
@@ -69,7 +75,7 @@ class _SharedSelection:
         for layer in layers:
             layer._cuts.shared = None if watched else layer._known_cut()
         layers = [m for m in layers if m._cuts.shared is None]
-        ranked = [m._ranked for m in layers]
+        ranked: list[torch.Tensor] = [m._ranked for m in layers]
         if [s for s in ranked if type(s) not in torch_private.PLAIN]:
             layers, ranked = _at_hand(layers, ranked)
         if not layers:
@@ -84,7 +90,7 @@ class _SharedSelection:
         if not self.looked:
             self._look_for_empty(dict(zip(layers, ranked, strict=True)))
 
-    def _look_for_empty(self, ranked):
+    def _look_for_empty(self, ranked: dict[MaskedLayer, torch.Tensor]) -> None:
         """Warns, at the first selection, of layers that a ranking of all together leaves without a weight."""
         if torch.compiler.is_compiling() or torch_private.transformed():
             return
@@ -95,7 +101,8 @@ class _SharedSelection:
                 continue
             if layer.scores is None:
                 continue  # a weight that scores itself learns where it is not kept, too
-            if popcount(functional.selected_bits(ranked[layer], layer._cuts.shared)).item() == 0:
+            selection = layer._cuts.shared
+            if selection is not None and popcount(functional.selected_bits(ranked[layer], selection)).item() == 0:
                 empty.append(f"{name} (0 of {layer.weight.numel():,})")
         if empty:
             warnings.warn(
@@ -105,16 +112,16 @@ class _SharedSelection:
                 stacklevel=3,
             )
 
-    def forget(self, model, args, output):
+    def forget(self, model: nn.Module, args: object, output: object) -> None:
         if not model.__dict__.get("_is_replica"):
             self._clear()
 
-    def _clear(self):
+    def _clear(self) -> None:
         for layer in self.layers:
             if isinstance(layer, MaskedLayer):
                 layer._cuts.shared = None
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         # Layers keep their group out of their own state: copied alone, one would take its whole network along.
         self.__dict__.update(state)
         for layer in self.layers:
@@ -134,7 +141,7 @@ class _SharedSelection:
             "processes (DistributedDataParallel), not with nn.DataParallel"
         )
 
-    def dissolve(self):
+    def dissolve(self) -> None:
         for handle in self.handles:
             handle.remove()
         for layer in self.layers:
@@ -142,7 +149,7 @@ class _SharedSelection:
                 layer._group = layer._cuts.shared = None
 
 
-def share_selection(model: nn.Module) -> nn.Module:
+def share_selection(model: Model) -> Model:
     """Makes every forward of ``model`` select all its masked layers' cuts in one call, instead of one call a layer.
 
     Layers under a GlobalTopK rule need it. Layers added later are not seen: call it again. Sub-modules called on their
@@ -169,7 +176,7 @@ def share_selection(model: nn.Module) -> nn.Module:
     return model
 
 
-def unshare_selection(model: nn.Module) -> nn.Module:
+def unshare_selection(model: Model) -> Model:
     """Undoes ``share_selection``; does nothing where it was not shared."""
     shared = model.__dict__.pop(_SHARED, None)
     if shared is not None:

@@ -7,7 +7,7 @@ them fails there, by name.
 import gc
 import operator
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, cast
 
@@ -106,7 +106,7 @@ def remove_forward_pre_hook(module: torch.nn.Module, hook: Callable[..., Any]) -
         del hooks[key]
 
 
-def holder_of(modules: list[torch.nn.Module]) -> torch.nn.Module | None:
+def holder_of(modules: Sequence[torch.nn.Module]) -> torch.nn.Module | None:
     """The DistributedDataParallel or fully_shard module that holds one of ``modules``, while one does.
 
     A module is not told that it is held: all objects of the process are looked at, tens of milliseconds, and only where

@@ -3,6 +3,7 @@
 None of it costs a call of the layer anything: each tool is met at the method through which it comes.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -92,7 +93,7 @@ def replaced_forward(layer: nn.Module) -> bool:
     return own is not None and getattr(own, "__func__", None) is not type(layer).forward
 
 
-def check_unwrapped(what: str, layers: list[nn.Module]) -> None:
+def check_unwrapped(what: str, layers: Sequence[nn.Module]) -> None:
     """Raises RuntimeError where something that sums gradients over processes holds one of ``layers``: it goes on with
     the parameters that trained when it was made."""
     holder = torch_private.holder_of(layers)

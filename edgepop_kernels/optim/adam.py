@@ -1,6 +1,7 @@
 """Adam and AdamW on scores."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch.optim.adam import adam
 from .coefficients import Coefficients
 from .settings import check_rate
 from .steady import Update
-from .step import ScoreOptimizer, rate_on_device
+from .step import Params, ScoreOptimizer, rate_on_device
 
 _AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # torch's names; the last with amsgrad only
 
@@ -19,9 +20,9 @@ class _ScoreAdam(ScoreOptimizer):
 
     _moments = _AVERAGES
 
-    def _start(self, group, p, value):
+    def _start(self, group: dict[str, Any], p: torch.Tensor, value: torch.Tensor) -> dict[str, Any]:
         """The state of a parameter's first step, as torch makes it."""
-        state = self.state[p]
+        state: dict[str, Any] = self.state[p]
         on_device = group["capturable"] or group["fused"]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device if on_device else "cpu")
@@ -31,29 +32,37 @@ class _ScoreAdam(ScoreOptimizer):
             state["step"] = state["step"].to(p.device, torch.float32)
         return state
 
-    def _remembers(self, group):
+    def _remembers(self, group: dict[str, Any]) -> tuple[str, ...]:
         return _AVERAGES[: 3 if group["amsgrad"] else 2]
 
-    def _coefficients(self, group, states):
+    def _coefficients(self, group: dict[str, Any], states: list[dict[str, Any]]) -> Iterable[Coefficients]:
         check_rate(group["lr"])
         return _counted(group, [state["step"] for state in states], None)
 
-    def _updates(self, group, params, values, grads):
+    def _updates(
+        self,
+        group: dict[str, Any],
+        params: list[torch.Tensor],
+        values: list[torch.Tensor],
+        grads: Sequence[torch.Tensor | None],
+    ) -> Iterator[Update]:
         names = self._remembers(group)
         coefficients = _counted_on_device if group["capturable"] else _counted
         counts = [self._start(group, p, value)["step"] for p, value in zip(params, values, strict=True)]
         for p, value, grad, own in zip(params, values, grads, coefficients(group, counts, params), strict=True):
             yield Update(value, grad, tuple(self._moment(p, name, value) for name in names), own)
 
-    def _torch_step(self, group, params):
+    def _torch_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
         states = [self._start(group, p, p) for p in params]
-        averages = [[state[name] for state in states] for name in _AVERAGES[:2]]
+        grads = [p.grad for p in params if p.grad is not None]
+        averages, squares = ([state[name] for state in states] for name in _AVERAGES[:2])
         largest = [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else []
         options = ("amsgrad", "lr", "weight_decay", "eps", "maximize", "foreach", "fused", "capturable")
         adam(
             params,
-            [p.grad for p in params],
-            *averages,
+            grads,
+            averages,
+            squares,
             largest,
             [state["step"] for state in states],
             beta1=group["betas"][0],
@@ -63,7 +72,9 @@ class _ScoreAdam(ScoreOptimizer):
         )
 
 
-def _counted(group, counts, params):
+def _counted(
+    group: dict[str, Any], counts: list[torch.Tensor], params: list[torch.Tensor] | None
+) -> Iterator[Coefficients]:
     """The coefficients of each parameter's next step, which is counted."""
     coefficients = {}  # of each count: all parameters have one, unless some had no gradient at times
     for count in counts:
@@ -74,16 +85,19 @@ def _counted(group, counts, params):
         yield coefficients[t]
 
 
-def _counted_on_device(group, counts, params):
+def _counted_on_device(
+    group: dict[str, Any], counts: list[torch.Tensor], params: list[torch.Tensor]
+) -> list[Coefficients]:
     """What the device makes the coefficients of each parameter's next step from, and counts it."""
     lr = rate_on_device(group["lr"], params[0])
     rate = float(group["lr"]) if lr is None else 0.0
     decay = float(group["weight_decay"]) if group["decoupled_weight_decay"] else 0.0
-    known, rates = _values(group, rate, 1), (rate, *map(float, group["betas"]), decay)
+    beta1, beta2 = map(float, group["betas"])
+    known, rates = _values(group, rate, 1), (rate, beta1, beta2, decay)
     return [Coefficients("adam", known, rates, count, lr) for count in counts]
 
 
-def _values(group, lr, t):
+def _values(group: dict[str, Any], lr: float, t: float) -> tuple[float, ...]:
     decay = float(group["weight_decay"])
     beta1, beta2 = map(float, group["betas"])
     decoupled = group["decoupled_weight_decay"]
@@ -112,10 +126,10 @@ class ScoreAdam(_ScoreAdam, torch.optim.Adam):
 
     def __init__(
         self,
-        params: Iterable | nn.Module,
-        lr: float | torch.Tensor = 1e-3,
+        params: Params | nn.Module,
+        lr: float | torch.Tensor = 0.001,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        eps: float = 1e-08,
         weight_decay: float = 0,
         amsgrad: bool = False,
         *,
@@ -123,7 +137,7 @@ class ScoreAdam(_ScoreAdam, torch.optim.Adam):
         capturable: bool = False,
         model: nn.Module | None = None,
         fused_backward: bool = False,
-    ):
+    ) -> None:
         params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable)
         self._take_scores(fused_backward)
@@ -134,18 +148,18 @@ class ScoreAdamW(_ScoreAdam, torch.optim.AdamW):
 
     def __init__(
         self,
-        params: Iterable | nn.Module,
-        lr: float | torch.Tensor = 1e-3,
+        params: Params | nn.Module,
+        lr: float | torch.Tensor = 0.001,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        eps: float = 1e-08,
+        weight_decay: float = 0.01,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
         capturable: bool = False,
         model: nn.Module | None = None,
         fused_backward: bool = False,
-    ):
+    ) -> None:
         params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, capturable=capturable)
         self._take_scores(fused_backward)

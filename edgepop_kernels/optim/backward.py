@@ -7,6 +7,7 @@ backward, somebody who waits for the gradient) is looked for before a backward c
 
 import gc
 import weakref
+from typing import Any
 
 import torch
 
@@ -17,24 +18,25 @@ class StepsInBackward:
     """Of one optimizer. Layers whose scores are among its parameters ask it in their forwards, as long as it lives: it
     alone holds this."""
 
-    def __init__(self, optimizer, layers):
+    def __init__(self, optimizer: Any, layers: list[Any]) -> None:
         self._optimizer = weakref.ref(optimizer)
         scored = [layer for layer in layers if getattr(layer, "scores", None) is not None]
         self._updaters = {layer.scores: _Updater(weakref.ref(self), layer.scores) for layer in scored}
         self._layers = scored
         for layer in scored:
             layer._updater = self._updaters[layer.scores]
-        self._places = {}  # of scores: (group, index) in the optimizer's groups, where they were last found
+        # Of scores: (group, index) in the optimizer's groups, where they were last found.
+        self._places: dict[torch.Tensor, tuple[int, int]] = {}
         self._checked = -1  # the backward that was checked last
         self.updated: dict[torch.Tensor, bool] = {}  # since the last step; whether a cut is to be found yet
 
     @property
-    def optimizer(self):
+    def optimizer(self) -> Any:
         return self._optimizer()
 
-    def group_of(self, scores):
+    def group_of(self, scores: torch.Tensor) -> dict[str, Any] | None:
         """The param group of ``scores`` as the groups stand; None where they are in none."""
-        groups = self.optimizer.param_groups
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
         i, j = self._places.get(scores, (0, 0))
         if i < len(groups) and j < len(groups[i]["params"]) and groups[i]["params"][j] is scores:
             return groups[i]
@@ -45,7 +47,7 @@ class StepsInBackward:
                     return group
         return None
 
-    def check(self, task):
+    def check(self, task: int) -> None:
         """Raises RuntimeError where this backward, of forwards in ``task``, would go wrong in any layer; asked by the
         first layer of it."""
         backward = torch_private.current_backward()
@@ -61,7 +63,7 @@ class StepsInBackward:
             updater.check(task)
         self._checked = backward
 
-    def end(self):
+    def end(self) -> list[torch.Tensor]:
         """The step's part: the scores whose cuts are to be found. Raises RuntimeError."""
         ours = set(self._updaters.values())
         for layer in self._layers:
@@ -79,27 +81,27 @@ class StepsInBackward:
 class _Updater:
     """Of scores, whichever layers share them."""
 
-    def __init__(self, steps, scores):
+    def __init__(self, steps: weakref.ref[StepsInBackward], scores: torch.Tensor) -> None:
         self._steps, self.scores = steps, scores
-        self.uses = weakref.WeakSet()  # not yet spent, their graphs alive
+        self.uses: weakref.WeakSet[Use] = weakref.WeakSet()  # not yet spent, their graphs alive
 
     @property
-    def steps(self):
+    def steps(self) -> StepsInBackward:
         steps = self._steps()
         if steps is None:
             raise RuntimeError("fused_backward: the optimizer of this forward's scores is gone; keep it until backward")
         return steps
 
-    def use(self, scores):
+    def use(self, scores: torch.Tensor | None) -> "Use | None":
         """What a forward of the layer gives to its backward; None where the scores are to get a gradient as ever."""
-        trains = scores is self.scores and scores.requires_grad and torch.is_grad_enabled()
-        if not trains or self._steps() is None or self.steps.group_of(scores) is None:
+        trains = scores is self.scores and self.scores.requires_grad and torch.is_grad_enabled()
+        if not trains or self._steps() is None or self.steps.group_of(self.scores) is None:
             return None
         use = Use(self)
         self.uses.add(use)
         return use
 
-    def check(self, task):
+    def check(self, task: int) -> None:
         waiting = self._waiting(task)
         if waiting > 1:
             gc.collect()  # a graph in a cycle, as an exception's traceback leaves it, awaits nothing
@@ -117,14 +119,14 @@ class _Updater:
             raise RuntimeError("fused_backward: a hook on these scores waits for a gradient, which they do not get")
         _check_no_gradient(self.scores)
 
-    def check_not_updated(self):
+    def check_not_updated(self) -> None:
         if self.scores in self.steps.updated:
             raise RuntimeError(
                 "fused_backward: a backward has updated these scores since the last step(); gradients cannot be "
                 "accumulated: call step() after every backward, or build the optimizer without it"
             )
 
-    def _waiting(self, task):
+    def _waiting(self, task: int) -> int:
         # A use of scores that have changed since can no more run backward.
         return sum(use.task == task and use.version == torch_private.version(self.scores) for use in self.uses)
 
@@ -136,13 +138,13 @@ class Use:
           count beside the forward that it repeats
     """
 
-    def __init__(self, updater):
+    def __init__(self, updater: _Updater) -> None:
         self.updater = updater
         self.scores = updater.scores
         self.version, self.address = torch_private.version(self.scores), self.scores.data_ptr()
         self.task = torch_private.current_backward()
 
-    def begin(self, node):
+    def begin(self, node: Any) -> bool:
         """Whether this backward of ``node`` wants the scores' gradient. Raises RuntimeError where it cannot be spent,
         before anything is changed."""
         if not self._wanted(node):
@@ -155,7 +157,7 @@ class Use:
         self.updater.steps.check(self.task)
         return True
 
-    def _wanted(self, node):
+    def _wanted(self, node: Any) -> bool:
         leaf = next(n for n, _ in node.next_functions if getattr(n, "variable", None) is self.scores)
         try:
             return torch_private.backward_reaches(leaf)
@@ -164,13 +166,24 @@ class Use:
                 "fused_backward: torch.autograd.grad asks for the gradient of scores, which is spent as it is computed"
             ) from error
 
-    def spend(self, op, dy, x, weight, cut, of, weight_grad, *geometry):
+    def spend(
+        self,
+        op: str,
+        dy: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        cut: torch.Tensor | None,
+        of: str,
+        weight_grad: str,
+        *geometry: Any,
+    ) -> torch.Tensor | None:
         """The optimizer's step on the scores with the dS of ``op``; dW as ``weight_grad`` has it."""
         steps, scores = self.updater.steps, self.scores
         optimizer, group = steps.optimizer, steps.group_of(scores)
         run = ops.update_of(op, dy, x, weight)
         update = None if run is None else optimizer._update_in_kernel(group, scores)
-        if update is None:
+        dw: torch.Tensor | None
+        if run is None or update is None:
             operands = (dy, x, weight, scores, cut, of)
             ds, dw = getattr(ops, f"{op}_dw")(*operands, True, weight_grad, *geometry)
             optimizer._step_alone(group, scores, ds)
@@ -182,7 +195,7 @@ class Use:
         return dw
 
 
-def _check_no_gradient(scores):
+def _check_no_gradient(scores: torch.Tensor) -> None:
     if scores.grad is not None:
         raise RuntimeError(
             "fused_backward: scores have a .grad, from a part of the loss that uses them outside their layer or from "

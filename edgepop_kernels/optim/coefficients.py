@@ -19,7 +19,7 @@ class Coefficients(NamedTuple):
     kind: str
     values: tuple[float, ...]
     rates: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    count: torch.Tensor | None = None
+    count: torch.Tensor | None = None  # type: ignore[assignment]  # in place of tuple.count, which nobody calls
     lr: torch.Tensor | None = None
 
     @property

@@ -3,6 +3,7 @@ comparisons."""
 
 import math
 import numbers
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ MOST = torch.finfo(torch.float32).max  # what is larger is infinite to a kernel
 _LEAST = {"lr": 0.0, "momentum": 0.0, "dampening": -MOST, "weight_decay": 0.0, "eps": 0.0}
 
 
-def check_group(group: dict) -> None:
+def check_group(group: dict[str, Any]) -> None:
     """TypeError or ValueError, naming the setting, for a param group with one that no step can be made with."""
     for name, least in _LEAST.items():
         if name in group:
@@ -26,12 +27,12 @@ def check_rate(lr: float | torch.Tensor) -> None:
         raise ValueError(f"lr: expected a finite number, got {lr}")
 
 
-def _check(name, value, least, most, allowed):
+def _check(name: str, value: Any, least: float, most: float, allowed: str) -> None:
     if isinstance(value, torch.Tensor):
         if type(value) is not torch.Tensor or value.device.type != "cpu" or value.numel() != 1:
             return  # the host would have to wait for it, or it is torch's to refuse
         value = value.item()
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: expected a number in {allowed}, got {value!r}")
-    if not least <= value <= most:
+    if not least <= float(value) <= most:
         raise ValueError(f"{name}: expected a number in {allowed}, got {value}")

@@ -1,6 +1,7 @@
 """Stochastic gradient descent on scores."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from torch.optim.sgd import sgd
 from .coefficients import Coefficients
 from .settings import MOST, check_rate
 from .steady import Update
-from .step import ScoreOptimizer, rate_on_device
+from .step import Params, ScoreOptimizer, rate_on_device
 
 
 class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
@@ -50,8 +51,8 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
 
     def __init__(
         self,
-        params: Iterable | nn.Module,
-        lr: float | torch.Tensor = 1e-3,
+        params: Params | nn.Module,
+        lr: float | torch.Tensor = 0.001,
         momentum: float = 0,
         dampening: float = 0,
         weight_decay: float = 0,
@@ -60,21 +61,27 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
         maximize: bool = False,
         model: nn.Module | None = None,
         fused_backward: bool = False,
-    ):
+    ) -> None:
         params = self._find_scores(params, model, fused_backward)
         super().__init__(params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize)
         self._take_scores(fused_backward)
 
-    def _remembers(self, group):
+    def _remembers(self, group: dict[str, Any]) -> tuple[str, ...]:
         return () if group["momentum"] == 0 else self._moments
 
-    def _coefficients(self, group, states):
+    def _coefficients(self, group: dict[str, Any], states: list[dict[str, Any]]) -> Iterable[Coefficients]:
         lr = group["lr"]
         if type(lr) is not float or not abs(lr) <= MOST:
             check_rate(lr)
         return [Coefficients("sgd", (float(group["lr"]), *_settings(group), 0.0))] * len(states)
 
-    def _updates(self, group, params, values, grads):
+    def _updates(
+        self,
+        group: dict[str, Any],
+        params: list[torch.Tensor],
+        values: list[torch.Tensor],
+        grads: Sequence[torch.Tensor | None],
+    ) -> Iterator[Update]:
         momentum = float(group["momentum"])
         lr = rate_on_device(group["lr"], params[0])
         settings = float(group["lr"]) if lr is None else 0.0, *_settings(group)
@@ -89,17 +96,18 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
             else:
                 yield Update(value, grad, (self._moment(p, "momentum_buffer", value),), later)
 
-    def _torch_step(self, group, params):
+    def _torch_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
         remembers = group["momentum"] != 0
         buffers = [self.state[p].get("momentum_buffer") if remembers else None for p in params]
         options = ("weight_decay", "momentum", "lr", "dampening", "nesterov", "maximize", "foreach", "fused")
-        sgd(params, [p.grad for p in params], buffers if remembers else [], **{name: group[name] for name in options})
+        grads = [p.grad for p in params if p.grad is not None]
+        sgd(params, grads, buffers if remembers else [], **{name: group[name] for name in options})
         if remembers:
             for p, buffer in zip(params, buffers, strict=True):
                 self.state[p]["momentum_buffer"] = buffer
 
 
-def _settings(group):
+def _settings(group: dict[str, Any]) -> tuple[float, ...]:
     """Sgd's fields of csrc/common/update.h between the learning rate and whether the buffer is empty."""
     return (
         float(group["momentum"]),

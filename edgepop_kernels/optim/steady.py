@@ -4,7 +4,7 @@ Of the parameters of a network most steps see the same: the same tensors, gradie
 Then all that is asked is whether it is so; anything else is for ``ScoreOptimizer`` to look at from the beginning.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,29 +31,29 @@ class _Member(NamedTuple):
     p: torch.Tensor
     address: int
     stride: tuple[int, ...]
-    state: dict
+    state: dict[str, Any]
     names: tuple[str, ...]
     moments: tuple[torch.Tensor, ...]
-    scores: object  # whose scores they are, as the optimizer knows it; None for none
+    scores: Any  # whose scores they are, as the optimizer knows it; None for none
 
 
 class _Group(NamedTuple):
-    group: dict
-    params: list
+    group: dict[str, Any]
+    params: list[torch.Tensor]
     size: int
     members: list[_Member]
-    states: list[dict]
+    states: list[dict[str, Any]]
     idle: list[torch.Tensor]  # without a gradient
 
 
 class Steady:
     """The groups of an optimizer whose every gradient went to a kernel that reads parameter and state in place."""
 
-    def __init__(self, groups: list[_Group]):
+    def __init__(self, groups: list[_Group]) -> None:
         self.groups = groups
 
     @classmethod
-    def of(cls, optimizer) -> "Steady | None":
+    def of(cls, optimizer: Any) -> "Steady | None":
         """After a step of ``optimizer``; None where the next has to look at everything again."""
         groups = []
         for group in optimizer.param_groups:
@@ -71,7 +71,7 @@ class Steady:
             groups.append(_Group(group, group["params"], len(group["params"]), members, states, idle))
         return cls(groups) if any(g.members for g in groups) else None
 
-    def updates(self, optimizer) -> list[tuple] | None:
+    def updates(self, optimizer: Any) -> list[tuple[torch.Tensor, Any, Any]] | None:
         """Of this step: parameter, update (a plain tuple, which takes no call) and whose scores it is; None, with
         nothing changed, where something is not as it was."""
         if len(optimizer.param_groups) != len(self.groups):
@@ -108,6 +108,7 @@ def in_place(p: torch.Tensor, moments: tuple[torch.Tensor | None, ...]) -> bool:
     """Whether a kernel on the CPU reads and writes ``p``, its gradient and its state where they lie."""
     return (
         p.device.type == "cpu"
+        and p.grad is not None
         and p.grad.stride() == p.stride()
         and all(torch_private.plain(t) and t.stride() == p.stride() for t in moments if t is not None)
         and None not in moments

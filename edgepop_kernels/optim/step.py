@@ -1,7 +1,8 @@
 """What the score optimizers share: which parameters a kernel updates, and which layers get a cut from it."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import nn
@@ -10,20 +11,28 @@ from .. import capture, functional, torch_private
 from ..backend import optimizer_step
 from ..cut import Cut
 from ..nn import MaskedLayer
-from ..rules import checked_kept
+from ..rules import Rule, checked_kept
 from .backward import StepsInBackward
+from .coefficients import Coefficients
 from .settings import check_group, check_rate
 from .steady import Steady, Update, in_place
 
 # What a backend's ``step`` is told of a parameter that is scores: how many are kept, ranked by what, an earlier cut.
 Ranking = tuple[int, str, Cut | None]
+# As torch.optim takes parameters: themselves, groups of them, or with their names.
+Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
+if TYPE_CHECKING:
+    _Base = torch.optim.Optimizer  # what stands behind the mixin
+else:
+    _Base = object
 
 
 class _Scores:
     """The scores of one masked layer, which keep their parameter as long as the optimizer does."""
 
-    def __init__(self, layer: MaskedLayer):
-        self.layer, self.rule, self.kept = layer, None, 0
+    def __init__(self, layer: MaskedLayer) -> None:
+        self.layer, self.kept = layer, 0
+        self.rule: Rule | None = None
 
     def ranking(self, p: torch.Tensor) -> Ranking | None:
         """None where the cut does not follow from ``p`` alone: under other rules, in a plain layer, or where the layer
@@ -44,7 +53,7 @@ class _Scores:
         return self.kept, rule.of, last if last is not None and last.of == rule.of else None
 
 
-class ScoreOptimizer:
+class ScoreOptimizer(_Base):
     """Mixin over an optimizer of torch: everything is torch's but ``step``.
 
     A subclass says how parameters are updated: ``_updates`` by the kernel, ``_torch_step`` by torch's own function.
@@ -56,7 +65,23 @@ class ScoreOptimizer:
     _in_backward: StepsInBackward | None = None  # with fused_backward
     _steady: Steady | None = None  # what the last step found, while nothing else has happened
 
-    def _find_scores(self, params, model: nn.Module | None, fused_backward: bool):
+    if TYPE_CHECKING:  # of ScoreSGD, and of what ScoreAdam and ScoreAdamW share
+
+        def _remembers(self, group: dict[str, Any]) -> tuple[str, ...]: ...
+
+        def _coefficients(self, group: dict[str, Any], states: list[dict[str, Any]]) -> Iterable[Coefficients]: ...
+
+        def _updates(
+            self,
+            group: dict[str, Any],
+            params: list[torch.Tensor],
+            values: list[torch.Tensor],
+            grads: Sequence[torch.Tensor | None],
+        ) -> Iterator[Update]: ...
+
+        def _torch_step(self, group: dict[str, Any], params: list[torch.Tensor]) -> None: ...
+
+    def _find_scores(self, params: Params | nn.Module, model: nn.Module | None, fused_backward: bool) -> Params:
         """The parameters to optimize; keeps whose scores are among them."""
         if not isinstance(fused_backward, bool):
             raise TypeError(f"fused_backward: expected a bool, got {type(fused_backward).__name__}")
@@ -76,7 +101,7 @@ class ScoreOptimizer:
         self._layers = layers if fused_backward else []  # two may share their scores
         return params
 
-    def _take_scores(self, fused_backward: bool):
+    def _take_scores(self, fused_backward: bool) -> None:
         """Called when all arguments are checked, so that an optimizer which is refused takes no layers over. Raises
         ValueError where the model has masks to train and none of their scores is among the parameters."""
         held = {p for group in self.param_groups for p in group["params"]}
@@ -89,29 +114,31 @@ class ScoreOptimizer:
         if fused_backward:
             self._in_backward = StepsInBackward(self, self._layers)
 
-    def add_param_group(self, param_group: dict) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """torch's. Raises TypeError and ValueError for settings that are no numbers in range, NaN among them."""
         if isinstance(param_group, dict):
             check_group(self.defaults | param_group)
         super().add_param_group(param_group)
 
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """torch.amp.GradScaler looks here before it steps. Raises RuntimeError with ``fused_backward``, however late:
-        the scores have been updated with gradients that it meant to divide, or to pass over."""
-        if self._in_backward is None:
-            return False
-        raise RuntimeError(
-            "fused_backward: GradScaler scales gradients that backward has spent on the scores already, which are "
-            "wrong now; build the optimizer without it, or GradScaler with enabled=False, and load or draw the scores "
-            "anew"
-        )
+    if not TYPE_CHECKING:  # torch has an attribute there
 
-    def __getstate__(self):
+        @property
+        def _step_supports_amp_scaling(self) -> bool:
+            """False, which torch.amp.GradScaler looks for before it steps. Raises RuntimeError with ``fused_backward``,
+            however late: the scores have been updated with gradients that it meant to divide, or to pass over."""
+            if self._in_backward is None:
+                return False
+            raise RuntimeError(
+                "fused_backward: GradScaler scales gradients that backward has spent on the scores already, which are "
+                "wrong now; build the optimizer without it, or GradScaler with enabled=False, and load or draw the "
+                "scores anew"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
         own = {"_scores": self._scores, "_fused": self._in_backward is not None}
         return super().__getstate__() | own
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         # Also of load_state_dict, which says nothing of ours.
         fused = state.pop("_fused", False)
         self._steady = None
@@ -119,7 +146,7 @@ class ScoreOptimizer:
         if fused:
             self._in_backward = StepsInBackward(self, [s.layer for s in self._scores.values()])
 
-    def step(self, closure: Callable[[], torch.Tensor] | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; the loss that ``closure`` returns, where one is given. Parameters without gradient stand still.
 
         Raises, before anything is changed, ValueError for a sparse gradient and for a learning rate that has become NaN
@@ -136,7 +163,7 @@ class ScoreOptimizer:
         with torch.no_grad():
             return self._step_from_the_beginning(closure)
 
-    def _step_from_the_beginning(self, closure):
+    def _step_from_the_beginning(self, closure: Callable[[], Any] | None) -> Any:
         loss, self._steady = None, None
         if closure is not None:
             with torch.enable_grad():
@@ -150,7 +177,8 @@ class ScoreOptimizer:
                     )
             self._check_group(group)
         done = [] if self._in_backward is None else self._in_backward.end()
-        ours = defaultdict(list)  # of each device: a kernel updates the parameters of one
+        # Of each device: a kernel updates the parameters of one.
+        ours: dict[torch.device, list[tuple[torch.Tensor, Update, _Scores | None]]] = defaultdict(list)
         for group in self.param_groups:
             for device, params in _by_device(group["params"]).items():
                 ours[device] += self._advance(group, [p for p in params if p.grad is not None])
@@ -163,12 +191,14 @@ class ScoreOptimizer:
             self._steady = Steady.of(self)
         return loss
 
-    def _check_group(self, group):
+    def _check_group(self, group: dict[str, Any]) -> None:
         check_rate(group["lr"])
         if not group.get("capturable", True) and any(map(capture.capturing, group["params"])):
             raise RuntimeError(f"capturable: a CUDA graph of {type(self).__name__}.step needs capturable=True")
 
-    def _advance(self, group, params) -> list[tuple[torch.Tensor, Update, _Scores | None]]:
+    def _advance(
+        self, group: dict[str, Any], params: list[torch.Tensor]
+    ) -> list[tuple[torch.Tensor, Update, _Scores | None]]:
         """Takes torch's step where that is to be taken; the others' updates, and whose scores they are. ``params``: of
         one device."""
         native = [p for p in params if self._is_native(group, p)]
@@ -178,18 +208,18 @@ class ScoreOptimizer:
         if not native:
             return []
         values = [_without_gaps(p) for p in native]
-        grads = [_laid_out(p.grad, value) for p, value in zip(native, values, strict=True)]
+        grads = [_gradient(p, value) for p, value in zip(native, values, strict=True)]
         scores = [self._scores.get(p) for p in native]
         return list(zip(native, self._updates(group, native, values, grads), scores, strict=True))
 
-    def _update_in_kernel(self, group, p: torch.Tensor) -> Update | None:
+    def _update_in_kernel(self, group: dict[str, Any], p: torch.Tensor) -> Update | None:
         """The update of ``p`` for a kernel that makes its gradient; None where it takes a step with that gradient."""
         if not self._is_native(group, p) or _has_gaps(p):
             return None
         check_rate(group["lr"])
         return next(self._updates(group, [p], [p], [None]))
 
-    def _step_alone(self, group, p: torch.Tensor, grad: torch.Tensor) -> None:
+    def _step_alone(self, group: dict[str, Any], p: torch.Tensor, grad: torch.Tensor) -> None:
         """One step of one parameter, which has no gradient before or after."""
         self._check_group(group)
         p.grad = grad
@@ -202,17 +232,24 @@ class ScoreOptimizer:
 
     def _find_cuts(self, params: list[torch.Tensor]) -> None:
         """The next cuts of scores on one device that kernels have updated, as ``_step`` finds those of others."""
-        scored = [(p, self._scores[p]) for p in params]
-        scored = [(p, scores, ranking) for p, scores in scored if (ranking := scores.ranking(p)) is not None]
+        scored, rules, hints = [], [], []
+        for p in params:
+            scores = self._scores[p]
+            ranking = scores.ranking(p)
+            if ranking is not None and scores.rule is not None:
+                scored.append((p, scores))
+                rules.append(scores.rule)
+                hints.append(ranking[2])
         if not scored:
             return
-        hints = [hint for *_, (_, _, hint) in scored]
-        cuts = functional.select_all([p for p, *_ in scored], [scores.rule for _, scores, _ in scored], hints)
-        for (p, scores, _), cut in zip(scored, cuts, strict=True):
-            scores.layer._cuts.learn(cut, p, scores.rule)
+        cuts = functional.select_all([p for p, _ in scored], rules, hints)
+        for (p, scores), rule, cut in zip(scored, rules, cuts, strict=True):
+            if isinstance(cut, Cut):
+                scores.layer._cuts.learn(cut, p, rule)
 
     def _step(self, ours: list[tuple[torch.Tensor, Update, _Scores | None]]) -> None:
-        scored, first, others, rankings, copied, written = [], [], [], [], [], []
+        scored: list[Any] = []  # parameters and their _Scores
+        first, others, rankings, copied, written = [], [], [], [], []
         for p, update, scores in ours:
             written.append(p)
             if update[0] is not p:
@@ -225,6 +262,7 @@ class ScoreOptimizer:
                 first.append(update)
                 rankings.append(ranking)
         run = optimizer_step(ours[0][0])
+        assert run is not None  # as of every parameter that _is_native
         cuts = run(first + others, rankings)
         for p, value in copied:
             p.copy_(value)
@@ -232,7 +270,7 @@ class ScoreOptimizer:
         for (p, scores), row in zip(scored, cuts.unbind(), strict=True):
             scores.layer._cuts.learn(scores.rule.cut(row, p.numel()), p, scores.rule)
 
-    def _is_native(self, group, p):
+    def _is_native(self, group: dict[str, Any], p: torch.Tensor) -> bool:
         """Whether the kernel takes the step; else torch does, or says what is wrong."""
         state = self.state.get(p, {})
         return (
@@ -244,7 +282,7 @@ class ScoreOptimizer:
             and all(_is_like(state.get(name), p) for name in self._moments)
         )
 
-    def _in_place(self, group, p, moments):
+    def _in_place(self, group: dict[str, Any], p: torch.Tensor, moments: tuple[torch.Tensor | None, ...]) -> bool:
         """Whether the next step of ``p`` is a kernel's that reads and writes it, its gradient and moments in place."""
         return self._is_native(group, p) and not group.get("capturable", False) and in_place(p, moments)
 
@@ -257,13 +295,13 @@ class ScoreOptimizer:
         return moment
 
 
-@torch.compiler.disable
-def _step_untraced(optimizer, closure):
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # as torch has it
+def _step_untraced(optimizer: Any, closure: Callable[[], Any] | None) -> Any:
     """The step of a compiled training step: one break, no attempt to trace what goes by address."""
     return optimizer.step(closure)
 
 
-def _is_like(moment, p):
+def _is_like(moment: torch.Tensor | None, p: torch.Tensor) -> bool:
     """Whether a kernel that steps through ``p`` can step through ``moment``: a state_dict or a change of the model's
     dtype may have left another."""
     if moment is None:
@@ -272,19 +310,19 @@ def _is_like(moment, p):
     return alike and torch_private.plain(moment)
 
 
-def _by_device(params):
+def _by_device(params: list[torch.Tensor]) -> dict[torch.device, list[torch.Tensor]]:
     found = defaultdict(list)
     for p in params:
         found[p.device].append(p)
     return found
 
 
-def _counts_on_device(group, p):
+def _counts_on_device(group: dict[str, Any], p: torch.Tensor) -> bool:
     """Whether the kernel takes what ``capturable`` leaves on the device: the count of steps and the learning rate."""
     return on_gpu(p) and not any(isinstance(beta, torch.Tensor) for beta in group["betas"])
 
 
-def on_gpu(value: torch.Tensor | float) -> bool:
+def on_gpu(value: torch.Tensor | float) -> TypeGuard[torch.Tensor]:
     """Whether this is a tensor whose value the host would have to wait for."""
     return isinstance(value, torch.Tensor) and value.is_cuda
 
@@ -294,16 +332,21 @@ def rate_on_device(lr: torch.Tensor | float, p: torch.Tensor) -> torch.Tensor | 
     return lr.to(p.device, torch.float32) if on_gpu(lr) and on_gpu(p) else None
 
 
-def _without_gaps(p):
+def _without_gaps(p: torch.Tensor) -> torch.Tensor:
     """``p`` itself where its elements fill one range of memory, in whatever order; else a copy that does."""
     return p.clone(memory_format=torch.contiguous_format) if _has_gaps(p) else p
 
 
-def _has_gaps(p):
+def _has_gaps(p: torch.Tensor) -> bool:
     return not p.is_contiguous() and torch.empty_like(p, device="meta").stride() != p.stride()
 
 
-def _laid_out(t, like):
+def _gradient(p: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    assert p.grad is not None  # of the parameters that have one
+    return _laid_out(p.grad, like)
+
+
+def _laid_out(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """``t``, or a copy, with the strides of ``like``."""
     if (t.is_contiguous() and like.is_contiguous()) or t.stride() == like.stride():
         return t
