@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -130,14 +130,28 @@ def holder_of(modules: Sequence[torch.nn.Module]) -> torch.nn.Module | None:
     return found()
 
 
+# torch's own, which fold a batch norm into a copy of a layer: its weight and bias are set anew.
+_FOLDS = fuse_conv_bn_eval.__code__, fuse_linear_bn_eval.__code__
+
+
 def folds_batch_norm() -> bool:
-    """Whether ``fuse_conv_bn_eval`` is what sets the parameter whose registration asks: it gives no other sign."""
+    """Whether torch's ``fuse_conv_bn_eval`` or ``fuse_linear_bn_eval`` is what sets the parameter whose registration
+    asks: they give no other sign."""
     frame: FrameType | None = sys._getframe(2)  # past the asking register_parameter, and nn.Module.__setattr__ above it
     for _ in range(2):
-        if frame is None or frame.f_code is fuse_conv_bn_eval.__code__:
+        if frame is None or frame.f_code in _FOLDS:
             return frame is not None
         frame = frame.f_back
     return False
+
+
+def folded_by() -> str | None:
+    """The name of the function that reads the attribute whose getter asks, where it folds batch norms or branches into
+    weights and is not torch's own: libraries call such functions fuse, or fuse_this and _fuse_that."""
+    code = sys._getframe(2).f_code
+    name = code.co_name.lstrip("_")
+    folds = name == "fuse" or name.startswith("fuse_")
+    return code.co_name if folds and code not in _FOLDS else None
 
 
 def jit_traces() -> bool:

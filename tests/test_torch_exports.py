@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.fx
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import edgepop_kernels as ek
 
@@ -133,6 +133,59 @@ def test_a_batch_norm_is_folded_into_the_weight_and_the_mask_stays(images, metho
     torch.testing.assert_close(fused(images), norm(conv(images)), rtol=1e-4, atol=1e-5)
     assert torch.equal(fused.mask(), conv.mask())
     assert conv.rule == RULES[method]
+
+
+@pytest.mark.parametrize("method", RULES)
+def test_a_batch_norm_is_folded_into_a_linear_layer_too(method):
+    model = ek.convert(nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5)), RULES[method], method=method).eval()
+    nn.init.uniform_(model[1].weight, 0.01, 5)
+    x = torch.randn(3, 7)
+    fused = fuse_linear_bn_eval(*model)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(fused.mask(), model[0].mask())
+
+
+class Branches(nn.Module):
+    """Folds its branches into one convolution for inference, as RepVGG and MobileOne do."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.small = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.Conv2d(3, 4, 1, bias=False)
+        self.folded = None
+
+    def forward(self, x):
+        return self.wide(x) + self.small(x) if self.folded is None else self.folded(x)
+
+    @torch.no_grad()
+    def _fuse_tensor(self, branch):
+        return nn.functional.pad(branch.weight, [(3 - branch.kernel_size[0]) // 2] * 4)
+
+    def reparameterize(self):
+        folded = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        folded.weight.data = self._fuse_tensor(self.wide) + self._fuse_tensor(self.small)
+        self.folded = folded
+
+
+def test_branches_are_not_folded_without_their_masks(images):
+    model = ek.convert(Branches(), ek.TopK(0.3))
+    y = model(images)
+    with pytest.raises(RuntimeError, match=rf"^weight: _fuse_tensor would fold it .* without its mask: .*{FIRST}"):
+        model.reparameterize()
+    assert torch.equal(model(images), y)
+    plain = ek.materialize(model, copy=True)
+    plain.reparameterize()
+    torch.testing.assert_close(plain(images), y)
+
+
+def test_a_weight_is_read_and_set_by_its_name_as_ever():
+    layer = ek.FusedSubnetLinear(7, 5)
+    assert layer.weight is dict(layer.named_parameters())["weight"]
+    layer.weight = nn.Parameter(torch.ones(5, 7))
+    assert layer.weight.sum() == 35
+    del layer.weight
+    assert not hasattr(layer, "weight")
+    with pytest.raises(AttributeError, match="'FusedSubnetLinear' object has no attribute 'weight'"):
+        layer.weight  # noqa: B018
 
 
 def test_a_batch_norm_is_not_folded_into_a_masked_bias():

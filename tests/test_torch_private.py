@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -160,17 +160,40 @@ def test_a_trace_of_torch_jit_is_seen():
     assert saw[0] is True and torch_private.jit_traces() is False
 
 
-def test_a_fold_of_batch_norm_is_seen_where_it_sets_a_parameter():
-    class Watching(nn.Conv2d):
+@pytest.mark.parametrize(
+    ("layer", "fold", "norm"),
+    [(nn.Conv2d, fuse_conv_bn_eval, nn.BatchNorm2d), (nn.Linear, fuse_linear_bn_eval, nn.BatchNorm1d)],
+)
+def test_a_fold_of_batch_norm_is_seen_where_it_sets_a_parameter(layer, fold, norm):
+    class Watching(layer):
         def register_parameter(self, name, param):
             saw.append((name, torch_private.folds_batch_norm()))
             super().register_parameter(name, param)
 
     saw = []
-    conv = Watching(2, 2, 1).eval()
-    conv.weight = nn.Parameter(torch.ones(2, 2, 1, 1))
-    fuse_conv_bn_eval(conv, nn.BatchNorm2d(2).eval())
+    watching = Watching(2, 2, *[1] * (layer is nn.Conv2d)).eval()
+    watching.weight = nn.Parameter(torch.ones_like(watching.weight))
+    fold(watching, norm(2).eval())
     assert saw == [("weight", False), ("bias", False), ("weight", False), ("weight", True), ("bias", True)]
+
+
+def test_who_folds_a_weight_is_known_by_name_but_for_torchs_own():
+    class Layer:
+        @property
+        def weight(self):
+            return torch_private.folded_by()
+
+    def fuse(layer):
+        return layer.weight
+
+    def _fuse_bn_tensor(layer):
+        return layer.weight
+
+    def fused_step(layer):
+        return layer.weight
+
+    assert [f(Layer()) for f in (fuse, _fuse_bn_tensor, fused_step)] == ["fuse", "_fuse_bn_tensor", None]
+    assert Layer().weight is None
 
 
 def test_a_module_is_held_while_its_distributed_wrapper_is():

@@ -17,8 +17,28 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+class _Weight:
+    """The weight of a masked layer, for who asks by name; a call of the layer does not.
+
+    What folds branches or a batch norm into it (timm's ``reparameterize_model``, RepVGG's ``switch_to_deploy``) would
+    make the mask's zeros weights again.
+    """
+
+    def __get__(self, layer: nn.Module | None, kind: type) -> Any:
+        if layer is None:
+            return self
+        if not torch.compiler.is_compiling() and (reader := torch_private.folded_by()):
+            raise RuntimeError(_first(f"weight: {reader} would fold it as it is without its mask"))
+        try:
+            return layer._parameters["weight"]
+        except KeyError:
+            raise AttributeError(f"{type(layer).__name__!r} object has no attribute 'weight'") from None
+
+
 class AmongTools(Part):
     """The masked layer as torch.fx, torch.jit, quantization, batch norm folding and nn.DataParallel meet it."""
+
+    weight: nn.Parameter = _Weight()  # type: ignore[assignment]  # nothing but __get__: a replica's tensor goes first
 
     def requires_grad_(self, requires_grad: bool = True) -> "Self":
         """torch's, but True leaves alone what stands still in this layer by its method: a weight that scores mask

@@ -143,3 +143,17 @@ def test_a_state_dict_makes_a_fresh_conversion_the_same_network(network):
         again = converted(network, ek.TopK(0.7)).eval()
         again.load_state_dict(model.state_dict())
         assert torch.equal(judge.run(again, given), judge.run(model, given))
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "fastvit_t8"])
+def test_branches_are_folded_after_materialize_and_refused_before(name):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = ek.convert(timm.create_model(name, num_classes=10), RULE, left="ignore").eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        y = model(x)
+        with pytest.raises(RuntimeError, match=r"^weight: _fuse_bn\w* would fold it .*materialize\(model\) first"):
+            timm.models.reparameterize_model(model)
+        assert torch.equal(model(x), y)
+        assert judge.off(timm.models.reparameterize_model(ek.materialize(model))(x), y) <= 10 * OUTPUT
