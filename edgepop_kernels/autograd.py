@@ -150,13 +150,16 @@ def apply(function: "_Function", *inputs: Any) -> Tensor:
 @functools.cache
 def _under_transforms(function: "_Function") -> type[torch.autograd.Function]:
     apart = {"forward": staticmethod(function.compute), "setup_context": staticmethod(function.save)}
-    return type(f"{function.__name__}UnderTransforms", (function,), apart | {"vmap": staticmethod(_refuse_vmap)})
+    refused = {"vmap": staticmethod(_refuse_vmap), "jvp": staticmethod(_refuse_jvp)}
+    return type(f"{function.__name__}UnderTransforms", (function,), apart | refused)
 
 
 def _refuse_vmap(info: object, in_dims: object, *inputs: object) -> NoReturn:
-    raise NotImplementedError(
-        "vmap: masked products and masks have no batching rule; pass the batch as a dimension of x, or loop over it"
-    )
+    raise NotImplementedError(ops.NO_VMAP)
+
+
+def _refuse_jvp(ctx: _Context, *tangents: Tensor | None) -> NoReturn:
+    raise NotImplementedError("forward mode: masked products have no jvp; use backward, torch.func.grad, vjp or jacrev")
 
 
 class _Undifferentiable(torch.autograd.Function):
@@ -320,6 +323,8 @@ class Prepared(NamedTuple):
 
 class Planned(torch.autograd.Function):
     """A masked product that is prepared, its mask a cut of the scores or fixed bits."""
+
+    jvp = staticmethod(_refuse_jvp)  # torch.compile, which takes no Function with one, never gets here
 
     @staticmethod
     def forward(

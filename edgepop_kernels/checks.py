@@ -24,6 +24,11 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got {value.layout}")
+    if torch_private.sharded(value):
+        raise TypeError(
+            f"{name}: expected a tensor that is whole, got a {type(value).__name__}; masks have no tensor parallelism, "
+            "and fully_shard, which gathers a layer's tensors for its forward, works"
+        )
 
 
 def rule(value: object, example: str = "TopK(0.5)", kinds: str = _RULES) -> None:
@@ -221,6 +226,7 @@ def _reach(axis: str, size: int, kernel: int, padding: int, dilation: int) -> No
 def _operands(
     x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor | None, rule_: Rule, bias: torch.Tensor | None
 ) -> None:
+    tensor("x", x)
     rule(rule_)
     rule_.check(weight.shape)
     dtype, device = x.dtype, x.device

@@ -23,7 +23,7 @@ CPU, and the names of the rules say how many are kept.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -173,6 +173,17 @@ for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=torch.Tag.pt2_compliant_tag)
     _library.impl(_name, _routed(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"edgepop::{_name}", _FAKES[_name], lib=_library)
+
+
+NO_VMAP = "vmap: masked products and masks have no batching rule; pass the batch as a dimension of x, or loop over it"
+
+
+def _refuse_vmap(info: object, in_dims: object, *args: object) -> NoReturn:
+    raise NotImplementedError(NO_VMAP)
+
+
+for _name in ("select", "draw"):  # the first of a masked layer's; what else there is torch loops over, as in jacrev
+    torch.library.register_vmap(f"edgepop::{_name}", _refuse_vmap, lib=_library)
 
 
 def _select_moving(

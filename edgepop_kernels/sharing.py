@@ -26,8 +26,9 @@ def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
             groups.setdefault(layer._group, []).append(layer)
     found: dict[MaskedLayer, torch.Tensor] = {}
     for group in groups.values():
-        selections = functional.select_all([m._ranked for m in group], [m._settled_rule() for m in group])
-        found |= {m: functional.selected_mask(m._ranked, s) for m, s in zip(group, selections, strict=True)}
+        ranked = [torch_private.whole(m._ranked) for m in group]
+        selections = functional.select_all(ranked, [m._settled_rule() for m in group])
+        found |= {m: functional.selected_mask(r, s) for m, r, s in zip(group, ranked, selections, strict=True)}
     return [found[layer] if layer in found else layer.mask() for layer in layers]
 
 

@@ -157,7 +157,7 @@ class MaskedLayer(Saved, AmongTools):
         known = self._cuts.of(ranked, rule)
         if known is not None:
             return known
-        if ranked.dtype is not torch.float32:
+        if ranked.dtype is not torch.float32 or type(ranked) not in torch_private.PLAIN:
             checks.score_tensor("scores", ranked)
         selection = functional.selection(ranked, rule, self._cuts.hint(rule))
         self._cuts.start_from(selection, ranked, rule, stays=not self.training)
