@@ -197,7 +197,7 @@ def linear_product(
         checks.linear(x, weight, scores, rule, bias)
         prepared = _prepare(key, MaskedLinear, x, weight, scores, rule)
     scores, data, bits, of = _masking(weight, scores, rule, cut)
-    if prepared.plan is not None and (scores is None or bits is None):
+    if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
         return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update)
     return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update)
 
@@ -258,7 +258,7 @@ def conv2d_product(
             return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update)
         prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, (stride, padding, dilation, groups))
     scores, data, bits, of = _masking(weight, scores, rule, cut)
-    if prepared.plan is not None and (scores is None or bits is None):
+    if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
         return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update)
     x_channels_last = prepared.x_channels_last
     y_channels_last = x_channels_last or _is_channels_last(weight)

@@ -229,6 +229,8 @@ def _entry(op: str) -> Callable[..., Any]:
         if torch_private.watched():
             torch_private.tell_flop_counters(_FLOPS)
             return registered(*args)
+        if torch_private.profiled():
+            return registered(*args)
         first = args[0]
         if type(first) is list:
             for t in first:

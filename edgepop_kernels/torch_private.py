@@ -63,6 +63,9 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return cast(Any, tensor.detach()).full_tensor() if sharded(tensor) else tensor
 
 
+# Whether torch.profiler records: then calls go through torch's dispatcher, which gives it their names and shapes.
+profiled: Callable[[], bool] = torch.autograd._profiler_enabled  # type: ignore[attr-defined]  # C++'s own
+
 # How often a tensor was written, as autograd counts it: not through ``.data``, nor by other processes.
 version = operator.attrgetter("_version")
 

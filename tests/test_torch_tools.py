@@ -128,3 +128,17 @@ def test_a_forked_process_computes(images):
     process.join(timeout=60)
     assert process.exitcode == 0
     assert results.get() == pytest.approx(want, rel=1e-5)
+
+
+def test_a_profiler_is_told_which_products_ran_and_the_values_are_the_same(images):
+    model = network(ek.TopK(0.5), shared=False)
+    expected = [g.clone() for g in step(model, images)]
+    model.zero_grad()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        gradients = step(model, images)
+    assert all(map(torch.equal, gradients, expected))
+    counts = {event.key: event.count for event in profile.key_averages() if event.key.startswith("edgepop::")}
+    assert counts["edgepop::masked_conv2d"] == 2 and counts["edgepop::masked_linear"] == 1
+    assert counts["edgepop::masked_conv2d_dw"] == 2 and counts["edgepop::masked_linear_dx"] == 1
+    (linear,) = (e for e in profile.events() if e.name == "edgepop::masked_linear")
+    assert linear.input_shapes[:3] == [[4, 32], [10, 32], [10, 32]]
