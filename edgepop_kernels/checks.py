@@ -83,7 +83,7 @@ def selection(scores: torch.Tensor, rule_: Rule, hint: Cut | None) -> None:
         _selection("hint", hint, scores.device, rule_)
 
 
-def selected(value: object, scores: torch.Tensor, rule_: Rule) -> None:
+def selected(value: Selection, scores: torch.Tensor, rule_: Rule) -> None:
     """What a rule's ``select`` returned, which a user may have written."""
     _selection(f"rule: {type(rule_).__name__}.select", value, scores.device, rule_)
     if isinstance(value, Bits):
