@@ -1,7 +1,7 @@
 """Fine-tunes a BERT by masks alone: its weights stand still, scores choose which of them the new task uses.
 
 Needs transformers. --pretrained takes a name or folder as ``from_pretrained`` does; without it the BERT is a small
-random one, which shows the steps and needs no network. The task is made here: sequences that count upwards, of which
+random one, which shows the steps and needs no network. The task is made here: sequences of two tokens in turn, of which
 15 % are hidden and to be guessed. The head that guesses shares its weight with the word embeddings, so it is excluded
 and stays dense; what trains besides masks stops by ``freeze_rest``:
 
@@ -15,12 +15,11 @@ from transformers import BertConfig, BertForMaskedLM
 
 import edgepop_kernels as ek
 
-MASK, LENGTH = 3, 16  # the token that hides; tokens from 10 on count
+MASK, LENGTH = 3, 16  # the token that hides, of a vocabulary that is used from 10 on
 
 
 def batch(size, vocabulary):
-    start = torch.randint(10, vocabulary - LENGTH, (size, 1))
-    tokens = start + torch.arange(LENGTH)
+    tokens = torch.randint(10, vocabulary, (size, 2)).repeat(1, LENGTH // 2)
     hidden = torch.rand(tokens.shape) < 0.15
     hidden[:, 0] = True  # one at least
     return tokens.masked_fill(hidden, MASK), tokens.masked_fill(~hidden, -100)
