@@ -134,21 +134,24 @@ class LayerRow:
     columns = LAYER_COLUMNS
     budget_s = 0.3
     launches = False
+    wants_dx = True
+    memory_format = torch.contiguous_format
 
     def contest(self, columns, setup):
         device = setup.device
-        memory_format = torch.channels_last if len(self.x_shape) == 4 else torch.contiguous_format
-        x = randn(self.x_shape, 1, device).to(self.dtype, memory_format=memory_format)
-        x.requires_grad_(self.backward)
+        x = randn(self.x_shape, 1, device).to(self.dtype, memory_format=self.memory_format)
+        x.requires_grad_(self.backward and self.wants_dx)
         models = {column: model_of(column, self.template, KEEP, device) for column in columns}
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             y = models["dense"](x.float())
-        flops = float(counter.get_total_flops()) * (3 if self.backward else 1)  # y, dx and dW are products of one size
-        dy = randn(y.shape, 2, device).to(self.dtype, memory_format=memory_format)
+        products = 1 + self.backward * (1 + self.wants_dx)  # y, dW and dx, all of one size
+        flops = float(counter.get_total_flops()) * products
+        dy = randn(y.shape, 2, device).to(self.dtype, memory_format=self.memory_format)
         (dense,) = models["dense"]
         layer = cost(dense, x.shape, self.dtype)
         work = [roofline.select(layer.weight), layer.forward()]
-        work += [layer.input_grad(), layer.score_grad()] if self.backward else []
+        work += [layer.input_grad()] if self.backward and self.wants_dx else []
+        work += [layer.score_grad()] if self.backward else []
         kernels = [(w, precision(dense, self.dtype, device)) for w in work]
 
         calls = {
@@ -165,13 +168,14 @@ class LayerRow:
                 assert_close("y", got[0], self.oracle(x.double(), effective, None), self.dtype)
                 return
             want = oracle.answer(self.oracle, x, fused.weight, fused.scores, RULE, None, dy)
-            for name, out, ref in zip(("y", "dx", "dscores"), got, (want.y, want.dx, want.dscores), strict=True):
+            wanted = {"y": want.y} | ({"dx": want.dx} if self.wants_dx else {}) | {"dscores": want.dscores}
+            for out, (name, ref) in zip(got, wanted.items(), strict=True):
                 assert_close(name, out, ref, self.dtype)
 
         return Contest(check, calls, flops, kernels)
 
     def _pass(self, model, x, dy, device):
-        leaves = [x, *(p for p in model.parameters() if p.requires_grad)]
+        leaves = [*([x] if self.wants_dx else []), *(p for p in model.parameters() if p.requires_grad)]
 
         def forward():
             with torch.no_grad(), autocast(self.dtype, device):
@@ -188,9 +192,7 @@ class LayerRow:
         model = model_of("fused", self.template, KEEP, setup.device)
         (layer,) = model
         layer._cuts.learn(setup.on_its_backend("fused", layer.select)(), layer.scores, layer.rule)
-        batch_and_pixels = (0, *range(2, len(self.x_shape)))
-        x = randn([1 if i in batch_and_pixels else n for i, n in enumerate(self.x_shape)], 1, setup.device)
-        x = x.to(self.dtype).requires_grad_(self.backward)
+        x = randn(self.one_row, 1, setup.device).to(self.dtype).requires_grad_(self.backward and self.wants_dx)
         with torch.no_grad():
             dy = torch.ones_like(model(x.float()), dtype=self.dtype)
         return setup.on_its_backend("fused", self._pass(model, x, dy, setup.device))
@@ -215,6 +217,10 @@ class LinearRow(LayerRow):
     def template(self):
         return nn.Sequential(nn.Linear(*self.shape[1:], bias=False))
 
+    @property
+    def one_row(self):
+        return 1, self.shape[1]
+
     oracle = staticmethod(oracle.linear)
 
 
@@ -222,6 +228,7 @@ class LinearRow(LayerRow):
 class ConvRow(LayerRow):
     shape: tuple[int, int, int, int, int, int]  # batch, in_channels, size, out_channels, kernel, stride
     group = "conv"
+    memory_format = torch.channels_last
 
     def __str__(self):
         batch, channels, size, out, kernel, stride = self.shape
@@ -237,11 +244,35 @@ class ConvRow(LayerRow):
     def least(self):
         return 1, 1, 1, 1, 1, 1
 
+    @property
+    def one_row(self):
+        return 1, self.shape[1], 1, 1
+
+    @property
+    def padding(self):
+        return self.shape[4] // 2
+
     def template(self):
         _, channels, _, out, kernel, stride = self.shape
-        layer = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
-        return nn.Sequential(layer).to(memory_format=torch.channels_last)
+        layer = nn.Conv2d(channels, out, kernel, stride, self.padding, bias=False)
+        return nn.Sequential(layer).to(memory_format=self.memory_format)
 
     def oracle(self, x, weight, bias):
-        kernel, stride = self.shape[4:]
-        return oracle.conv2d(stride, kernel // 2)(x, weight, bias)
+        return oracle.conv2d(self.shape[5], self.padding)(x, weight, bias)
+
+
+@dataclass(frozen=True)
+class PatchRow(ConvRow):
+    """A vision transformer's first layer: windows side by side in contiguous images, and nobody asks for dx."""
+
+    memory_format = torch.contiguous_format
+    padding = 0
+    wants_dx = False
+
+    def __str__(self):
+        return f"ViT patch embedding {ConvRow.__str__(self)}"
+
+    @property
+    def one_row(self):
+        _, channels, _, _, kernel, _ = self.shape
+        return 1, channels, kernel, kernel

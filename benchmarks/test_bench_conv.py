@@ -1,7 +1,7 @@
-"""A masked convolution, channels_last, without bias, padding kernel // 2, keep 0.5."""
+"""A masked convolution, channels_last, without bias, padding kernel // 2, keep 0.5; a patch embedding without any."""
 
 import torch
-from rows import ConvRow
+from rows import ConvRow, PatchRow
 
 from edgepop_kernels.tuning.workloads import RESNET50
 
@@ -15,6 +15,11 @@ ROWS = [
         ((8, 256, 14, 256, 3, 1), True),
         ((16, 512, 4, 512, 3, 1), True),
     )
+    for dtype in (torch.float32, torch.bfloat16)
+    for backward in (False, True)
+]
+ROWS += [
+    PatchRow(dtype, backward, (8, 3, 224, 384, 16, 16))
     for dtype in (torch.float32, torch.bfloat16)
     for backward in (False, True)
 ]

@@ -149,6 +149,20 @@ HUGE_WINDOW = replace(BASE, batch=1, dilation=(50, 50), padding=(50, 50), size=(
 # The same of few channels, whose taps of a kernel row are read together.
 LONG_ROWS = replace(HUGE_WINDOW, channels=(15, 5), size=(330, 40), kernel=(2, 12), dilation=(300, 1), padding=(0, 0))
 TYPES = (F32, BF16, F16)
+# Few channels under more taps than a block of the reduction has addresses for: patch embeddings and the like.
+PATCHES = [
+    ((3, 20), (33, 48), (16, 16), (16, 16), (0, 0)),
+    ((3, 17), (31, 40), (14, 13), (14, 13), (2, 1)),
+    ((2, 33), (40, 37), (16, 16), (8, 4), (5, 9)),
+    ((1, 5), (23, 23), (11, 10), (4, 3), (2, 4)),
+    ((15, 9), (21, 35), (7, 16), (7, 16), (0, 3)),
+    ((5, 70), (13, 29), (10, 12), (1, 1), (1, 3)),
+    ((3, 18), (65, 64), (32, 32), (32, 32), (0, 0)),  # more than one block of a panel
+    ((2, 7), (45, 60), (40, 41), (3, 5), (1, 1)),
+    ((1, 9), (1, 700), (1, 251), (1, 3), (0, 7)),  # rows longer than a run of pairs
+    ((3, 6), (5, 450), (3, 200), (2, 5), (1, 100)),
+    ((2, 3), (2, 1700), (2, 1601), (1, 2), (1, 0)),  # and than a panel
+]
 NAMED = [
     BASE,
     *(replace(BASE, channels=(c, o)) for c, o in [(1, 1), (1, 64), (3, 17), (17, 3), (63, 100), (64, 64), (5, 130)]),
@@ -176,6 +190,17 @@ NAMED = [
     *(replace(BASE, keep=k, of=o) for k in (0.0, 1 / 2304, 1.0) for o in ("abs", "raw", "bits")),
     replace(BASE, kernel=(11, 11), padding=(5, 5), size=(12, 12), channels=(17, 9)),
     replace(BASE, kernel=(16, 16), stride=(16, 16), padding=(0, 0), size=(33, 32), channels=(3, 20)),
+    *(replace(BASE, channels=c, size=s, kernel=k, stride=t, padding=p, dtype=d, x=x, y=x, weight=w, of=o)
+      for c, s, k, t, p in PATCHES for d in TYPES
+      for x, w, o in (("nchw", "nchw", "abs"), ("nhwc", "nchw", "raw"), ("nchw", "nhwc", "bits"))),
+    *(replace(BASE, channels=(3, 20), size=(33, 48), kernel=(16, 15), stride=(16, 15), padding=(0, 0), x=x, weight=w,
+              scores=s, y=y, of=o, ties=True)
+      for x in LAYOUTS for w, s, y in (("nchw", "nhwc", "whcn"), ("whcn", "nchw", "nchw"), ("strided", "nchw", "wide"))
+      for o in ("abs", "bits")),
+    *(replace(BASE, channels=(6, 40), size=(29, 31), kernel=(9, 12), stride=(5, 12), groups=2, dtype=d, x=x, y=x)
+      for d in TYPES for x in ("nchw", "nhwc")),
+    replace(BASE, channels=(3, 8), size=(40, 41), kernel=(11, 13), dilation=(2, 1), x="nchw"),
+    replace(BASE, channels=(3, 8), size=(40, 41), kernel=(11, 13), dilation=(1, 2), x="nchw"),
     replace(HUGE_WINDOW, channels=(40, 33)),
     replace(HUGE_WINDOW, channels=(40, 40), groups=40),
     *(replace(LONG_ROWS, dtype=d, x=x, y=x) for d in TYPES for x in ("nchw", "nhwc")),
@@ -336,9 +361,11 @@ THREADED = [
     replace(BASE, channels=(60, 60), groups=5, dtype=F16),
     replace(BASE, channels=(50, 50), groups=50),
     replace(BASE, channels=(60, 60), groups=15),
+    *(replace(BASE, channels=c, size=s, kernel=k, stride=t, padding=p, x="nchw", y="nchw", dtype=d)
+      for c, s, k, t, p in PATCHES[::3] for d in (F32, BF16)),
     replace(BASE, batch=1, channels=(1100, 301), size=(1, 7), kernel=(1, 1), padding=(0, 0)),
     replace(BASE, batch=1, channels=(331, 1100), size=(1, 130), kernel=(1, 1), padding=(0, 0), dtype=BF16),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", THREADED, ids=str)

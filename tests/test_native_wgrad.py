@@ -205,7 +205,7 @@ def test_drawn_convolution(seed):
         ),
         Case(20, 64, 64, 16, (12, 12), (3, 3), padding=(1, 1), of="sigmoid", weight_grad="all"),
         Case(3, 21, 63, 21, (11, 13), (7, 7), padding=(3, 3), dtype=torch.bfloat16),
-        # First layers: the taps of a kernel row are packed side by side, in classes where the stride is not 1.
+        # First layers: the taps of a kernel row lie side by side, their channels too or each in a plane of its own.
         *(
             Case(3, c, out, groups, size, kernel, stride, padding, dilation, dtype, x_layout=x)
             for c, out, groups, size, kernel, stride, padding, dilation in (
@@ -214,9 +214,25 @@ def test_drawn_convolution(seed):
                 (4, 17, 1, (9, 140), (3, 8), (2, 3), (0, 7), (2, 1)),
                 (5, 33, 1, (6, 31), (2, 5), (1, 4), (1, 1), (1, 2)),
                 (6, 100, 2, (8, 9), (3, 3), (1, 2), (1, 1), (1, 2)),
+                # Patch embeddings, with and without a rest, overlap and border.
+                (3, 20, 1, (33, 48), (16, 16), (16, 16), (0, 0), (1, 1)),
+                (3, 17, 1, (31, 40), (14, 13), (14, 13), (2, 1), (1, 1)),
+                (2, 70, 1, (29, 45), (16, 17), (8, 4), (5, 9), (1, 1)),
+                (5, 9, 1, (23, 61), (10, 12), (1, 1), (1, 3), (2, 1)),
+                (4, 12, 2, (23, 21), (8, 7), (3, 7), (1, 2), (1, 1)),
+                (3, 33, 1, (9, 160), (2, 7), (1, 6), (0, 5), (1, 3)),
+                (3, 7, 1, (9, 40), (2, 7), (1, 2), (0, 5), (1, 3)),
+                (1, 9, 1, (1, 700), (1, 251), (1, 3), (0, 7), (1, 1)),
+                (3, 6, 1, (7, 5), (9, 9), (2, 2), (4, 4), (1, 1)),
             )
             for dtype in DTYPES
-            for x in ("channels_last", "contiguous", "inside")
+            for x in ("channels_last", "contiguous", "inside", "transposed", "expanded")
+        ),
+        *(
+            Case(3, 3, 21, 1, (33, 31), (16, 15), (16, 15), of=of, weight_layout=w, scores_layout=s, weight_grad=grad)
+            for of in OFS
+            for grad in ("kept", "all")
+            for w, s in (("contiguous", "channels_last"), ("inside", "transposed"))
         ),
     ],
 )

@@ -110,8 +110,10 @@ class Share {
   int64_t pitch() const { return columns_.vectors * kLanes; }
 
   Reduction reduction(int64_t block) const {
-    const int64_t tap = block / plan_.k_blocks * plan_.tap_block, k = block % plan_.k_blocks * plan_.k_block;
-    return {tap, min(plan_.tap_block, p_.taps() - tap), k, min(plan_.k_block, p_.depth - k)};
+    const int64_t tap_block = block / plan_.k_blocks, k = block % plan_.k_blocks * plan_.k_block;
+    const int64_t per_line = max(1, ceil_div(plan_.tap_line, plan_.tap_block));
+    const int64_t within = tap_block % per_line * plan_.tap_block, tap = tap_block / per_line * plan_.tap_line + within;
+    return {tap, min(plan_.tap_block, plan_.tap_line - within), k, min(plan_.k_block, p_.depth - k)};
   }
 
   void set_start() {
@@ -136,8 +138,8 @@ class Share {
                       r.depth,
                       r.tap,
                       r.taps};
-    const bool by_group = p_.channelwise && p_.group_k > 0;
-    if (plan_.kernel != Kernel::pairs && !by_group) {
+    const bool by_group = p_.channelwise && p_.group_k > 0, by_channel = plan_.access == Access::channel_rows;
+    if (plan_.kernel != Kernel::pairs && !by_group && !by_channel) {
       float* const out = reinterpret_cast<float*>(ws_.panels);
       pack(p_, all, columns_, out);
       return round_rows(p_.in.dtype, r.taps * r.depth * pitch(), out);
@@ -151,6 +153,8 @@ class Share {
       if (by_group) {
         pack_groups(slab, width, reinterpret_cast<float*>(out));
         round_rows(p_.in.dtype, r.taps * r.depth * width, reinterpret_cast<float*>(out));
+      } else if (by_channel) {
+        pack_channels(slab, width, out);
       } else {
         plan_.access == Access::kernel_rows ? pack_kernel_rows(slab, width, out) : pack_pairs(slab, width, out);
       }
@@ -183,19 +187,36 @@ class Share {
   // The taps of a kernel row are one run of the reduction.
   void pack_kernel_rows(const Slab& slab, int64_t width, char* out) {
 #if defined(__AVX512BF16__)
-    const int64_t run = p_.w.taps * slab.depth, together = kStageRows / run;
+    const int64_t line = min(slab.taps, p_.w.taps), run = line * slab.depth, together = kStageRows / run * line;
     bf16* to = reinterpret_cast<bf16*>(out);
-    for (int64_t u = 0; u < p_.h.taps; u += together) {
-      const int64_t rows = min(together, p_.h.taps - u);
+    for (int64_t tap = 0; tap < slab.taps; tap += together) {
       Slab part = slab;
-      part.tap = u * p_.w.taps;
-      part.taps = rows * p_.w.taps;
+      part.tap += tap;
+      part.taps = min(together, slab.taps - tap);
+      const int64_t rows = part.taps / line;
       pack(p_, part, width, ws_.stage);
       for (int64_t i = 0; i < rows; ++i) to = pair_rows(ws_.stage + i * run * width, run, width, to);
     }
 #else
     (void)slab, (void)width, (void)out;
 #endif
+  }
+
+  // Kernel rows of one channel, then of the next.
+  void pack_channels(Slab slab, int64_t width, char* out) {
+    const int64_t depth = slab.depth;
+    slab.depth = 1;
+    for (int64_t k = 0; k < depth; ++k, ++slab.k) {
+      if (plan_.kernel == Kernel::pairs) {
+        pack_kernel_rows(slab, width, out);
+        const Runs runs = runs_of(plan_.access, p_, {slab.tap, slab.taps, slab.k, 1});
+        out += runs.count * round_up(runs.depth, 2) * width * 2;
+      } else {
+        pack(p_, slab, width, reinterpret_cast<float*>(out));
+        round_rows(p_.in.dtype, slab.taps * width, reinterpret_cast<float*>(out));
+        out += slab.taps * width * 4;
+      }
+    }
   }
 
   // Several groups side by side, each with channels of its own.
@@ -214,7 +235,7 @@ class Share {
   void multiply_tile(const Tile& tile, const Reduction& r, bool first, float* scratch_results) {
     const int64_t channel = p_.channelwise ? columns_.first : group_ * p_.depth + r.k;
     Source source = source_of(p_.in, channel);
-    if (plan_.band) source = copy_to_band(tile, source, p_.channelwise ? columns_.count : r.depth);
+    if (plan_.band) source = copy_to_band(tile, r, source, p_.channelwise ? columns_.count : r.depth);
 
     RowWalk walk(p_, r, tile, source, results(tile, scratch_results), plan_.access, plan_.padded, ws_.zeros);
     const int64_t rows = tile.rows(), blocks = ceil_div(rows, block_rows());
@@ -262,8 +283,7 @@ class Share {
   }
 
   int block_rows() const {
-    const bool tiles = kTiles && plan_.kernel == Kernel::pairs && plan_.access == Access::taps;
-    return tiles ? kAddressedRows : rows_per_block(columns_.widest());
+    return kTiles && plan_.kernel == Kernel::pairs ? kAddressedRows : rows_per_block(columns_.widest());
   }
 
   MicroKernel kernel(int vectors, int m) const {
@@ -280,12 +300,20 @@ class Share {
                                       : micro_kernel<Depthwise<f16>>(vectors, m);
   }
 
-  Source copy_to_band(const Tile& tile, const Source& source, int64_t channels) {
+  // Of the rows that the block's taps read.
+  Source copy_to_band(const Tile& tile, const Reduction& r, const Source& source, int64_t channels) {
     Source band = source;
+    Axis down = p_.h;
+    if (plan_.padded) {
+      down.taps = ceil_div(r.taps, p_.w.taps);
+      down.shift += r.tap / p_.w.taps * down.spread;
+    }
     with_type(source.dtype, [&](auto type) {
       using From = decltype(type);
       const auto copy = [&](DType to_type, auto* to) {
-        band = copy_band<From>(p_, tile, source, channels, plan_.padded, to_type, to);
+        band = plan_.access == Access::channel_rows
+                   ? copy_planes<From>(down, p_.w, tile, source, channels, plan_.padded, to_type, to)
+                   : copy_band<From>(down, p_.w, tile, source, channels, plan_.padded, to_type, to);
       };
       if (plan_.kernel == Kernel::pairs) {
         copy(DType::bf16, reinterpret_cast<bf16*>(ws_.band));

@@ -14,7 +14,7 @@ namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 // Working memory per thread, whatever the problem: under 1 MB.
 constexpr int64_t kPanelBytes = 1536 * 4 * kMaxVectors * kLanes;  // 384 KB with AVX-512
 constexpr int64_t kMaxPanels = 16;                                // packed together, while they fit kPanelBytes
-constexpr int64_t kMaxTaps = 96;                                  // in one block of the reduction
+constexpr int64_t kMaxTaps = 96;                                  // or other runs, in one block of the reduction
 constexpr int64_t kAddressedRows = kTiles ? 32 : kMaxRows;        // in one block of rows
 constexpr int64_t kBandBytes = 192 << 10;
 constexpr int64_t kAccumulators = 32 << 10;  // float32, where results do not go to memory as they are
@@ -22,14 +22,14 @@ constexpr int64_t kPassedResults = 64 << 10;  // float32, of results in place th
 constexpr int64_t kMaxColumns = 1024;        // of panels packed together
 constexpr int64_t kWholeColumns = 256;       // of those, where they hold the whole reduction
 
-// One run of a kernel row's taps must fit the stage that float32 rows pass on their way to pairs.
+// A run of pairs must fit the stage that float32 rows pass on their way to them.
 constexpr int64_t kStageRows = 2 * kMaxTaps;
 
 enum class Kernel { f32, pairs, channelwise };
 
-// Where a row of the product finds its elements: a run of channels for each tap; a run for each kernel row, whose taps
-// are neighbours in a band of few channels; or all taps copied together.
-enum class Access { taps, kernel_rows, gathered };
+// Where a row of the product finds its elements: a run of channels for each tap; in a band of few channels a run for
+// each kernel row, whose taps are neighbours there, or for each kernel row of each channel; or all taps copied together.
+enum class Access { taps, kernel_rows, channel_rows, gathered };
 
 struct Plan {
   Kernel kernel;
@@ -37,6 +37,7 @@ struct Plan {
   bool padded;           // with zeros around the image, so that no row of the product meets its border
   Access access;
   bool in_place;         // results are accumulated where they belong
+  int64_t tap_line;      // blocks do not cross the end of so many taps: all, or those of a kernel row longer than a run
   int64_t tap_block, k_block;
   int64_t tap_blocks, k_blocks;
   int64_t vectors;       // of a group's columns
@@ -60,9 +61,11 @@ struct Runs {
   int64_t count, depth;
 };
 static inline Runs runs_of(Access access, const Problem& p, const Reduction& r) {
+  const int64_t line = min(r.taps, p.w.taps), kernel_rows = line == 0 ? 0 : ceil_div(r.taps, line);
   switch (access) {
     case Access::taps: return {r.taps, r.depth};
-    case Access::kernel_rows: return {p.h.taps, p.w.taps * r.depth};
+    case Access::kernel_rows: return {kernel_rows, line * r.depth};
+    case Access::channel_rows: return {r.depth * kernel_rows, line};
     default: return {min(r.taps, 1), r.taps * r.depth};
   }
 }
@@ -103,39 +106,67 @@ static void split(const Problem& p, int threads, Plan& plan) {
   }
 }
 
+// Images of few channels that lie in planes, under kernels whose rows fill a run: a band of planes is the image's own
+// rows, where pixels side by side would be put together for each panel anew.
+static inline bool has_long_rows(const Problem& p) {
+  return p.depth > 1 && p.in.stride[3] == 1 && p.b.weight_steps.v == 1 && p.w.taps * p.h.taps > kMaxTaps;
+}
+
+// The blocks of a reduction over kernel rows: as many channels and then kernel rows as a panel has room for, or part of
+// a single one.
+static void cut_into_rows(const Problem& p, int64_t longest_run, int64_t panel_rows, Plan& plan) {
+  const int64_t apart = plan.access == Access::channel_rows ? p.depth : 1, side_by_side = p.depth / apart;
+  const int64_t line = min(p.w.taps, longest_run / side_by_side), run = round_up(line * side_by_side, 2);
+  const int64_t runs = max(1, min(kMaxTaps, panel_rows / run));
+  if (line < p.w.taps) plan.tap_line = p.w.taps;
+  const int64_t rows = line < p.w.taps ? 1 : min(p.h.taps, runs);
+  const int64_t channels = max(1, min(apart, runs / rows));
+  plan.k_blocks = ceil_div(apart, channels);
+  plan.k_block = side_by_side * ceil_div(apart, plan.k_blocks);
+  plan.tap_block = line < p.w.taps ? even_part(p.w.taps, line) : p.w.taps * even_part(p.h.taps, rows);
+  plan.tap_blocks = p.taps() / plan.tap_line * ceil_div(plan.tap_line, plan.tap_block);
+}
+
 // False if the problem needs a band that would not fit kBandBytes: windows as wide as dilations of hundreds make them.
 // With `gather` there is none, every row being gathered element by element.
 static bool make_plan(const Problem& p, int threads, bool gather, Plan& plan) {
   const int64_t taps = p.taps();
-  const bool few_channels = !p.channelwise && p.depth < 16 && taps > 1;
+  const bool few_channels = !p.channelwise && p.depth > 0 && p.depth < 16 && taps > 1;
   const bool adjacent = p.in.stride[1] == 1 || (p.depth == 1 && !p.channelwise);
-  const bool joins = p.w.spread == 1 && p.w.taps * p.depth <= kStageRows && taps <= kMaxTaps;
-  plan.access = gather || (few_channels && !joins) ? Access::gathered
+  const bool joins = p.w.spread == 1;
+  plan.access = gather || (few_channels && !joins)  ? Access::gathered
+                : few_channels && has_long_rows(p) ? Access::channel_rows
                 : few_channels                     ? Access::kernel_rows
                                                    : Access::taps;
   const bool gathered = plan.access == Access::gathered;
   const bool pairs = kDotBf16 && p.in.dtype == DType::bf16 && !gathered && !p.channelwise;
   plan.kernel = p.channelwise ? Kernel::channelwise : pairs ? Kernel::pairs : Kernel::f32;
   const bool reads_float = plan.kernel == Kernel::f32 ? !gathered : p.channelwise && p.depth > 1;
-  plan.padded = plan.access == Access::kernel_rows;
+  plan.padded = plan.access == Access::kernel_rows || plan.access == Access::channel_rows;
   plan.band = !gather && taps > 0 && (plan.padded || !adjacent || (reads_float && p.in.dtype != DType::f32));
   plan.in_place = p.out.dtype == DType::f32 && (p.out.stride[1] == 1 || p.columns == 1);
 
   const int64_t panel_rows = kPanelBytes / (kMaxVectors * kLanes * (plan.kernel == Kernel::pairs ? 2 : 4));
-  plan.tap_blocks = max(1, ceil_div(taps, kMaxTaps));
-  plan.tap_block = ceil_div(taps, plan.tap_blocks);
   const int64_t long_rows = plan.kernel == Kernel::f32 ? panels_of_long_rows(p, plan.in_place) : 1;
-  const int64_t deepest = panel_rows / max(1, plan.tap_block) / long_rows / 16 * 16;
-  plan.k_blocks = max(1, ceil_div(p.depth, deepest));
-  plan.k_block = plan.k_blocks == 1 ? p.depth : round_up(ceil_div(p.depth, plan.k_blocks), 16);
+  plan.tap_line = taps;
+  if (plan.padded) {
+    cut_into_rows(p, pairs ? kStageRows : panel_rows, panel_rows, plan);
+  } else {
+    plan.tap_blocks = max(1, ceil_div(taps, kMaxTaps));
+    plan.tap_block = max(1, ceil_div(taps, plan.tap_blocks));
+    const int64_t deepest = panel_rows / plan.tap_block / long_rows / 16 * 16;
+    plan.k_blocks = max(1, ceil_div(p.depth, deepest));
+    plan.k_block = plan.k_blocks == 1 ? p.depth : round_up(ceil_div(p.depth, plan.k_blocks), 16);
+  }
 
   plan.vectors = ceil_div(p.columns, kLanes);
   plan.widest = p.channelwise && p.depth > 1 ? 1 : kMaxVectors;
   split(p, threads, plan);
   const int64_t vectors = ceil_div(plan.vectors, plan.shares_c);
   const int64_t width = min(vectors, plan.widest) * kLanes;
-  const int64_t column_bytes = plan.kernel == Kernel::pairs ? 2 * round_up(plan.k_block, 2) : 4 * plan.k_block;
-  const int64_t panel_bytes = max(1, plan.tap_block * width * column_bytes);
+  const Runs runs = runs_of(plan.access, p, {0, plan.tap_block, 0, plan.k_block});
+  const int64_t column_bytes = runs.count * (plan.kernel == Kernel::pairs ? 2 * round_up(runs.depth, 2) : 4 * runs.depth);
+  const int64_t panel_bytes = max(1, width * column_bytes);
   plan.panels = plan.blocks() > 1 ? long_rows : min(kPanelBytes / panel_bytes, kWholeColumns / width);
   plan.panels = max(1, min(min(plan.panels, kMaxPanels), ceil_div(vectors * kLanes, width)));
 
@@ -150,8 +181,10 @@ static bool make_plan(const Problem& p, int threads, bool gather, Plan& plan) {
   if (plan.band) {
     const int64_t channels = p.channelwise ? min(p.columns, plan.panels * width) : plan.k_block;
     const int64_t pixel_bytes = channels * (plan.kernel == Kernel::pairs ? 2 : 4);
+    Axis down = p.h;
+    if (plan.padded) down.taps = ceil_div(plan.tap_block, p.w.taps);
     const auto fits = [&] {
-      const int64_t high = reach(p.h, plan.tiles.height, plan.padded), wide = reach(p.w, plan.tiles.width, plan.padded);
+      const int64_t high = reach(down, plan.tiles.height, plan.padded), wide = reach(p.w, plan.tiles.width, plan.padded);
       return plan.tiles.images * high * wide * pixel_bytes <= kBandBytes;
     };
     for (; !fits() && rows > 1; plan.tiles = tiling(p, rows)) rows = rows * 3 / 4;

@@ -151,6 +151,7 @@ static inline Layout layout_of(const Problem& p, const Slab& slab) {
     return Layout::taps_of_all_channels;
   }
   if (along(&Steps::k, 1)) return Layout::channels;
+  if (taps && p.h.whole_kernel() && p.w.whole_kernel()) return Layout::taps;
   // Transposing runs of all taps to use few of them costs more than it saves.
   if (taps && 16 * slab.taps >= kernel && kernel <= kTransposedTaps) return Layout::taps;
   return Layout::scattered;
@@ -259,14 +260,21 @@ struct Packer {
 
   // Kernels are contiguous: all columns of one channel, then the next channel.
   void kernels(float* out) const {
+    if (problem.h.whole_kernel() && problem.w.whole_kernel()) {
+      return runs_of_taps(place(0, 0, 0), slab.taps, [&](int64_t j) { return j * slab.depth; }, out);
+    }
     const int64_t kernel_w = problem.w.kernel, kernel = problem.h.kernel * kernel_w;
     int64_t rows[kTransposedTaps];
     for (int64_t j = 0; j < kernel; ++j) rows[j] = tap_of(j / kernel_w, j % kernel_w) * slab.depth;
+    runs_of_taps(slab.column * read.column + slab.k * read.k, kernel, [&](int64_t j) { return rows[j]; }, out);
+  }
+
+  template <class RowOf>
+  void runs_of_taps(Place first, int64_t taps, const RowOf& row_of, float* out) const {
     for (int64_t k = 0; k < slab.depth; ++k, out += width) {
       for (int64_t column = 0; column < slab.columns; column += kLanes) {
-        const Place first = (slab.column + column) * read.column + (slab.k + k) * read.k;
-        transpose_runs(first, tap_step(), kernel, min(kLanes, slab.columns - column), kChannelsAhead * read.k,
-                       out + column, [&](int64_t j) { return rows[j]; });
+        transpose_runs(first + column * read.column + k * read.k, tap_step(), taps, min(kLanes, slab.columns - column),
+                       kChannelsAhead * read.k, out + column, row_of);
       }
     }
   }

@@ -35,10 +35,14 @@ class RowWalk {
         access_(access),
         padded_(padded),
         zeros_(zeros) {
-    const int64_t size = bytes_of(source.dtype), taps_per_run = access == Access::kernel_rows ? w_.taps : 1;
-    for (int64_t t = 0; t < r.taps; t += taps_per_run) {
-      const int64_t u = (r.tap + t) / w_.taps, v = (r.tap + t) % w_.taps;
-      offsets_[t / taps_per_run] = (u * h_.spread * source.stride_h + v * w_.spread * source.stride_w) * size;
+    const int64_t size = bytes_of(source.dtype), planes = access == Access::channel_rows ? r.depth : 1;
+    const int64_t taps_per_run = access == Access::kernel_rows || access == Access::channel_rows ? w_.taps : 1;
+    int64_t* offset = offsets_;
+    for (int64_t k = 0; k < planes; ++k) {
+      for (int64_t t = 0; t < r.taps; t += taps_per_run, ++offset) {
+        const int64_t u = (r.tap + t) / w_.taps, v = (r.tap + t) % w_.taps;
+        *offset = (k * source.stride_c + u * h_.spread * source.stride_h + v * w_.spread * source.stride_w) * size;
+      }
     }
     // Where the taps of a kernel row are neighbours in memory, they are one run.
     const bool adjacent = source.stride_c == 1 && source.stride_w == r.depth && w_.spread == 1;

@@ -114,11 +114,11 @@ static inline void convert_run(const From* from, int64_t count, To* to) {
 // The pixels a tile reads, channels [0, channels) of `from`, as a dense channels-last block of To at `to`; padded, with
 // zeros where there is no image.
 template <class From, class To>
-static Source copy_band(const Problem& p, const Tile& tile, const Source& from, int64_t channels, bool padded,
-                        DType to_type, To* to) {
-  const Span h = span_of(p.h, tile.i, tile.height), w = span_of(p.w, tile.j, tile.width);
-  const Span rows = padded ? window_of(p.h, tile.i, tile.height) : h;
-  const Span columns = padded ? window_of(p.w, tile.j, tile.width) : w;
+static Source copy_band(const Axis& down, const Axis& across, const Tile& tile, const Source& from, int64_t channels,
+                        bool padded, DType to_type, To* to) {
+  const Span h = span_of(down, tile.i, tile.height), w = span_of(across, tile.j, tile.width);
+  const Span rows = padded ? window_of(down, tile.i, tile.height) : h;
+  const Span columns = padded ? window_of(across, tile.j, tile.width) : w;
   const int64_t pitch = columns.size() * channels;
   const Source band = {to, to_type, tile.n, rows.begin, columns.begin, rows.size() * pitch, 1, pitch, channels};
   if (padded) std::memset(to, 0, static_cast<size_t>(tile.images * band.stride_n) * sizeof(To));
@@ -149,6 +149,20 @@ static Source copy_band(const Problem& p, const Tile& tile, const Source& from, 
     }
   }
   return band;
+}
+
+// The same as a band of each channel, one behind the other.
+template <class From, class To>
+static Source copy_planes(const Axis& down, const Axis& across, const Tile& tile, const Source& from, int64_t channels,
+                          bool padded, DType to_type, To* to) {
+  Source bands = {}, plane = from;
+  for (int64_t k = 0; k < channels; ++k) {
+    plane.data = static_cast<const From*>(from.data) + k * from.stride_c;
+    const Source band = copy_band<From>(down, across, tile, plane, 1, padded, to_type, to + k * bands.stride_c);
+    if (k == 0) bands = band;
+    bands.stride_c = tile.images * band.stride_n;
+  }
+  return bands;
 }
 
 // Writes a tile's results, float32 rows `pitch` apart, to `columns` channels of the output from `channel` on.

@@ -131,6 +131,7 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   job.kernel_rows = few && has_kernel_rows(job.walk) &&
                     kernel_rows_cost(job.walk, in, out) <= taps * min(plane_cost(in, out), plane_cost(out, in));
   if (few && !job.kernel_rows) job.walk = walk(g, pairs ? 2 : 1, false);
+  job.planes = job.kernel_rows && in > 1 && x.stride[1] != 1 && x.stride[3] == 1 && g.kernel_w >= kTileRows;
   job.swapped = job.kernel_rows || (!job.channelwise && 8 * plane_cost(in, out) < 7 * plane_cost(out, in));
   job.groups = job.channelwise ? 1 : g.groups;
   job.rows = job.swapped || (job.channelwise && !depthwise) ? in : out;
@@ -179,7 +180,7 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   const auto operand = [&](const Tensor& t, const Axis& rows, const Axis& columns) {
     return Operand{t.data, t.dtype, t.stride[0], t.stride[1], t.stride[2], t.stride[3], g.batch, rows, columns};
   };
-  job.lane_side = operand(x, job.walk.h, job.walk.w);
+  job.lane_side = operand(x, job.walk.h, job.kernel_rows ? pixels(job.walk.w) : job.walk.w);
   job.row_side = operand(dy, positions(job.walk.h), positions(job.walk.w));
   if (depthwise) job.row_side.c *= out;
   if (job.swapped) {

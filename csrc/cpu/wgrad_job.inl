@@ -24,6 +24,7 @@ struct Job {
                                 // groups, rows the output channels of each
   bool in_place;                // channelwise, and x and dy are read where they lie
   bool kernel_rows;             // swapped, and the taps of a kernel row are rows side by side (wgrad_kernel_rows.inl)
+  bool planes;                  // the same, one channel after the other
   int64_t groups, rows, lanes;  // rows and lanes per group
   int64_t tile_rows, row_tiles, lane_tiles, tile_floats;
   int64_t task_rows, task_lanes;  // tiles per task
