@@ -1,16 +1,17 @@
 """One selection for all masked layers of a network."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from . import capture, functional, torch_private
-from .cut import Selection
+from .cut import Cut, Selection
 from .masks import popcount
 from .nn import MaskedLayer
+from .nn.cuts import CutsTogether
 from .rules import Rule
 
 _SHARED = "_edgepop_shared_selection"
@@ -52,6 +53,16 @@ def _at_hand(
     return [layer for layer, _ in found], [scores for _, scores in found]
 
 
+def _by_rule(layers: Iterable[MaskedLayer]) -> list[tuple[Rule, list[MaskedLayer]]]:
+    """Those of ``layers`` that are ranked together, their scores being at hand."""
+    groups: dict[Rule, list[MaskedLayer]] = {}
+    for layer in layers:
+        rule = layer._forward_rule()
+        if rule.together and type(layer._ranked) in torch_private.PLAIN:
+            groups.setdefault(rule, []).append(layer)
+    return list(groups.items())
+
+
 class _SharedSelection:
     """Hooks on a network's root: one select_all before its forward, nothing kept after it."""
 
@@ -59,6 +70,7 @@ class _SharedSelection:
         names = {m: name for name, m in model.named_modules() if isinstance(m, MaskedLayer) and m._group is None}
         self.layers, self.names = list(names), list(names.values())
         self.looked = False  # whether a layer that keeps nothing would have been named
+        self.together = CutsTogether()
         for layer in self.layers:
             layer._group = self
         self.handles = [
@@ -75,6 +87,9 @@ class _SharedSelection:
         watched = torch_private.watched()  # traced, or of tensors that stand for others: nothing of it may stay
         for layer in layers:
             layer._cuts.shared = None if watched else layer._known_cut()
+        for rule, members in () if watched else _by_rule(layers):
+            for layer, cut in zip(members, self.together.of([m._ranked for m in members], rule) or (), strict=False):
+                layer._cuts.shared = cut
         layers = [m for m in layers if m._cuts.shared is None]
         ranked: list[torch.Tensor] = [m._ranked for m in layers]
         if [s for s in ranked if type(s) not in torch_private.PLAIN]:
@@ -88,6 +103,9 @@ class _SharedSelection:
             layer._cuts.shared = selection
             if not watched:
                 layer._cuts.start_from(selection, scores, rule, stays=not layer.training)
+        if not (watched or model.training):  # then the scores are expected to be as they are in the next forward
+            for _, members in _by_rule(layers):
+                self._learn(members, [m._cuts.shared for m in members])
         if not self.looked:
             self._look_for_empty(dict(zip(layers, ranked, strict=True)))
 
@@ -131,16 +149,26 @@ class _SharedSelection:
 
     def selection_of(self, layer: MaskedLayer) -> Selection:
         """The selection of one layer, whose rule ranks it together with others."""
-        together = [m for m in self.layers if m.rule == layer.rule]
-        ranked = [torch_private.whole(m._ranked) for m in together]
-        selections = functional.select_all(ranked, [m.rule for m in together])
-        for m, selection in zip(together, selections, strict=True):
-            if m is layer:
-                return selection
-        raise RuntimeError(
-            "rule: a replica of a layer under GlobalTopK cannot rank it together with the others; train in several "
-            "processes (DistributedDataParallel), not with nn.DataParallel"
-        )
+        members = [m for m in self.layers if isinstance(m, MaskedLayer) and m.rule == layer.rule]
+        if layer not in members:
+            raise RuntimeError(
+                "rule: a replica of a layer under GlobalTopK cannot rank it together with the others; train in several "
+                "processes (DistributedDataParallel), not with nn.DataParallel"
+            )
+        ranked, watched = [torch_private.whole(m._ranked) for m in members], torch_private.watched()
+        known = None if watched else self.together.of(ranked, layer.rule)
+        if known is not None:
+            return known[members.index(layer)]
+        selections = functional.select_all(ranked, [m.rule for m in members])
+        if not watched and all(s is m._ranked for s, m in zip(ranked, members, strict=True)):
+            self._learn(members, selections)
+        return selections[members.index(layer)]
+
+    def _learn(self, members: list[MaskedLayer], selections: Sequence[Selection | None]) -> None:
+        """Layers that are ranked together may be called one by one: the next asks for the same cuts."""
+        rules = {m.rule for m in self.layers if isinstance(m, MaskedLayer)}
+        cuts = [cut for cut in selections if isinstance(cut, Cut)]
+        self.together.learn(cuts, [m._ranked for m in members], members[0].rule, rules)
 
     def dissolve(self) -> None:
         for handle in self.handles:

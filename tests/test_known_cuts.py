@@ -170,6 +170,91 @@ def test_in_evaluation_a_layer_selects_once(monkeypatch):
         assert torch.equal(kept(layer), expected(layer))
 
 
+class Outer(nn.Module):
+    """Whose child is called, as a training_step does: hooks on the outer module never run."""
+
+    def __init__(self, rule):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(12, 9), nn.Linear(9, 7, bias=False), nn.Linear(7, 5))
+        ek.share_selection(ek.convert(self, rule))
+
+    def forward(self, x):
+        return self.net(x)
+
+    def kept(self):
+        return [kept(layer) for layer in self.net]
+
+    def expected(self):
+        scores = [layer.scores.detach().contiguous() for layer in self.net]
+        cuts = ek.select_all(scores, [layer.rule for layer in self.net])
+        return [ek.functional.selected_mask(s, cut) for s, cut in zip(scores, cuts, strict=True)]
+
+
+@pytest.fixture
+def selections(monkeypatch):
+    calls = []
+    select = native.select
+    monkeypatch.setattr(native, "select", lambda *arguments: calls.append(1) or select(*arguments))
+    return calls
+
+
+def all_equal(masks, others):
+    return all(torch.equal(a, b) for a, b in zip(masks, others, strict=True))
+
+
+WRITES = UNCOUNTED | {"counted by torch": lambda s: s.detach().neg_().add_(0.1)}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_layers_ranked_together_and_called_one_by_one_are_selected_once_for_each_change(selections, write):
+    outer, x = Outer(ek.GlobalTopK(KEEP)), torch.randn(3, 12)
+    for _ in range(3):
+        outer.net(x).sum().backward()
+    assert len(selections) == 1
+    for layer in outer.net:  # whichever has changed, all are ranked anew
+        write(layer.scores)
+        del selections[:]
+        masks = outer.kept()
+        assert len(selections) == 1
+        assert all_equal(masks, outer.expected())
+    with torch.no_grad():
+        del selections[:]
+        outer.net(x)
+        outer.eval()(x)
+        outer.net[1](torch.randn(2, 9))
+        assert selections == []
+
+
+def test_layers_ranked_together_in_evaluation_are_selected_once(selections):
+    outer, x = Outer(ek.GlobalTopK(KEEP)).eval(), torch.randn(3, 12)
+    with torch.no_grad():
+        first = outer(x)
+        for _ in range(3):
+            assert torch.equal(outer(x), first)
+        assert len(selections) == 1
+        outer.net[2].scores.neg_().add_(0.1)
+        assert not torch.equal(outer(x), first)
+        assert len(selections) == 2
+        assert all_equal(outer.kept(), outer.expected())
+
+
+def test_a_layer_that_leaves_the_ranking_of_all_ends_what_was_known_of_the_others():
+    outer = Outer(ek.GlobalTopK(KEEP))
+    outer.kept()
+    outer.net[1].rule = ek.TopK(0.9)
+    assert all_equal(outer.kept(), outer.expected())
+    outer.net[1].rule = ek.GlobalTopK(KEEP)
+    assert all_equal(outer.kept(), outer.expected())
+    outer.net[0].freeze(outer.net[0].mask())
+    assert torch.equal(kept(outer.net[2]), outer.net[2].mask())
+    for layer in (outer.net[1], outer.net[2]):
+        layer.rule = ek.GlobalTopK(0.7)
+    cuts = ek.select_all([m.scores.detach() for m in outer.net[1:]], [ek.GlobalTopK(0.7)] * 2)
+    for layer, cut in zip(outer.net[1:], cuts, strict=True):
+        assert torch.equal(kept(layer), ek.functional.selected_mask(layer.scores.detach().contiguous(), cut))
+
+
 def test_what_was_known_ends_with_the_parameter_and_the_rule():
     layer, _ = stepped()
     layer.rule = ek.TopK(0.7)

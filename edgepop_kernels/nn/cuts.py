@@ -1,5 +1,7 @@
 """What a layer remembers of its selections, so that it need not select again, or starts where the last one ended."""
 
+from collections.abc import Collection
+
 import torch
 
 from .. import capture, torch_private
@@ -85,3 +87,30 @@ class Cuts:
 
     def __reduce__(self) -> tuple[type["Cuts"], tuple[()]]:
         return Cuts, ()
+
+
+class CutsTogether:
+    """The cuts of layers that are ranked together, by their rule: each holds while the scores of all of them stand."""
+
+    def __init__(self) -> None:
+        self.known: dict[Rule, list[Cuts]] = {}
+
+    def learn(self, cuts: list[Cut], scores: list[torch.Tensor], rule: Rule, rules: Collection[Rule]) -> None:
+        """Takes the cuts under ``rule`` of ``scores`` as they stand. rules: all there are; others are dropped."""
+        self.known = {other: known for other, known in self.known.items() if other in rules}
+        self.known[rule] = [Cuts() for _ in cuts]
+        for known, cut, ranked in zip(self.known[rule], cuts, scores, strict=True):
+            known.learn(cut, ranked, rule)
+
+    def of(self, scores: list[torch.Tensor], rule: Rule) -> list[Cut] | None:
+        """The cuts of ``scores`` under ``rule``, where they are known and hold. Not to be asked where torch watches."""
+        known = self.known.get(rule, [])
+        if len(known) != len(scores):
+            return None
+        cuts = []
+        for one, ranked in zip(known, scores, strict=True):
+            cut = one.of(ranked, rule)
+            if cut is None:
+                return None
+            cuts.append(cut)
+        return cuts
