@@ -25,7 +25,7 @@ from .reference import map_derivative
 
 
 class Spends(Protocol):
-    """How an optimizer takes the scores' gradient inside backward: ``optim.backward.Use``."""
+    """A way for an optimizer to take the scores' gradient inside backward: ``optim.backward.Use``."""
 
     scores: Tensor
 
@@ -46,7 +46,7 @@ class Spends(Protocol):
 
 
 class _Context(Protocol):
-    """What torch hands to a Function, with what is kept on it here."""
+    """The context that torch hands to a Function, with what is kept on it here."""
 
     needs_input_grad: tuple[bool, ...]
     saved_tensors: tuple[Any, ...]
@@ -84,8 +84,8 @@ def _save(
 
 
 def _saved(ctx: _Context) -> tuple[Any, ...]:
-    """What ``_save`` kept. An optimizer that updates the scores is asked first whether this backward wants their
-    gradient, and raises where it cannot be spent; then they are the very ones that it will write."""
+    """The tensors that ``_save`` kept. An optimizer that updates the scores is asked first whether this backward wants
+    their gradient, and raises where it cannot be spent; then they are the very ones that it will write."""
     if ctx.update is None:
         return ctx.saved_tensors
     ctx.wants = ctx.wants[0], ctx.update.begin(ctx), ctx.wants[2]
@@ -305,7 +305,8 @@ class MaskedConv2d(torch.autograd.Function):
 
 
 class Prepared(NamedTuple):
-    """What a product's calls have in common: made once for each combination of shapes, strides, dtypes and geometry.
+    """The part that a product's calls have in common: made once for each combination of shapes, strides, dtypes and
+    geometry.
 
     plan      of the backend: its ``forward``, ``dx`` and ``dw`` take addresses and go
     of        as the ops take it

@@ -1,4 +1,4 @@
-"""Which layers of a network a conversion is about: by type, by name, by a function of both."""
+"""The layers of a network that a conversion is about: by type, by name, by a function of both."""
 
 import fnmatch
 from collections.abc import Callable, Iterable
@@ -95,7 +95,7 @@ def _shown(wanted: Iterable[_One]) -> str:
 
 
 def _instead(model: nn.Module, pattern: str, among: Iterable[str]) -> str:
-    """What a pattern without a layer matches."""
+    """A description of what a pattern without a layer matches."""
     other = [(name, m) for name, m in model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
     weighty = [(name, m) for name, m in other if m._parameters]
     if weighty:

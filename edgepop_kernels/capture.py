@@ -1,4 +1,4 @@
-"""Whether the calls of this moment are captured into a CUDA graph: what they note on the host, no replay will note."""
+"""The question whether calls are captured into a CUDA graph: what they note on the host, no replay will note."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What the user functions accept. Each check names the argument, what it got, and what is allowed."""
+"""Checks of what the user functions accept. Each check names the argument, what it got, and what is allowed."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -83,8 +83,8 @@ def selection(scores: torch.Tensor, rule_: Rule, hint: Cut | None) -> None:
         _selection("hint", hint, scores.device, rule_)
 
 
-def selected(value: Selection, scores: torch.Tensor, rule_: Rule) -> None:
-    """What a rule's ``select`` returned, which a user may have written."""
+def selected(value: object, scores: torch.Tensor, rule_: Rule) -> None:
+    """Checks what a rule's ``select`` returned, which a user may have written."""
     _selection(f"rule: {type(rule_).__name__}.select", value, scores.device, rule_)
     if isinstance(value, Bits):
         packed_bits(value.bits, scores.shape)

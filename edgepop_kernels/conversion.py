@@ -1,4 +1,4 @@
-"""Whole networks: into masked layers and back."""
+"""Conversion of whole networks into masked layers, and back."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -82,6 +82,14 @@ def convert(
     DistributedDataParallel, fully_shard or DataParallel. An exception leaves the model as it was. The first forward of
     ``model`` warns of converted layers that it does not call: where it reads their weight (torchvision's Swin), no mask
     reaches that.
+
+    >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    >>> ek.convert(model, keep=0.5, init="signed_constant", exclude="2", left="ignore")
+    Sequential(
+      (0): FusedSubnetLinear(in_features=64, out_features=32, bias=True, rule=TopK(keep=0.5, of='abs'))
+      (1): ReLU()
+      (2): Linear(in_features=32, out_features=10, bias=True)
+    )
     """
     default, given = _default_rule(method), cast(dict[str, Any], options)
     allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set[str]()
@@ -107,9 +115,10 @@ def convert(
         kind = CLASSES[method, _plain(module)]
         layer_rule = _rule(module, rule, default, method)
         kind._check(layer_rule, **given)
-        layer_rule.check(module.weight.shape)
         plan.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
     refuse(model, layers)
+    for module, _, layer_rule, _ in plan:  # after that: to read a computed weight may change it, as spectral norm's
+        layer_rule.check(module.weight.shape)
     norms = _batch_norms(model, norm)
     message = "" if freeze_rest or left == "ignore" else _left_message(model, layers, meant)
     if message and left == "raise":
@@ -150,6 +159,14 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
     0, and train from there like the others: to train on with them at 0, train the masked network after
     ``train_weights(model)``, and materialize it at the end. Raises ValueError, before anything changes, for a layer
     whose forward was replaced on the instance.
+
+    >>> model = ek.convert(nn.Sequential(nn.Linear(64, 10)), keep=0.5)
+    >>> ek.materialize(model)
+    Sequential(
+      (0): Linear(in_features=64, out_features=10, bias=True)
+    )
+    >>> (model[0].weight == 0).sum().item()
+    320
     """
     refuse_materializing({name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)})
     layers = _masked_layers(model)
@@ -185,7 +202,7 @@ def _rule(module: Any, rule: Rule | None, default: Rule, method: str) -> Rule:
 
 
 def _drawing(init: Name | None, rule: Rule, scale: Scale) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What is done to a layer's weight. Raises ValueError."""
+    """The function that draws a layer's weight, or leaves it. Raises ValueError."""
     if init is None:
         if scale != "none":
             raise ValueError(f"scale: it is of init, which is None; expected 'none', got {scale!r}")
@@ -198,7 +215,7 @@ def _drawing(init: Name | None, rule: Rule, scale: Scale) -> Callable[[torch.Ten
 
 
 def _batch_norms(model: nn.Module, norm: str) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Those to be left without scale and shift. Raises ValueError."""
+    """The batch norms to be left without scale and shift. Raises ValueError."""
     if norm not in ("keep", "non-affine"):
         raise ValueError(f"norm: expected 'keep' or 'non-affine', got {norm!r}")
     if norm == "keep":
@@ -213,7 +230,7 @@ def _batch_norms(model: nn.Module, norm: str) -> list[nn.modules.batchnorm._Batc
 
 
 def _left_message(model: nn.Module, layers: dict[str, nn.Module], meant: Iterable[str]) -> str:
-    """What is worth saying of weights that train without a mask; empty where there are none but those meant."""
+    """The warning about weights that train without a mask; empty where there are none but those meant."""
     left = left_dense(model, layers.values(), meant)
     weights = sum(entry.numel for entry in left if not entry.minor)
     if all(entry.minor for entry in left):

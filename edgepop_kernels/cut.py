@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a layer's mask ends: kept are the scores above ``threshold``, and those equal to it up to ``index``.
+    """The end of a layer's mask: kept are the scores above ``threshold``, and those equal to it up to ``index``.
 
     data: int64 tensor [2] on the scores' device, (ordered key of the threshold, flat logical index of the last kept
     tie); it never visits the host unless read there. of: the function of the scores that was ranked.
@@ -29,7 +29,7 @@ class Cut:
 
     @property
     def index(self) -> torch.Tensor:
-        """int64 scalar on the scores' device."""
+        """The flat logical index of the last kept tie: int64 scalar on the scores' device."""
         return self.data[1]
 
     def with_ties(self, index: torch.Tensor | int) -> "Cut":
@@ -39,7 +39,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Bits:
-    """A mask itself, where no cut of the scores stands for it: drawn, or of a structure.
+    """A packed mask, where no cut of the scores stands for it: drawn, or of a structure.
 
     bits: the kept weights, packed as ``pack_mask`` packs them. of: the function of the scores that is differentiated.
     """

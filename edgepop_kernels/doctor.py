@@ -1,4 +1,4 @@
-"""What ``python -m edgepop_kernels doctor`` prints: this machine, its software, and which backends run on it."""
+"""The report of ``python -m edgepop_kernels doctor``: this machine, its software, and which backends run on it."""
 
 import importlib.metadata
 import os

@@ -76,7 +76,7 @@ def watch(model: nn.Module, layers: dict[str, nn.Module]) -> None:
 
 
 def unwatch(model: nn.Module) -> None:
-    """Undoes ``watch``; does nothing where nobody watches."""
+    """Takes back ``watch``; does nothing where nobody watches."""
     watching = model.__dict__.get(_WATCHED)
     if watching is not None:
         watching.dissolve()

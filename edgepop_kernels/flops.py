@@ -1,4 +1,5 @@
-"""How many floating-point operations an op stands for, as torch counts those of dense layers: two a multiplication.
+"""The number of floating-point operations that an op stands for, as torch counts those of dense layers: two a
+multiplication.
 
 A mask changes nothing: the dense products are computed.
 """

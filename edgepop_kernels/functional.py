@@ -25,11 +25,16 @@ def select(scores: torch.Tensor, rule: Bernoulli, hint: Cut | None = None) -> Bi
 @overload
 def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selection: ...
 def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selection:
-    """What decides one layer's mask: its cut, found without a copy of the scores and without a host synchronisation;
-    for Bernoulli a fresh draw.
+    """Selects the weights of one layer that are kept: its cut, or the bits of a fresh draw for Bernoulli.
+
+    The cut is found without a copy of the scores and without a host synchronisation.
 
     scores: float32, any shape, any strides. rule: any but Frozen. hint: an earlier cut of these scores, a warm start;
     the result is exact whatever the hint. Raises TypeError, ValueError.
+
+    >>> cut = ek.select(torch.tensor([0.1, -3.0, 2.0, -0.2]), ek.TopK(0.5))
+    >>> cut.threshold, cut.index
+    (tensor(2.), tensor(2))
     """
     checks.selection(scores, rule, hint)
     return selection(scores, rule, hint)
@@ -63,7 +68,7 @@ def _select_moving(scores: list[torch.Tensor], rules: list[Rule], hint: torch.Te
 def select_all(
     scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Sequence[Cut | None] | None = None
 ) -> list[Selection]:
-    """The selections of all layers of a network in one call; same semantics as ``select`` layer by layer, except that
+    """Selects for all layers of a network in one call, as ``select`` does layer by layer, except that
     the layers of equal GlobalTopK rules are ranked together (at the price of one copy of their scores).
 
     scores: float32 tensors on one device. rules: one for each, any but Frozen. hints: one earlier Cut, or None, for
@@ -118,6 +123,9 @@ def mask(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
     """The mask as a bool tensor of the scores' shape, for tests, exports and plots; training never builds it.
 
     scores: float32 or, for Frozen, the bool mask itself. For Bernoulli a fresh draw.
+
+    >>> ek.mask(torch.tensor([0.1, -3.0, 2.0, -0.2]), ek.TopK(0.25))
+    tensor([False,  True, False, False])
     """
     checks.rule(rule)
     if rule.fixed:
@@ -132,7 +140,8 @@ def selected_mask(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
 
 
 def selected_bits(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
-    """The same mask as ``pack_mask`` packs it, which is how kernels make it."""
+    """The mask that a selection of these scores stands for, packed as ``pack_mask`` does, which is how kernels make
+    it."""
     if isinstance(selection, Bits):
         return selection.bits
     return ops.mask_bits(scores.detach(), selection.data, selection.of)
@@ -141,6 +150,12 @@ def selected_bits(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
 def pack_mask(mask: torch.Tensor) -> torch.Tensor:
     """Packs a bool mask, 1 bit per weight: uint8, flat logical index i is bit i % 8 of byte i // 8, zero padded to
     ``ceil(numel / 64) * 8 + 8`` bytes. This is what a frozen layer keeps, and what ``rule=Frozen()`` takes as scores.
+
+    >>> bits = ek.pack_mask(torch.tensor([True, False, True]))
+    >>> bits[0].item(), len(bits)
+    (5, 16)
+    >>> ek.unpack_mask(bits, (3,))
+    tensor([ True, False,  True])
     """
     checks.mask_tensor("mask", mask)
     return reference.pack_mask(mask)
@@ -162,7 +177,8 @@ def masked_linear(
     *,
     cut: Selection | None = None,
 ) -> torch.Tensor:
-    """``F.linear(x, weight * mask, bias)`` with the mask of ``scores`` under ``rule`` applied inside the product.
+    """Computes ``F.linear(x, weight * mask, bias)`` with the mask of ``scores`` under ``rule`` applied inside the
+    product.
 
     x        (..., in_features), float32, bfloat16 or float16, any strides; float64 on the reference backend
     weight   (out_features, in_features), float32 or x's dtype; rounded to x's dtype after masking
@@ -173,6 +189,10 @@ def masked_linear(
     returns  (..., out_features) in x's dtype; under autocast, in autocast's dtype
 
     Gradients are straight-through (Ramanujan et al. 2020): see ``autograd``. Raises TypeError, ValueError.
+
+    >>> weight, scores = torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[0.1, -3.0, 2.0, -0.2]])
+    >>> ek.masked_linear(torch.ones(1, 4), weight, scores, ek.TopK(0.5))
+    tensor([[5.]])
     """
     return linear_product(x, weight, scores, rule, bias, None, checked_cut(cut, weight, rule))
 
@@ -215,7 +235,7 @@ def masked_conv2d(
     *,
     cut: Selection | None = None,
 ) -> torch.Tensor:
-    """``F.conv2d(x, weight * mask, bias, ...)`` with the mask of ``scores`` under ``rule`` applied inside the kernel.
+    """Computes ``F.conv2d(x, weight * mask, bias, ...)`` with the mask of ``scores`` under ``rule`` applied inside.
 
     x        (N, C, H, W) or (C, H, W), float32, bfloat16 or float16, NCHW, channels_last or any strides
     weight   (O, C / groups, kh, kw), float32 or x's dtype
@@ -291,7 +311,7 @@ def masked_conv1d(
     *,
     cut: Selection | None = None,
 ) -> torch.Tensor:
-    """``F.conv1d(x, weight * mask, bias, ...)``: a two-dimensional convolution of images one pixel high.
+    """Computes ``F.conv1d(x, weight * mask, bias, ...)``: a two-dimensional convolution of images one pixel high.
 
     x        (N, C, L) or (C, L), float32, bfloat16 or float16, any strides
     weight   (O, C / groups, k), float32 or x's dtype
@@ -334,7 +354,7 @@ def _key(
     geometry: tuple[Any, ...] | None,
     watched: bool | None,
 ) -> tuple[Any, ...] | None:
-    """What identifies such a call; None where torch must see it, or an operand is not plain memory. watched: whether
+    """The key of such a call; None where torch must see it, or an operand is not plain memory. watched: whether
     torch must, where the caller knows."""
     if torch_private.watched() if watched is None else watched:
         return None
@@ -366,7 +386,7 @@ def _prepare(
     rule: Rule,
     geometry: tuple[Any, ...] = (),
 ) -> Prepared:
-    """Of a call whose arguments are checked; kept under its key."""
+    """Prepares a call whose arguments are checked, and keeps that under its key."""
     of = "bits" if rule.fixed else rule.of
     x_channels_last = bool(geometry) and _is_channels_last(x)
     plan = None
@@ -425,7 +445,7 @@ def _masking(
 
 
 def _pad_same(x: torch.Tensor, weight: torch.Tensor, dilation: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """torch's "same": dilation * (kernel - 1) zeros in all, the odd one behind (below, right)."""
+    """Pads as torch's "same" does: dilation * (kernel - 1) zeros in all, the odd one behind (below, right)."""
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     before = [t // 2 for t in total]
     odd = [t % 2 for t in total]

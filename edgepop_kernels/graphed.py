@@ -14,7 +14,7 @@ _WARMUPS = 3  # torch's own number: enough for lazy states, kernels' compilation
 
 
 class GraphedStep(Generic[Result]):
-    """What ``graphed_step`` returns: called like the step itself."""
+    """A step as one CUDA graph, as ``graphed_step`` returns it: called like the step itself."""
 
     def __init__(
         self,

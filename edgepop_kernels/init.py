@@ -85,7 +85,7 @@ def kaiming_normal_(
     nonlinearity: Nonlinearity = "relu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """N(0, std^2) (He et al. 2015)."""
+    """Draws from N(0, std^2) (He et al. 2015)."""
     std = _std(weight, keep, scale, mode, nonlinearity)
     return weight.normal_(0, std, generator=generator)
 
@@ -100,7 +100,7 @@ def kaiming_uniform_(
     nonlinearity: Nonlinearity = "relu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """U(-sqrt(3) std, sqrt(3) std) (He et al. 2015)."""
+    """Draws from U(-sqrt(3) std, sqrt(3) std) (He et al. 2015)."""
     bound = math.sqrt(3) * _std(weight, keep, scale, mode, nonlinearity)
     return weight.uniform_(-bound, bound, generator=generator)
 
@@ -115,7 +115,12 @@ def signed_constant_(
     nonlinearity: Nonlinearity = "relu",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """+std or -std with equal odds (Ramanujan et al. 2020, "signed Kaiming constant")."""
+    """Draws +std or -std with equal odds (Ramanujan et al. 2020, "signed Kaiming constant").
+
+    >>> weight = ek.init.signed_constant_(torch.empty(5, 8))
+    >>> weight.abs().unique()
+    tensor([0.5000])
+    """
     std = _std(weight, keep, scale, mode, nonlinearity)
     return weight.bernoulli_(0.5, generator=generator).mul_(2 * std).sub_(std)
 
@@ -129,35 +134,35 @@ def unsigned_constant_(
     mode: Fan = "fan_in",
     nonlinearity: Nonlinearity = "relu",
 ) -> Tensor:
-    """+std everywhere."""
+    """Sets every weight to +std."""
     std = _std(weight, keep, scale, mode, nonlinearity)
     return weight.fill_(std)
 
 
 @torch.no_grad()
 def xavier_normal_(weight: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
-    """N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    """Draws from N(0, gain^2 * 2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
     std = gain * math.sqrt(2 / sum(_fans("weight", weight)))
     return weight.normal_(0, std, generator=generator)
 
 
 @torch.no_grad()
 def xavier_uniform_(weight: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
-    """U(-a, a) with a = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    """Draws from U(-a, a) with a = gain * sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
     bound = gain * math.sqrt(6 / sum(_fans("weight", weight)))
     return weight.uniform_(-bound, bound, generator=generator)
 
 
 @torch.no_grad()
 def xavier_constant_(weight: Tensor, gain: float = 1.0, *, generator: torch.Generator | None = None) -> Tensor:
-    """+c or -c with equal odds, c = gain * sqrt(2 / (fan_in + fan_out)): the constants of Zhou et al. 2019."""
+    """Draws +c or -c with equal odds, c = gain * sqrt(2 / (fan_in + fan_out)): the constants of Zhou et al. 2019."""
     constant = gain * math.sqrt(2 / sum(_fans("weight", weight)))
     return weight.bernoulli_(0.5, generator=generator).mul_(2 * constant).sub_(constant)
 
 
 @torch.no_grad()
 def scores_(scores: Tensor, *, fan_in: int | None = None, generator: torch.Generator | None = None) -> Tensor:
-    """Scores as edge-popup starts them: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Kaiming uniform with a = sqrt(5).
+    """Draws scores as edge-popup starts them: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), Kaiming uniform with a = sqrt(5).
 
     fan_in: for scores of a bias, whose shape does not tell it.
     """

@@ -9,7 +9,7 @@ def packed_bytes(numel: int) -> int:
 
 
 def popcount(bits: torch.Tensor) -> torch.Tensor:
-    """How many weights a packed mask keeps, int64 scalar."""
+    """The number of weights that a packed mask keeps, int64 scalar."""
     b = bits - ((bits >> 1) & 0x55)
     b = (b & 0x33) + ((b >> 2) & 0x33)
     return ((b + (b >> 4)) & 0x0F).sum()

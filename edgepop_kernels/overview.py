@@ -1,4 +1,4 @@
-"""What a network is made of: what its masks keep, and what still trains outside of them."""
+"""An account of a network: what its masks keep, and what still trains outside of them."""
 
 import textwrap
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ _COLUMNS = 100
 
 
 class LeftDense(UserWarning):
-    """Said by ``convert`` of weights that go on training without a mask."""
+    """A warning by ``convert`` about weights that go on training without a mask."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """What ``summary`` found; as a string a table of 100 columns.
+    """An account of a network, as ``summary`` makes it; as a string a table of 100 columns.
 
     rows      one per masked layer
     left      what trains outside of masks, biases of masked layers too
@@ -68,17 +68,17 @@ class Summary:
 
     @property
     def kept(self) -> int:
-        """Weights kept in all masked layers."""
+        """The number of weights kept in all masked layers."""
         return sum(row.kept for row in self.rows)
 
     @property
     def total(self) -> int:
-        """Weights of all masked layers."""
+        """The number of weights of all masked layers."""
         return sum(row.total for row in self.rows)
 
     @property
     def dense(self) -> int:
-        """Values that train outside of masks."""
+        """The number of values that train outside of masks."""
         return sum(left.numel for left in self.left)
 
     def __str__(self) -> str:
@@ -96,12 +96,17 @@ class Summary:
 
 @torch.no_grad()
 def summary(model: nn.Module, optimizer: Optimizer | None = None) -> Summary:
-    """What the masks of ``model`` keep, and what else of it trains; ``print(ek.summary(model))`` shows a table.
+    """Counts what the masks of ``model`` keep, and what else of it trains; ``print(ek.summary(model))`` shows a table.
 
     optimizer  where given, the summary names what trains without being among its parameters, as after a ``convert``
                that came later than the optimizer
 
     Nothing is changed, nor drawn. Raises TypeError for what is no module.
+
+    >>> model = ek.convert(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), keep=0.5)
+    >>> account = ek.summary(model)
+    >>> account.kept, account.total
+    (1184, 2368)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -133,7 +138,7 @@ def summary(model: nn.Module, optimizer: Optimizer | None = None) -> Summary:
 
 
 def left_dense(model: nn.Module, masked: Iterable[nn.Module] = (), meant: Iterable[str] = ()) -> list[Left]:
-    """What of ``model`` trains outside of masks.
+    """The parameters of ``model`` that train outside of masks.
 
     masked  layers that are about to be, whose weight does not count
     meant   names of modules to pass over; what another module has as well is that one's
@@ -157,7 +162,7 @@ def left_dense(model: nn.Module, masked: Iterable[nn.Module] = (), meant: Iterab
 
 
 def described(left: list[Left]) -> str:
-    """What is left, counted by class and parameter, with names of the larger ones."""
+    """The parameters that are left, counted by class and parameter, with names of the larger ones."""
     weights: dict[str, list[Left]] = {}
     norms: dict[str, set[str]] = {}
     others: dict[str, int] = {}

@@ -24,7 +24,8 @@ _HELD: WeakKeyDictionary[Optimizer, WeakKeyDictionary[nn.Module, tuple[Removable
 
 
 def train_masks(model: Model, optimizer: Optimizer | None = None) -> Model:
-    """The masked layers of ``model`` train their scores; weights, and biases under a mask, stand still. In place.
+    """Trains the scores of the masked layers of ``model``, while weights, and biases under a mask, stand still. In
+    place.
 
     Layers whose weights score themselves go back to choosing their edges. Raises ValueError for a layer frozen without
     its scores, and for an ``optimizer`` that lacks a parameter which now trains, or holds none of the scores because it
@@ -35,7 +36,7 @@ def train_masks(model: Model, optimizer: Optimizer | None = None) -> Model:
 
 
 def train_weights(model: Model, optimizer: Optimizer | None = None) -> Model:
-    """The masked layers of ``model`` keep their present masks and train weights and biases; scores stand still.
+    """Trains weights and biases of the masked layers of ``model`` under their present masks, while scores stand still.
 
     Only kept weights get a gradient. With ``optimizer``, of whatever class, its steps leave those outside of the masks
     as they are, to the bit, biases under a mask too: a copy of the weights is made around each step. Without it, or
@@ -45,6 +46,12 @@ def train_weights(model: Model, optimizer: Optimizer | None = None) -> Model:
     In place; ``train_masks`` turns back. A state_dict says which masks are kept, not
     what trains: to resume from one of this turn, load it, then call this again. Raises ValueError for an ``optimizer``
     that lacks a parameter which now trains; RuntimeError as ``train_masks``.
+
+    >>> model = ek.convert(nn.Sequential(nn.Linear(64, 10)), keep=0.5)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> layer = ek.train_weights(model, optimizer)[0]
+    >>> layer.weight.requires_grad, layer.scores.requires_grad
+    (True, False)
     """
     return _turn(model, optimizer, masks=False)
 

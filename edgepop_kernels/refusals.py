@@ -1,4 +1,5 @@
-"""What a conversion would get wrong, found before anything changes: each refused in a sentence that says what to do."""
+"""Refusals of what a conversion would get wrong, found before anything changes: each refused in a sentence that says
+what to do."""
 
 from typing import Any
 
@@ -72,7 +73,7 @@ def _refuse_layer(subject: str, layer: Any) -> None:
 
 
 def _by_what(layer: Any, name: str) -> str:
-    """By what a parameter is computed, and what to do about it."""
+    """A phrase that says by what a parameter is computed, and what to do about it."""
     if parametrize.is_parametrized(layer, name):
         kinds = ", ".join(dict.fromkeys(type(p).__name__.lstrip("_") for p in layer.parametrizations[name]))
         return (

@@ -42,7 +42,7 @@ def _selects_together(rule: Rule) -> bool:
 def _at_hand(
     layers: Sequence[MaskedLayer], ranked: Sequence[torch.Tensor]
 ) -> tuple[list[MaskedLayer], list[torch.Tensor]]:
-    """Of the layers and what they rank those that can be selected before their forwards. In a torch.fx trace none can.
+    """The layers, and what they rank, that can be selected before their forwards. In a torch.fx trace none can.
     Where fully_shard gathers a layer's scores for its forward alone, the layer selects there: but for GlobalTopK, which
     needs all of them now, they are gathered once more."""
     found = []
@@ -185,6 +185,10 @@ def share_selection(model: Model) -> Model:
     own select for themselves; layers that a part of the model shares already stay with it. Returns the model;
     ``unshare_selection`` undoes it. Raises ValueError for a model without masked layers, or with one that shares its
     selection with a network outside of it.
+
+    >>> model = ek.convert(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)), ek.GlobalTopK(0.1))
+    >>> ek.share_selection(model)(torch.randn(2, 64)).shape
+    torch.Size([2, 10])
     """
     unshare_selection(model)
     inside = {m.__dict__[_SHARED] for m in model.modules() if _SHARED in m.__dict__}
@@ -206,7 +210,7 @@ def share_selection(model: Model) -> Model:
 
 
 def unshare_selection(model: Model) -> Model:
-    """Undoes ``share_selection``; does nothing where it was not shared."""
+    """Takes back ``share_selection``; does nothing where it was not shared."""
     shared = model.__dict__.pop(_SHARED, None)
     if shared is not None:
         shared.dissolve()

@@ -1,4 +1,4 @@
-"""What this package asks of torch beneath its public interface: here and nowhere else.
+"""All that this package asks of torch beneath its public interface: here and nowhere else.
 
 ``tests/test_torch_private.py`` asks each of these for an answer that is known, so that a torch which changes one of
 them fails there, by name.

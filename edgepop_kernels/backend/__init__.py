@@ -1,4 +1,4 @@
-"""Which implementation runs an op. The choice is made here and nowhere else.
+"""The choice of the implementation that runs an op. It is made here and nowhere else.
 
 A backend is a module with one function per op of ``ops.py``, and two answers: why it cannot run on this machine at
 all, and why it refuses one call (None: it does not). An explicit choice raises that answer; "auto" goes on to the
@@ -44,7 +44,7 @@ _chosen = "auto"
 
 
 def backends() -> dict[str, str | None]:
-    """Every backend of this version: None where it is available here, else the reason why it is not."""
+    """Lists every backend of this version: None where it is available here, else the reason why it is not."""
     return {name: backend.unavailable() for name, backend in _BACKENDS.items()}
 
 
@@ -59,6 +59,11 @@ class use_backend:  # used as a function and as a context manager, like torch.se
     not available raises RuntimeError here; one that refuses a call raises NotImplementedError there. "auto" raises
     RuntimeError, here and in every call, where EDGEPOP_ISA names an instruction set that cannot be had: the slow
     reference, to which it would come, is not what that variable asks for.
+
+    >>> with ek.use_backend("reference"):
+    ...     y = ek.masked_linear(torch.ones(1, 2), torch.ones(1, 2), None, ek.TopK(0.5))
+    >>> y
+    tensor([[1.]])
     """
 
     def __init__(self, name: str) -> None:
@@ -81,7 +86,7 @@ class use_backend:  # used as a function and as a context manager, like torch.se
 
 
 def _candidates(chosen: str) -> tuple[Backend, ...]:
-    """What may run a call: the first that does not refuse it. Raises RuntimeError as use_backend says."""
+    """The backends that may run a call: the first that does not refuse it. Raises RuntimeError as use_backend says."""
     if chosen != "auto":
         return (_BACKENDS[chosen],)
     reason = native.misset()

@@ -1,4 +1,4 @@
-"""What the methods accept. Each check names the argument, what it got, and what is allowed."""
+"""Checks of what the methods accept. Each check names the argument, what it got, and what is allowed."""
 
 import math
 
@@ -61,7 +61,7 @@ def finite(name: str, value: Tensor) -> None:
 
 
 def like(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    """On another tensor's device and of its shape."""
+    """Checks that a tensor is on another's device and of its shape."""
     if value.shape != other.shape:
         raise ValueError(f"{name}: expected {other_name}'s shape {tuple(other.shape)}, got {tuple(value.shape)}")
     if value.device != other.device:

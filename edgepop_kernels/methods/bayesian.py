@@ -55,8 +55,8 @@ def kl(model: nn.Module) -> Tensor:
 
 
 def negative_elbo(model: nn.Module, logits: Tensor, labels: Tensor, examples: int) -> Tensor:
-    """Mean cross-entropy plus the KL of all variational layers over ``examples``, the size of the training set: what
-    training minimises, a scalar.
+    """The mean cross-entropy plus the KL of all variational layers over ``examples``, the size of the training set:
+    what training minimises, a scalar.
 
     logits: (N, classes), of ``model``; labels: (N,) int64. Raises ValueError and TypeError.
 
@@ -69,7 +69,7 @@ def negative_elbo(model: nn.Module, logits: Tensor, labels: Tensor, examples: in
 
 @torch.no_grad()
 def scores(layer: VariationalLayer, criterion: str) -> Tensor:
-    """What the criterion ranks, float32 of the weight's shape, the best highest.
+    """Scores of the weights by the criterion, float32 of their shape, the best highest.
 
     "low_variance" -sigma^2, "high_variance" sigma^2, "magnitude" |mu|, "signal_to_noise" |mu| / sigma, "random" a draw.
     Raises ValueError, also where these are no numbers, and TypeError.

@@ -1,4 +1,4 @@
-"""Which weights of a trained network to keep, and what to set them to: Zhou et al. 2019, arXiv 1905.01067.
+"""Criteria for which weights of a trained network to keep, and what to set them to: Zhou et al. 2019, arXiv 1905.01067.
 
 With w_i the weight at initialisation and w_f the trained one. A criterion gives scores, the best highest, that
 ``edgepop_kernels.mask(scores, TopK(keep, of="raw"))`` turns into a mask; "mask-1" actions say what a kept weight is
@@ -80,7 +80,7 @@ def scores(
 
 @torch.no_grad()
 def sign_mask(sign: str, initial: Tensor, final: Tensor) -> Tensor:
-    """Bool: the weights whose sign training kept ("same") or changed ("different"); "any": all.
+    """The weights, as a bool mask, whose sign training kept ("same") or changed ("different"); "any": all.
 
     initial, final: floating point of one shape. Raises ValueError and TypeError.
 

@@ -46,7 +46,7 @@ class Dynamics(nn.Module):
 
 
 class DynamicGraph(nn.Module):
-    """What the two kinds share. Input (N, inputs, H, W) with 1 <= inputs <= nodes: the state of the first nodes at the
+    """The base of the two kinds. Input (N, inputs, H, W) with 1 <= inputs <= nodes: the state of the first nodes at the
     start, the others start at 0; output (N, outputs, H, W): the state of the last nodes at the end. Raises ValueError
     and TypeError.
     """
@@ -77,7 +77,7 @@ class DynamicGraph(nn.Module):
 
 
 class DiscreteGraph(DynamicGraph):
-    """``steps`` applications of the dynamics.
+    """A graph in discrete time: ``steps`` applications of the dynamics.
 
     >>> graph = DiscreteGraph(nodes=20, edges=60, outputs=5, steps=2)
     >>> graph(torch.randn(2, 3, 8, 8)).shape
@@ -98,7 +98,8 @@ class DiscreteGraph(DynamicGraph):
 
 
 class ContinuousGraph(DynamicGraph):
-    """The dynamics as a differential equation from time 0 to 1; tolerance: relative and absolute, of each step.
+    """A graph in continuous time: the dynamics as a differential equation from time 0 to 1; tolerance: relative and
+    absolute, of each step.
 
     >>> ContinuousGraph(nodes=20, edges=60, outputs=5)(torch.randn(2, 3, 8, 8)).shape
     torch.Size([2, 5, 8, 8])

@@ -28,7 +28,7 @@ from . import arguments
 
 
 class ChannelNodes(nn.Module):
-    """f of a block of nodes, each a channel (N, C, H, W): norm, ReLU, a 3x3 convolution of its own.
+    """The function f of a block of nodes, each a channel (N, C, H, W): norm, ReLU, a 3x3 convolution of its own.
 
     norm: "instance" or "batch", with scale and shift. stride: of the convolution.
     """
@@ -47,7 +47,7 @@ class ChannelNodes(nn.Module):
 
     @torch.no_grad()
     def chosen(self, nodes: Tensor) -> "ChannelNodes":
-        """The same functions for some of the nodes: int64 indices."""
+        """The functions of some of the nodes alone: int64 indices."""
         small = ChannelNodes(len(nodes), **self.settings).to(self.conv.weight.device).train(self.training)
         state = {name: t if t.dim() == 0 else t[nodes] for name, t in self.state_dict().items()}
         small.load_state_dict(state)
@@ -114,7 +114,7 @@ class StaticGraph(nn.Module):
 
     @torch.no_grad()
     def alive(self) -> Tensor:
-        """Bool [nodes]: which nodes have a path to an output. The others change nothing."""
+        """The nodes, bool [nodes], that have a path to an output. The others change nothing."""
         adjacency = self.adjacency()
         alive = torch.zeros(len(adjacency), dtype=torch.bool, device=adjacency.device)
         alive[-self.blocks[-1] :] = True
@@ -124,7 +124,7 @@ class StaticGraph(nn.Module):
 
     @torch.no_grad()
     def pruned(self) -> "StaticGraph":
-        """The same function without its dead nodes, its wiring frozen; inputs stay, blocks that died whole are left
+        """This graph without its dead nodes, its wiring frozen; inputs stay, blocks that died whole are left
         out. Where no edge leads to an output it is a graph of inputs and outputs alone, with ``edges`` 0."""
         alive = self.alive()
         alive[: self.blocks[0]] = True

@@ -37,7 +37,8 @@ _SAFETY, _SLOWEST, _FASTEST = 0.9, 0.2, 10.0
 def odeint(
     f: Callable[[float, Tensor], Tensor], y: Tensor, start: float, stop: float, *, rtol: float, atol: float
 ) -> Tensor:
-    """y at ``stop`` from ``y`` at ``start`` < stop; each step's error stays within atol + rtol |y|, root mean square.
+    """Solves for y at ``stop`` from ``y`` at ``start`` < stop; each step's error stays within atol + rtol |y|, root
+    mean square.
 
     f(t, y) is dy/dt, of y's shape; y: real, floating point. Where f stops being finite, the result is not finite
     either. Reads the error of each step on the host. Raises ValueError and TypeError, and RuntimeError where no step is

@@ -15,7 +15,7 @@ SIGMA_FLOOR = torch.finfo(torch.float32).eps
 
 
 class VariationalLayer(nn.Module):
-    """What variational layers share: independent Gaussian weights N(mu, sigma^2) with sigma = eps + softplus(rho).
+    """The base of variational layers: independent Gaussian weights N(mu, sigma^2) with sigma = eps + softplus(rho).
     Not constructed by itself.
 
     mu, rho      parameters of the weight's shape, started at N(0, 0.1^2) and N(-3, 0.1^2)
@@ -44,7 +44,7 @@ class VariationalLayer(nn.Module):
         return SIGMA_FLOOR + F.softplus(self.rho)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What torch's layer of this kind computes."""
+        """The product that torch's layer of this kind computes."""
         raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
 
     def masked(self, rule: ek.GlobalTopK | ek.TopK) -> nn.Module:

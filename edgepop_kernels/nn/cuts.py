@@ -1,4 +1,4 @@
-"""What a layer remembers of its selections, so that it need not select again, or starts where the last one ended."""
+"""The memory that a layer has of its selections: it need not select again, or starts where the last one ended."""
 
 from collections.abc import Collection
 

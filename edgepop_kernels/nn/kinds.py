@@ -1,4 +1,5 @@
-"""What torch's layers are to us: one row each. A new kind of layer is a product in functional.py and a row here."""
+"""A table of torch's layers as masked ones, one row each. A new kind of layer is a product in functional.py and a row
+here."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol

@@ -1,4 +1,4 @@
-"""What all masked layers share: scores, rule, selection, freezing."""
+"""The base of all masked layers: scores, rule, selection, freezing."""
 
 import inspect
 import warnings
@@ -23,7 +23,7 @@ CLASSES: dict[tuple[str, type[nn.Module]], type["MaskedLayer"]] = {}
 
 
 class MaskedLayer(Saved, AmongTools):
-    """What masked layers share, over the layers of torch in ``kinds.KINDS``. Not constructed by itself.
+    """The base of all masked layers, over the layers of torch in ``kinds.KINDS``. Not constructed by itself.
 
     Names with an underscore are for this package alone: its optimizers, shared selections and phases.
 
@@ -90,8 +90,8 @@ class MaskedLayer(Saved, AmongTools):
 
     @property
     def rule(self) -> Rule:
-        """What decides the mask; ``Frozen()`` after ``freeze``. Raises ValueError for a rule that a layer of this kind
-        does not take, and for any while it is frozen."""
+        """The rule that decides the mask; ``Frozen()`` after ``freeze``. Raises ValueError for a rule that a layer of
+        this kind does not take, and for any while it is frozen."""
         return self._rule
 
     @rule.setter
@@ -102,25 +102,26 @@ class MaskedLayer(Saved, AmongTools):
         self._rule = rule
 
     def reset_parameters(self) -> None:
+        """Draws weight and bias as torch does, and the scores as ``reset_scores``."""
         super().reset_parameters()
         if getattr(self, "scores", None) is not None:  # torch's constructor calls this before there are scores
             self.reset_scores()
 
     def reset_scores(self) -> None:
-        """Scores as edge-popup starts them (``init.scores_``)."""
+        """Draws the scores as edge-popup starts them (``init.scores_``). Raises ValueError for a layer without any."""
         if self.scores is None:
             raise ValueError("reset_scores: expected a layer with scores; this one has none")
         init.scores_(self.scores)
 
     @property
     def _ranked(self) -> nn.Parameter:
-        """What the rule looks at: the scores; the weight where it scores itself."""
+        """The tensor that the rule ranks: the scores; the weight where it scores itself."""
         return self.weight if self.scores is None else self.scores
 
     @property
     def keep(self) -> float:
-        """Fraction of weights kept, under Bernoulli the expected one, under GlobalTopK this layer's own share; settable
-        for rules that rank: there it is the rule's."""
+        """The fraction of weights kept, under Bernoulli the expected one, under GlobalTopK this layer's own share;
+        settable for rules that rank: there it is the rule's."""
         share = None if self.rule.fixed else self.rule.share(self._ranked.detach())
         return self.mask().float().mean().item() if share is None else share
 
@@ -129,7 +130,7 @@ class MaskedLayer(Saved, AmongTools):
         self.rule = self.rule.with_keep(keep)
 
     def set_prune_rate(self, prune_rate: float) -> None:
-        """hidden-networks' name for setting ``keep``: there, too, the fraction KEPT."""
+        """Sets ``keep``: hidden-networks' name, there, too, the fraction KEPT."""
         self.keep = prune_rate
 
     def select(self) -> Selection | None:
@@ -189,7 +190,7 @@ class MaskedLayer(Saved, AmongTools):
         return functional.unpack_mask(self.packed_mask(), self.weight.shape)
 
     def packed_mask(self) -> torch.Tensor:
-        """``mask()`` as ``pack_mask`` packs it, 1 bit per weight; no mask of a byte per weight is made on the way."""
+        """The mask as ``pack_mask`` packs it, 1 bit per weight; no mask of a byte per weight is made on the way."""
         if self.mask_bits is not None:
             return self.mask_bits.clone()
         together, ranked = self.rule.together, torch_private.whole(self._ranked)
@@ -230,7 +231,7 @@ class MaskedLayer(Saved, AmongTools):
         self._cuts = Cuts()
 
     def thaw(self) -> None:
-        """Undoes ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
+        """Takes back ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
         self._check_unwrapped("thaw")
         self._thaw()
 
@@ -248,13 +249,13 @@ class MaskedLayer(Saved, AmongTools):
             raise ValueError("thaw: this layer's scores were dropped by freeze(); freeze it with keep_scores=True")
 
     def _trained(self, masks: bool) -> list[nn.Parameter]:
-        """What trains after ``train_mask``, with ``masks``, or after ``train_weight``."""
+        """The parameters that train after ``train_mask``, with ``masks``, or after ``train_weight``."""
         if masks:
             return [self._ranked]
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def train_mask(self) -> None:
-        """Scores train, the weight stands still; see ``train_masks``."""
+        """Trains the scores, while the weight stands still; see ``train_masks``."""
         self._check_unwrapped("train_mask")
         self._train_mask()
 
@@ -264,7 +265,7 @@ class MaskedLayer(Saved, AmongTools):
         self._ranked.requires_grad_()
 
     def train_weight(self, mask: torch.Tensor) -> None:
-        """Weight and bias train under ``mask``, the scores stand still; see ``train_weights``."""
+        """Trains weight and bias under ``mask``, while the scores stand still; see ``train_weights``."""
         self._check_unwrapped("train_weight")
         self._train_weight(mask)
 
@@ -275,7 +276,7 @@ class MaskedLayer(Saved, AmongTools):
 
     @torch.no_grad()
     def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """W * M, a copy; of the mask as it stands, where none is given."""
+        """The weight times its mask, a copy; the mask as it stands, where none is given."""
         return self.weight.masked_fill(~(self.mask() if mask is None else mask), 0)
 
     def effective_bias(self) -> torch.Tensor | None:
@@ -316,7 +317,7 @@ class MaskedLayer(Saved, AmongTools):
             torch_private.remove_forward_pre_hook(layer, hook)
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
-        """What a forward returns for a dense ``x``."""
+        """The output of a forward of a dense ``x``."""
         rule = self._rule if self.training else self._rule.settled()
         held, watched = self._operands(), torch_private.watched()
         cut = self._cuts.shared or self._selection(rule, held, watched)
@@ -357,7 +358,8 @@ class MaskedLayer(Saved, AmongTools):
         )
 
     def _update(self) -> Spends | None:
-        """What an optimizer with fused_backward does in this forward's backward; None: the scores get a gradient."""
+        """The step that an optimizer with fused_backward takes in this forward's backward; None where the scores get a
+        gradient."""
         return None if self._updater is None else self._updater.use(self.scores)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -385,4 +387,5 @@ class MaskedLayer(Saved, AmongTools):
         return [self.scores]
 
     def extra_repr(self) -> str:
+        """The text of ``print(layer)`` between the parentheses: torch's, and the rule."""
         return f"{super().extra_repr()}, rule={self.rule}"

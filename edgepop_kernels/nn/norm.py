@@ -5,7 +5,7 @@ from torch import nn
 
 
 class NonAffineBatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d without scale and shift, running statistics kept (Ramanujan et al. 2020)."""
+    """A layer of ``nn.BatchNorm2d`` without scale and shift, running statistics kept (Ramanujan et al. 2020)."""
 
     def __init__(
         self,
@@ -18,8 +18,8 @@ class NonAffineBatchNorm(nn.BatchNorm2d):
         super().__init__(num_features, eps, momentum, affine=False, device=device, dtype=dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """``input`` with each channel at mean 0 and deviation 1, over the batch in training, by the running statistics
-        in evaluation.
+        """The ``input`` with each channel at mean 0 and deviation 1, over the batch in training, by the running
+        statistics in evaluation.
 
         input    (N, num_features, H, W), of a floating dtype
         returns  the same shape and dtype

@@ -1,4 +1,4 @@
-"""What the parts of a masked layer know of the whole."""
+"""The attributes of a whole masked layer, as its parts know them."""
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,13 +18,13 @@ Device = torch.device | str | int | None
 
 
 class Updater(Protocol):
-    """What an optimizer with fused_backward leaves with a layer: ``optim.backward``."""
+    """A link from a layer to an optimizer with fused_backward: ``optim.backward``."""
 
     def use(self, scores: nn.Parameter | None, /) -> Spends | None: ...
 
 
 class Group(Protocol):
-    """What share_selection puts a layer in: ``sharing``."""
+    """The layers of a network that share a selection: ``sharing``."""
 
     layers: list[Any]
 

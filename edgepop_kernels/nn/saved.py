@@ -1,4 +1,4 @@
-"""What a state_dict says of a masked layer beside its tensors: frozen or not, and its settings.
+"""The way of a masked layer into a state_dict and back: its tensors, its settings, frozen or not.
 
 The settings are JSON in a tensor of bytes. torch's ``get_extra_state`` may return anything, but safetensors,
 torch.distributed.checkpoint and ``weights_only=True`` take tensors alone. The second loads into a tensor of the size
@@ -21,7 +21,7 @@ _SIZE = 256  # the longest today, of a frozen supermask, takes 131 bytes
 
 
 class Saved(Part):
-    """What masked layers inherit: a state_dict with their rule, and its way back.
+    """The part of a masked layer that writes its rule into a state_dict, and reads it.
 
     Loading sets the rule, and the ``keep`` in it, to those of the layer that was saved, and freezes or thaws the layer
     as that one was, without a word. A state_dict without a rule, of hidden-networks' layer or a dense one, leaves the
@@ -30,7 +30,7 @@ class Saved(Part):
     """
 
     def get_extra_state(self) -> torch.Tensor:
-        """What a state_dict holds beside parameters and buffers, under "_extra_state": the rule, as bytes of JSON."""
+        """The rule as bytes of JSON: what a state_dict holds under "_extra_state", beside parameters and buffers."""
         return _packed(**self._settings())
 
     def set_extra_state(self, state: torch.Tensor) -> None:
@@ -148,8 +148,8 @@ def _packed(**settings: Rule | bool | None) -> torch.Tensor:
 
 
 def _unpacked(state: torch.Tensor, **absent: bool | None) -> dict[str, Any]:
-    """What ``_packed`` was given. absent: the settings that there may be beside ``rule``, as they are where left out.
-    Raises ValueError for what no layer has written."""
+    """The settings that ``_packed`` was given. absent: the settings that there may be beside ``rule``, as they are
+    where left out. Raises ValueError for what no layer has written."""
     if not isinstance(state, torch.Tensor) or state.dtype != torch.uint8 or state.dim() != 1:
         raise ValueError(f"expected a tensor of bytes, as a masked layer's state_dict has it, got {_shown(state)}")
     content = bytes(state.tolist())

@@ -31,8 +31,8 @@ class SelfScored(Subnet):
             self.weight = nn.Parameter(self.weight.detach().to(torch.float32))
 
     def set_prune_rate(self, prune_rate: float) -> None:
-        """Discovering Neural Wirings' name: there the fraction REMOVED, in [0, 1), so that ``keep`` becomes
-        ``1 - prune_rate``. (In the layers of hidden-networks it is the fraction kept.) Raises TypeError, ValueError."""
+        """Sets ``keep`` to ``1 - prune_rate``: Discovering Neural Wirings' name, there the fraction REMOVED, in [0, 1).
+        (In the layers of hidden-networks it is the fraction kept.) Raises TypeError, ValueError."""
         if isinstance(prune_rate, bool) or not isinstance(prune_rate, int | float):
             raise TypeError(f"prune_rate: expected a float in [0, 1), got {type(prune_rate).__name__}")
         if not 0 <= prune_rate < 1:
@@ -55,7 +55,7 @@ class SelfScored(Subnet):
 
 
 class FusedSparseConv(SelfScored, nn.Conv2d):
-    """nn.Conv2d that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
+    """A layer of ``nn.Conv2d`` that uses its largest weights and trains all: Discovering Neural Wirings.
 
     nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
     how they are chosen, ``TopK(keep)`` if not given. Kaiming normal weights (``init.kaiming_normal_``) and SGD of 0.1
@@ -89,7 +89,7 @@ class FusedSparseConv(SelfScored, nn.Conv2d):
 
 
 class FusedSparseConv1d(SelfScored, nn.Conv1d):
-    """nn.Conv1d that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
+    """A layer of ``nn.Conv1d`` that uses its largest weights and trains all: Discovering Neural Wirings.
 
     nn.Conv1d's arguments, then keep or rule, as ``FusedSparseConv`` takes them. Input (N, C, L) or (C, L), as
     ``masked_conv1d`` with ``scores=None``.
@@ -121,11 +121,15 @@ class FusedSparseConv1d(SelfScored, nn.Conv1d):
 
 
 class FusedSparseLinear(SelfScored, nn.Linear):
-    """nn.Linear that uses its largest weights and trains all: sparse training by Discovering Neural Wirings.
+    """A layer of ``nn.Linear`` that uses its largest weights and trains all: Discovering Neural Wirings.
 
     nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
     how they are chosen, ``TopK(keep)`` if not given. What ``FusedSparseConv`` says of weights and the state_dict holds
     here too. Input (..., in_features), as ``masked_linear`` with ``scores=None``.
+
+    >>> layer = ek.FusedSparseLinear(64, 10, keep=0.1)
+    >>> layer.mask().sum().item(), layer.weight.requires_grad, layer.scores
+    (64, True, None)
     """
 
     if TYPE_CHECKING:

@@ -21,13 +21,19 @@ class Subnet(MaskedLayer):
 
 
 class FusedSubnetConv(Subnet, nn.Conv2d):
-    """nn.Conv2d that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
+    """A layer of ``nn.Conv2d`` that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 
     nn.Conv2d's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
     how they are chosen, ``TopK(keep)`` if not given.
     The weight stays as initialised, the scores are trained: signed constants (``init.signed_constant_``) and SGD of
     0.1 work. A state_dict carries the rule and sets it when it is loaded; a hidden-networks SubnetConv's (``weight``,
     ``scores``) loads as it is and leaves the layer its own. Input (N, C, H, W) or (C, H, W), as ``masked_conv2d``.
+
+    >>> conv = ek.FusedSubnetConv(3, 8, kernel_size=3, padding=1, bias=False, keep=0.25)
+    >>> conv(torch.randn(2, 3, 16, 16)).shape
+    torch.Size([2, 8, 16, 16])
+    >>> conv.mask().sum().item(), conv.weight.numel()
+    (54, 216)
     """
 
     if TYPE_CHECKING:
@@ -56,7 +62,7 @@ class FusedSubnetConv(Subnet, nn.Conv2d):
 
 
 class FusedSubnetConv1d(Subnet, nn.Conv1d):
-    """nn.Conv1d that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
+    """A layer of ``nn.Conv1d`` that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 
     nn.Conv1d's arguments, then keep or rule, as ``FusedSubnetConv`` takes them. Input (N, C, L) or (C, L), as
     ``masked_conv1d``.
@@ -88,11 +94,16 @@ class FusedSubnetConv1d(Subnet, nn.Conv1d):
 
 
 class FusedSubnetLinear(Subnet, nn.Linear):
-    """nn.Linear that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
+    """A layer of ``nn.Linear`` that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 
     nn.Linear's arguments, then keep: fraction of weights kept, in (0, 1], 0.5 if not given; or, in its place, rule:
     how they are chosen, ``TopK(keep)`` if not given. What ``FusedSubnetConv`` says of the weight, the scores and the
     state_dict holds here too. Input (..., in_features), as ``masked_linear``.
+
+    >>> layer = ek.FusedSubnetLinear(64, 10, keep=0.5)
+    >>> layer(torch.randn(4, 64)).sum().backward()
+    >>> layer.weight.grad is None, layer.scores.grad.shape
+    (True, torch.Size([10, 64]))
     """
 
     if TYPE_CHECKING:

@@ -81,7 +81,7 @@ class Supermask(MaskedLayer):
         super()._mask_with(rule)
 
     def reset_scores(self) -> None:
-        """All scores at ``scores_init``; where that is None, drawn by ``init.scores_``."""
+        """Sets all scores to ``scores_init``; where that is None, draws them by ``init.scores_``."""
         for scores in (self.scores, self.bias_scores):
             if scores is None:
                 continue
@@ -131,7 +131,7 @@ class Supermask(MaskedLayer):
 
     @torch.no_grad()
     def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """W * M, times numel / sum(M) where rescaled; a copy."""
+        """The weight times its mask, and times numel / sum(M) where rescaled: a copy."""
         mask = self.mask() if mask is None else mask
         weight = super().effective_weight(mask)
         return weight * (mask.numel() / mask.sum().clamp(min=1)) if self.rescale else weight
@@ -203,12 +203,13 @@ class Supermask(MaskedLayer):
             self.bias_scores.requires_grad_(False)
 
     def extra_repr(self) -> str:
+        """The text of ``print(layer)`` between the parentheses: torch's, the rule and the options."""
         masks = ", mask_bias=True" if self.bias_scores is not None or self.bias_mask is not None else ""
         return super().extra_repr() + masks + (", rescale=True" if self.rescale else "")
 
 
 class FusedSupermaskConv(Supermask, nn.Conv2d):
-    """nn.Conv2d under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+    """A layer of ``nn.Conv2d`` under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
 
     nn.Conv2d's arguments, then rule: Threshold (the default) or Bernoulli; scores_init: constant the scores start at,
     1.0 keeps every weight at first, None: drawn around 0 by ``init.scores_``; mask_bias: the bias is masked too, by
@@ -245,7 +246,7 @@ class FusedSupermaskConv(Supermask, nn.Conv2d):
 
 
 class FusedSupermaskConv1d(Supermask, nn.Conv1d):
-    """nn.Conv1d under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+    """A layer of ``nn.Conv1d`` under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
 
     nn.Conv1d's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``. Input (N, C, L)
     or (C, L), as ``masked_conv1d``.
@@ -279,10 +280,14 @@ class FusedSupermaskConv1d(Supermask, nn.Conv1d):
 
 
 class FusedSupermaskLinear(Supermask, nn.Linear):
-    """nn.Linear under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+    """A layer of ``nn.Linear`` under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
 
     nn.Linear's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``.
     Input (..., in_features), as ``masked_linear``.
+
+    >>> layer = ek.FusedSupermaskLinear(64, 10, rule=ek.Threshold(0.5), scores_init=1.0)
+    >>> layer.keep
+    1.0
     """
 
     if TYPE_CHECKING:

@@ -1,4 +1,5 @@
-"""What torch's own tools do to a layer beside calling it: here they work on masked ones, or say what to do first.
+"""Masked layers among torch's own tools, which do other things to a layer than call it: they work, or say what to do
+first.
 
 None of it costs a call of the layer anything: each tool is met at the method through which it comes.
 """
@@ -41,8 +42,8 @@ class AmongTools(Part):
     weight: nn.Parameter = _Weight()  # type: ignore[assignment]  # nothing but __get__: a replica's tensor goes first
 
     def requires_grad_(self, requires_grad: bool = True) -> "Self":
-        """torch's, but True leaves alone what stands still in this layer by its method: a weight that scores mask
-        trains by ``layer.weight.requires_grad_()`` or ``train_weights``."""
+        """Sets requires_grad as torch does, but True leaves alone what stands still in this layer by its method: a
+        weight that scores mask trains by ``layer.weight.requires_grad_()`` or ``train_weights``."""
         if not requires_grad:
             return super().requires_grad_(False)
         standing = self._standing()
@@ -52,8 +53,9 @@ class AmongTools(Part):
         return self
 
     def train(self, mode: bool = True) -> "AmongTools":
-        """torch's. Between training and evaluation libraries put averages in the scores' place and take them out again,
-        through ``data``, where torch does not count it: no cut from before holds without a look at all scores."""
+        """Sets the mode as torch does. Between training and evaluation libraries put averages in the scores' place and
+        take them out again, through ``data``, where torch does not count it: no cut from before holds without a look at
+        all scores."""
         if mode != self.training:
             self._cuts.known = None
         return super().train(mode)
@@ -72,7 +74,7 @@ class AmongTools(Part):
 
     @property
     def qconfig(self) -> None:
-        """torch.ao.quantization's, which masked layers do not take. Setting it raises ValueError."""
+        """The setting of torch.ao.quantization, which masked layers do not take. Raises ValueError when it is set."""
         raise AttributeError("qconfig")
 
     @qconfig.setter
@@ -82,7 +84,8 @@ class AmongTools(Part):
             raise ValueError(_first("qconfig: quantization does not know masked layers"))
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """torch's; a batch norm that ``fuse_conv_bn_eval`` folds into the weight leaves the mask as it is."""
+        """Registers as torch does; a batch norm that ``fuse_conv_bn_eval`` folds into the weight leaves the mask as it
+        is."""
         if torch_private.folds_batch_norm():
             self._before_folding(name)
         super().register_parameter(name, param)
@@ -94,8 +97,8 @@ class AmongTools(Part):
         check_unwrapped(what, [self])
 
     def _replicate_for_data_parallel(self) -> Any:
-        """torch's, for nn.DataParallel: what the layer remembers of its scores is on one device, and the replica's
-        gradient goes to the layer's own scores."""
+        """A replica as nn.DataParallel makes it: what the layer remembers of its scores is on one device, and the
+        replica's gradient goes to the layer's own scores."""
         if self._updater is not None:
             raise RuntimeError(
                 "fused_backward: the replicas of nn.DataParallel have no scores to update in backward; build the "

@@ -16,7 +16,7 @@ _AVERAGES = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # torch's names; the la
 
 
 class _ScoreAdam(ScoreOptimizer):
-    """What Adam and AdamW share over torch's."""
+    """The base of ScoreAdam and ScoreAdamW, over torch's."""
 
     _moments = _AVERAGES
 
@@ -88,7 +88,7 @@ def _counted(
 def _counted_on_device(
     group: dict[str, Any], counts: list[torch.Tensor], params: list[torch.Tensor]
 ) -> list[Coefficients]:
-    """What the device makes the coefficients of each parameter's next step from, and counts it."""
+    """The numbers from which the device makes the coefficients of each parameter's next step, which is counted."""
     lr = rate_on_device(group["lr"], params[0])
     rate = float(group["lr"]) if lr is None else 0.0
     decay = float(group["weight_decay"]) if group["decoupled_weight_decay"] else 0.0
@@ -116,7 +116,8 @@ def _values(group: dict[str, Any], lr: float, t: float) -> tuple[float, ...]:
 
 
 class ScoreAdam(_ScoreAdam, torch.optim.Adam):
-    """torch.optim.Adam in one pass over memory, which also finds the cuts of masked layers for their next forward.
+    """An optimizer: torch.optim.Adam in one pass over memory, which also finds the cuts of masked layers for their next
+    forward.
 
     params, model, fused_backward: as ``ScoreSGD`` takes them, which also says what holds of cuts, states and learning
     rates. The other arguments are torch.optim.Adam's; capturable concerns parameters on a GPU: their steps are counted
@@ -144,7 +145,7 @@ class ScoreAdam(_ScoreAdam, torch.optim.Adam):
 
 
 class ScoreAdamW(_ScoreAdam, torch.optim.AdamW):
-    """torch.optim.AdamW, weight decay apart from the averages, as ``ScoreAdam`` is torch.optim.Adam."""
+    """An optimizer: torch.optim.AdamW, weight decay apart from the averages, as ``ScoreAdam`` is torch.optim.Adam."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Steps inside backward: scores are updated by the kernel that computes their gradient, which is never stored.
 
 Autograd has no place for this, so a layer's forward hands a ``Use`` of its scores to the Function beneath it, whose
-backward spends the gradient there and returns none. What would make that wrong (a second use of the scores, a second
+backward consumes the gradient there and returns none. What would make that wrong (a second use of the scores, a second
 backward, somebody who waits for the gradient) is looked for before a backward changes anything.
 """
 
@@ -15,8 +15,8 @@ from .. import ops, torch_private
 
 
 class StepsInBackward:
-    """Of one optimizer. Layers whose scores are among its parameters ask it in their forwards, as long as it lives: it
-    alone holds this."""
+    """The steps of one optimizer inside backward. Layers whose scores are among its parameters ask it in their
+    forwards, as long as the optimizer lives: it alone holds this."""
 
     def __init__(self, optimizer: Any, layers: list[Any]) -> None:
         self._optimizer = weakref.ref(optimizer)
@@ -79,7 +79,7 @@ class StepsInBackward:
 
 
 class _Updater:
-    """Of scores, whichever layers share them."""
+    """The link from one scores parameter, whichever layers share it, to the optimizer that steps on it."""
 
     def __init__(self, steps: weakref.ref[StepsInBackward], scores: torch.Tensor) -> None:
         self._steps, self.scores = steps, scores
@@ -93,7 +93,8 @@ class _Updater:
         return steps
 
     def use(self, scores: torch.Tensor | None) -> "Use | None":
-        """What a forward of the layer gives to its backward; None where the scores are to get a gradient as ever."""
+        """The ``Use`` that a forward of the layer gives to its backward; None where the scores are to get a gradient as
+        ever."""
         trains = scores is self.scores and self.scores.requires_grad and torch.is_grad_enabled()
         if not trains or self._steps() is None or self.steps.group_of(self.scores) is None:
             return None
@@ -132,7 +133,7 @@ class _Updater:
 
 
 class Use:
-    """Of the scores by one forward.
+    """A use of scores by one forward, whose backward is to take the optimizer's step on them.
 
     task  the backward in which this forward runs, -1 for none: what activation checkpointing repeats there does not
           count beside the forward that it repeats

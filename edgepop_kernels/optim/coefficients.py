@@ -6,7 +6,7 @@ import torch
 
 
 class Coefficients(NamedTuple):
-    """What a step multiplies by, and where it is read that only the device knows.
+    """The factors of a step, and where those are read that only the device knows.
 
     kind    the optimizer's name in csrc/common/update.h: "sgd" or "adam"
     values  the fields of its struct there, in their order; those that follow from the device left at any value

@@ -1,4 +1,4 @@
-"""Which numbers a param group may hold. torch compares the constructor's arguments alone, and NaN passes its
+"""The numbers that a param group may hold. torch compares the constructor's arguments alone, and NaN passes its
 comparisons."""
 
 import math

@@ -14,7 +14,8 @@ from .step import Params, ScoreOptimizer, rate_on_device
 
 
 class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
-    """torch.optim.SGD in one pass over memory, which also finds the cuts of masked layers for their next forward.
+    """An optimizer: torch.optim.SGD in one pass over memory, which also finds the cuts of masked layers for their next
+    forward.
 
     params  as torch.optim takes them, groups too; or the network itself, for all its parameters
     model   the network, where ``params`` is not it: its masked layers under TopK or Percentile whose scores are among
@@ -45,6 +46,11 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     used twice, a second backward before ``step``, a hook on the scores or a ``.grad`` of theirs, several processes;
     GradScaler in its step, afterwards; and
     under torch.compile(fullgraph=True) forward does.
+
+    >>> model = ek.convert(nn.Sequential(nn.Linear(64, 10)), keep=0.5)
+    >>> optimizer = ek.optim.ScoreSGD(model, lr=0.1, momentum=0.9)
+    >>> model(torch.randn(4, 64)).sum().backward()
+    >>> optimizer.step()
     """
 
     _moments = ("momentum_buffer",)

@@ -72,8 +72,8 @@ class Steady:
         return cls(groups) if any(g.members for g in groups) else None
 
     def updates(self, optimizer: Any) -> list[tuple[torch.Tensor, Any, Any]] | None:
-        """Of this step: parameter, update (a plain tuple, which takes no call) and whose scores it is; None, with
-        nothing changed, where something is not as it was."""
+        """The updates of this step: parameter, update (a plain tuple, which takes no call) and whose scores it is;
+        None, with nothing changed, where something is not as it was."""
         if len(optimizer.param_groups) != len(self.groups):
             return None
         grads = []

@@ -1,4 +1,4 @@
-"""What the score optimizers share: which parameters a kernel updates, and which layers get a cut from it."""
+"""The base of the score optimizers: which parameters a kernel updates, and which layers get a cut from it."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,7 +115,8 @@ class ScoreOptimizer(_Base):
             self._in_backward = StepsInBackward(self, self._layers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """torch's. Raises TypeError and ValueError for settings that are no numbers in range, NaN among them."""
+        """Adds a group as torch does. Raises TypeError and ValueError for settings that are no numbers in range, NaN
+        among them."""
         if isinstance(param_group, dict):
             check_group(self.defaults | param_group)
         super().add_param_group(param_group)
@@ -147,7 +148,8 @@ class ScoreOptimizer(_Base):
             self._in_backward = StepsInBackward(self, [s.layer for s in self._scores.values()])
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; the loss that ``closure`` returns, where one is given. Parameters without gradient stand still.
+        """Takes one step; returns the loss that ``closure`` returns, where one is given. Parameters without gradient
+        stand still.
 
         Raises, before anything is changed, ValueError for a sparse gradient and for a learning rate that has become NaN
         or infinite (a tensor is not looked at), and RuntimeError where a CUDA graph is captured and the count of steps

@@ -12,12 +12,15 @@ from .threshold import Threshold
 
 @dataclass(frozen=True)
 class Bernoulli(Rule):
-    """Keep each weight with probability sigmoid(score), drawn anew in every forward; NaN is never kept.
+    """A rule that keeps each weight with probability sigmoid(score), drawn anew in every forward; NaN is never kept.
 
     Zhou et al. 2019, "Deconstructing Lottery Tickets". The seed of a draw comes from torch's generator of the scores'
     device, so ``torch.manual_seed`` reproduces it, and ranks whose generators agree draw one mask; backward uses the
     mask of its forward. at_eval: what layers do in eval mode, and for good when frozen or materialised: "sample" draws
     there too, as the paper does; "round" keeps sigmoid(score) > 0.5.
+
+    >>> ek.mask(torch.full((1000,), 100.0), ek.Bernoulli()).all()
+    tensor(True)
     """
 
     at_eval: Literal["sample", "round"] = "sample"

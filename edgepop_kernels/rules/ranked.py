@@ -13,10 +13,13 @@ from .rule import Ops, Rule, checked_of
 
 
 def kept_count(numel: int, keep: float) -> int:
-    """Number of weights a top-k rule keeps out of ``numel``: ``numel - int((1 - keep) * numel)``.
+    """The number of weights that a top-k rule keeps out of ``numel``: ``numel - int((1 - keep) * numel)``.
 
     Computed in Python floats on the host, as hidden-networks' GetSubnet does (Ramanujan et al. 2020), truncation
     included: ``kept_count(10, 0.9)`` is 10, because ``(1 - 0.9) * 10`` is just below 1.
+
+    >>> ek.kept_count(1000, keep=0.3)
+    300
     """
     if isinstance(numel, bool) or not isinstance(numel, int):
         raise TypeError(f"numel: expected an int, got {type(numel).__name__}")
@@ -30,8 +33,8 @@ def _kept(numel: int, keep: float) -> int:
 
 
 def checked_kept(rule: Rule, numel: int) -> int:
-    """How many of ``numel`` scores a rule that ranks keeps. Raises TypeError or ValueError for what is no such number,
-    as a rule of a user's own may say: kernels count on it."""
+    """The number of scores out of ``numel`` that a rule that ranks keeps. Raises TypeError or ValueError for what is no
+    such number, as a rule of a user's own may say: kernels count on it."""
     kept = rule.kept(numel)
     if type(kept) is not int:
         raise TypeError(f"rule: expected {rule}.kept to return an int, got {type(kept).__name__}")
@@ -60,7 +63,7 @@ def ranked_rule(keep: float | None, rule: Rule | None) -> Rule:
 
 @dataclass(frozen=True)
 class Ranked(Rule):
-    """What rules share that keep the best-ranked scores."""
+    """The base of rules that keep the best-ranked scores."""
 
     keep: float = 0.5
     of: Literal["abs", "raw"] = "abs"
@@ -71,7 +74,7 @@ class Ranked(Rule):
         checked_of(self.of, ("abs", "raw"))
 
     def kept(self, numel: int) -> int:
-        """How many of ``numel`` scores are kept, before ties at the cut."""
+        """The number of scores out of ``numel`` that are kept, before ties at the cut."""
         numel = int(numel)
         return numel - int((1 - self.keep) * numel)
 
@@ -96,16 +99,22 @@ class Ranked(Rule):
 
 @dataclass(frozen=True)
 class TopK(Ranked):
-    """Keep the best-scored fraction ``keep`` of each layer, exactly ``kept_count(numel, keep)`` weights.
+    """A rule that keeps the best-scored fraction ``keep`` of each layer, exactly ``kept_count(numel, keep)`` weights.
 
     of: "abs" ranks by |s| (edge-popup, Ramanujan et al. 2020); "raw" by s itself. Ties go to the lower flat index,
     NaN ranks below every number.
+
+    >>> rule = ek.TopK(0.5)
+    >>> ek.mask(torch.tensor([0.1, -3.0, 2.0, -0.2]), rule)
+    tensor([False,  True,  True, False])
     """
 
 
 @dataclass(frozen=True)
 class Percentile(Ranked):
-    """Keep the scores at or above a percentile of their layer, all ties included: hidden-networks' GetSubnetFaster.
+    """A rule that keeps the scores at or above a percentile of their layer, all ties included.
+
+    It is that of hidden-networks' GetSubnetFaster.
 
     The threshold is the j-th smallest score, j = 1 + round(.01 * q * (numel - 1)), q = (1 - keep) * 100, in Python
     floats with Python's rounding to even. So the count differs from TopK's by one at times, and tied scores are kept
@@ -122,7 +131,7 @@ class Percentile(Ranked):
 
 @dataclass(frozen=True)
 class GlobalTopK(Ranked):
-    """Keep the best-scored fraction ``keep`` of all layers together: one threshold, any share of a single layer.
+    """A rule that keeps the best-scored fraction ``keep`` of all layers together, any share of a single one.
 
     The layers of one ``select_all`` call (of one model under ``share_selection``) whose rules are equal are ranked
     together, exactly ``kept_count`` of their total; ties go to the earlier layer, then to the lower flat index.
@@ -130,6 +139,11 @@ class GlobalTopK(Ranked):
     at_least: the fraction of its own weights that every layer keeps, in [0, keep], 0 for no such floor. A layer whose
     scores are on a smaller scale than the others' would keep nothing, and let nothing through. What floors take, the
     other layers keep less. Raises TypeError, ValueError.
+
+    >>> large, small = torch.tensor([4.0, 3.0]), torch.tensor([0.2, 0.1])
+    >>> cuts = ek.select_all([large, small], [ek.GlobalTopK(0.5)] * 2)
+    >>> [cut.threshold.item() for cut in cuts]
+    [3.0, 3.0]
     """
 
     at_least: float = 0.0
@@ -172,7 +186,7 @@ class GlobalTopK(Ranked):
 
 
 def _lower(a: Cut, b: Cut) -> Cut:
-    """Of two cuts of one layer's scores, the one that keeps more."""
+    """The one of two cuts of a layer's scores that keeps more."""
     (key, index), (other_key, other_index) = a.data, b.data
     keeps_more = (other_key < key) | ((other_key == key) & (other_index > index))
     return Cut(torch.where(keeps_more, b.data, a.data), a.of)

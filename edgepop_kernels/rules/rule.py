@@ -1,4 +1,4 @@
-"""What every mask rule answers."""
+"""The base of all mask rules."""
 
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -8,7 +8,7 @@ from ..cut import Bits, Cut, Selection
 
 
 class Ops(Protocol):
-    """What a rule asks of ``edgepop_kernels.ops``, the module that is handed to it."""
+    """The part of ``edgepop_kernels.ops`` that rules use: the module is handed to them."""
 
     def select(
         self, scores: list[torch.Tensor], kept: list[int], of: list[str], hint: torch.Tensor | None, /
@@ -25,7 +25,7 @@ _DEFINED: dict[str, dict[tuple[str, str], type["Rule"]]] = {}
 
 
 class Rule:
-    """How the mask of a layer follows from its scores. The base of all rules, each a frozen dataclass.
+    """The base of all rules, each a frozen dataclass: it says how the mask of a layer follows from its scores.
 
     A rule of your own is one too: its fields are numbers, bools, strings, None or tuples of them, and its ``select``
     returns what ``selects`` names; it may call what users call (``edgepop_kernels.select``, ``pack_mask``). A
@@ -79,7 +79,7 @@ class Rule:
         raise TypeError(f"rule: {self} selects nothing by itself")
 
     def kept(self, numel: int) -> int:
-        """How many of ``numel`` scores are kept, before ties at the cut; of a rule that ranks."""
+        """The number of scores out of ``numel`` that are kept, before ties at the cut; of a rule that ranks."""
         raise TypeError(f"rule: {self} ranks nothing")
 
     def cut(self, data: torch.Tensor, numel: int) -> Cut:
@@ -100,7 +100,7 @@ class Rule:
         return None
 
     def with_keep(self, keep: float) -> "Rule":
-        """The same rule keeping another fraction. Raises ValueError for a rule without one."""
+        """This rule with another fraction to keep. Raises ValueError for a rule without one."""
         raise ValueError(f"keep: only a rule that ranks has one to set, this layer's rule is {self}")
 
 

@@ -13,9 +13,12 @@ from .rule import Ops, Rule, checked_of
 
 @dataclass(frozen=True)
 class Threshold(Rule):
-    """Keep the weights with ``of(score) > cutoff``, strictly; NaN is never kept.
+    """A rule that keeps the weights with ``of(score) > cutoff``, strictly; NaN is never kept.
 
     of: "sigmoid" (supermasks; ``cutoff`` in [0, 1], compared as s > logit(cutoff) in exact arithmetic), "abs" or "raw".
+
+    >>> ek.mask(torch.tensor([-1.0, 0.0, 1.0]), ek.Threshold(0.5))
+    tensor([False, False,  True])
     """
 
     cutoff: float = 0.5
@@ -31,7 +34,7 @@ class Threshold(Rule):
         object.__setattr__(self, "cutoff", float(self.cutoff))
 
     def select(self, scores: torch.Tensor, ops: Ops | None = None) -> Cut:
-        """The largest score that is not kept, and no tie of it kept: a constant, whatever the scores."""
+        """The cut at the largest score that is not kept, with no tie of it kept: a constant, whatever the scores."""
         data = torch.full((2,), -1, dtype=torch.int64, device=scores.device)
         data[:1].fill_(self._largest_dropped_key())
         return Cut(data, self.of)
