@@ -64,7 +64,7 @@ def convert(
     norm              "non-affine" takes scale and shift out of the batch norms, as edge-popup's networks have none
     options           scores_init, mask_bias, rescale of supermasks; layers without bias have none to mask
 
-    Random weights want an init, and each method its rate; these learn the digits (README.md says how well):
+    Random weights want an init, and each method its rate; these learn the digits (docs/accuracy.md says how well):
 
       "subnet"                   init="signed_constant"; keep far from 0.5: scale="paper"   SGD 0.1, momentum 0.9
       "supermask"                init="signed_constant", scores_init=None, the default      Adam 0.01

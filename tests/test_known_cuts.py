@@ -105,7 +105,7 @@ def test_averages_that_stand_in_for_evaluation_are_seen_to_the_last_score(shared
 
 
 def test_a_change_to_single_scores_that_is_not_counted_needs_forget():
-    """As README says. Where this fails because such a write is seen, README is to say so."""
+    """As docs/limits.md says. Where this fails because such a write is seen, that page is to say so."""
     layer, _ = stepped()
     unseen = all_but_those_looked_at(layer.scores)
     with torch.no_grad():
