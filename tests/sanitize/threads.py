@@ -69,8 +69,8 @@ def steps(native, threads):
     for step in range(3):
         grads = [rng.standard_normal(v.size, dtype=np.float32) for v in values]
         for update in (
-            (0.1, 0.9, 1.0, 1e-4, 1.0, 0.0, float(step == 0)),
-            (1e-3, 1.0, 0.1, -0.9, 0.999, 1e-3, 1e-8, 0.0, 1.0, 1.0),
+            ("sgd", (0.1, 0.9, 1.0, 1e-4, 1.0, 0.0, float(step == 0))),
+            ("adam", (1e-3, 1.0, 0.1, -0.9, 0.999, 1e-3, 1e-8, 0.0, 1.0, 1.0)),
         ):
             parameters = [
                 (address(v), address(g), [address(m) for m in three], v.size, update)
