@@ -124,7 +124,7 @@ def _hand_on(cuts, rankings):
 
 
 def _batches(updates):
-    """As many together as a launch takes."""
+    """Splits into as many together as a launch takes."""
     batch, sets = [], set()
     for update in updates:
         sets.add(_set(update.coefficients))
@@ -136,7 +136,7 @@ def _batches(updates):
 
 
 def _set(coefficients):
-    """What parameters share of their coefficients: (kind, values, rates)."""
+    """The part that parameters share of their coefficients: (kind, values, rates)."""
     return coefficients[:3]
 
 

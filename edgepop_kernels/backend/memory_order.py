@@ -19,7 +19,7 @@ def filling(scores: torch.Tensor) -> tuple[torch.Tensor, tuple[tuple[int, ...], 
 
 
 class Places(NamedTuple):
-    """Where tensors of four bytes an element begin, in elements from ``base``.
+    """The places where tensors of four bytes an element begin, in elements from ``base``.
 
     A copy is elsewhere in every call: its place is no part of what a table is cached by, and is written into the table
     on the device, so that a CUDA graph can hold a call with copies too.

@@ -41,7 +41,7 @@ class BayesianTickets(Experiment):
         self._compare(data, device, session, [self.criterion])
 
     def tickets(self, data: Dataset, device: torch.device, criteria: list[str]) -> Result:
-        """As ``run``, with the masked network of each criterion."""
+        """Trains as ``run`` does, with the masked network of each criterion."""
         session = Session()
         self._compare(data, device, session, criteria)
         return self.result(session.finished)

@@ -103,7 +103,7 @@ def random_state() -> dict:
 
 
 def torch_random_state() -> dict:
-    """Of torch's generators alone, from which masks are drawn."""
+    """The states of torch's generators alone, from which masks are drawn."""
     return {
         "torch": torch.get_rng_state(),
         # Of one GPU: each process of a run uses one, in the state that all of them share.

@@ -1,4 +1,4 @@
-"""What `edgepop recipes` prints: the list of recipes, or one with all its settings."""
+"""The output of `edgepop recipes`: the list of recipes, or one with all its settings."""
 
 import inspect
 import shutil

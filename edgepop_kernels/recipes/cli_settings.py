@@ -22,7 +22,7 @@ _KINDS = {int: "INT", float: "FLOAT", str: "NAME", tuple: "INT,..."}
 
 
 def option(setting: str) -> str:
-    """How a setting is given on the command line."""
+    """The option of a setting on the command line."""
     return f"--{setting.replace('_', '-')}"
 
 
@@ -123,7 +123,7 @@ def _hint(field: dataclasses.Field) -> str:
 
 
 def _others(field: dataclasses.Field) -> str:
-    """What methods allow that differ from the others in this setting."""
+    """The values that methods allow which differ from the others in this setting."""
     found: dict[str, list[str]] = {}
     for method in registry.METHODS.values():
         allowed = method.__dataclass_fields__[field.name].metadata["allowed"]

@@ -118,12 +118,12 @@ class Saved(Session):
 
     @property
     def file(self) -> Path:
-        """Of the training under way."""
+        """The file of the training under way."""
         return checkpoint.path(self.run, "current")
 
     @property
     def seconds(self) -> float:
-        """Of all processes together, without the work that was lost when one was killed."""
+        """The seconds of all processes together, without the work that was lost when one was killed."""
         return time.monotonic() - self.started
 
     @property
@@ -184,7 +184,7 @@ class Saved(Session):
         self.report.line(self.told(name))
 
     def write(self, pictures: bool = False) -> tuple[Result, list[Path]]:
-        """What the trainings finished so far have shown, and the files that say so."""
+        """Writes what the trainings finished so far have shown; returns it, and the files."""
         result = self.recipe.result(self.finished)
         written = [experiments.write_trainings(self.finished, self.run), *experiments.write(result, self.run, pictures)]
         return result, written
@@ -202,7 +202,7 @@ class Saved(Session):
 
 @contextlib.contextmanager
 def _bar(session: Saved, report: Report) -> Iterator[Callable[[], None]]:
-    """On a terminal, a bar over all trainings; yields what to call when more of the session is done."""
+    """A bar over all trainings, on a terminal; yields what to call when more of the session is done."""
     if not report.console.is_terminal:
         yield lambda: None
         return

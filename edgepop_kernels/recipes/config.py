@@ -1,4 +1,4 @@
-"""What a training run is told: one frozen dataclass, whose fields are also the options of the command line.
+"""The settings of a training run: one frozen dataclass, whose fields are also the options of the command line.
 
 A method (edge-popup, dense...) is a subclass in a file of its own that adds its settings and says how its network is
 made. Everything a run's numbers depend on is a field, so a saved configuration is a complete recipe.
@@ -32,7 +32,7 @@ MOST = 1e30
 
 @dataclass(frozen=True)
 class When:
-    """Where a setting has an effect: with ``words``, if ``holds`` of the recipe."""
+    """The condition under which a setting has an effect: with ``words``, if ``holds`` of the recipe."""
 
     words: str
     holds: Callable[["Recipe"], bool]
@@ -42,13 +42,13 @@ ALWAYS = When("every recipe", lambda recipe: True)
 
 
 def only(name: str, *values: Any) -> When:
-    """Where the setting ``name`` has one of these values."""
+    """The condition that the setting ``name`` has one of these values."""
     words = " or ".join(filter(None, (", ".join(map(str, values[:-1])), str(values[-1]))))
     return When(f"{name} {words}", lambda recipe: getattr(recipe, name) in values)
 
 
 def but(name: str, value: Any) -> When:
-    """Where the setting ``name`` has any other value."""
+    """The condition that the setting ``name`` has any other value."""
     return When(f"a {name} other than {value}", lambda recipe: getattr(recipe, name) != value)
 
 
@@ -216,11 +216,11 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / (self.epochs - self.warmup)))
 
     def trainings(self) -> int:
-        """How many times a network is trained for ``epochs``."""
+        """The number of times that a network is trained for ``epochs``."""
         return 1
 
     def density(self) -> str:
-        """How much of the network it keeps, in words; empty where that is no setting."""
+        """The share of the network that is kept, in words; empty where that is no setting."""
         return f"keep {self.keep}" if hasattr(self, "keep") else ""
 
     def in_effect(self) -> list[dataclasses.Field]:

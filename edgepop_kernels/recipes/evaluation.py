@@ -40,7 +40,7 @@ class Subject(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Of one part of the data: its images, how many got the right answer, the mean cross-entropy."""
+    """The result on one part of the data: its images, how many got the right answer, the mean cross-entropy."""
 
     part: str
     images: int
@@ -181,7 +181,8 @@ def _machine(subject: Subject, report: Report) -> tuple[Recipe, torch.device]:
 
 
 def _batches(subject: Subject, recipe: Recipe, device: torch.device, place: Path | None, report: Report) -> Batches:
-    """Of the run's data set as it is in ``place``, normalised as the run's was; where it is another, that is said."""
+    """The batches of the run's data set as it is in ``place``, normalised as the run's was; where it is another, that
+    is said."""
     whole = data.limited(data.load(recipe.dataset, place, recipe.image_size), recipe.limit_images)
     wanted = tuple(subject.preprocessing["image"])
     if whole.image != wanted or whole.classes != subject.classes:

@@ -69,7 +69,7 @@ class Experiment(Recipe):
     )
 
     def trainings(self) -> int:
-        """How many trainings ``compare`` does."""
+        """The number of trainings that ``compare`` does."""
         raise NotImplementedError(f"{type(self).__name__} does not say how many trainings it compares")
 
     def compare(self, data: Dataset, device: torch.device, session: Session) -> None:
@@ -77,7 +77,7 @@ class Experiment(Recipe):
         raise NotImplementedError(f"{type(self).__name__} does not say what it compares")
 
     def result(self, finished: dict[str, Outcome]) -> Result:
-        """What the trainings ``finished`` so far, at least one, have shown."""
+        """The results of the trainings ``finished`` so far, at least one."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its trainings show")
 
     def run(self, data: Dataset, device: torch.device) -> Result:
@@ -87,7 +87,7 @@ class Experiment(Recipe):
         return self.result(session.finished)
 
     def batches(self, data: Dataset, device: torch.device) -> Batches:
-        """Those of the data set, which is moved to the device; less what is held out."""
+        """The batches of the data set, which is moved to the device; less what is held out."""
         data = hold_out(data, self.resolved(len(data.train)).validation)
         sizes = dict(batch_size=self.batch_size, seed=self.seed)
         return Batches(data.to(device), **sizes, channels_last=self.channels_last, workers=self.workers)
@@ -118,7 +118,7 @@ def epochs_chart(lines: dict[str, list[float]], name: str = "curves", title: str
 
 @dataclass
 class _Place:
-    """Where a training is, beside the states of its network and optimizer. Plain data.
+    """The place that a training has reached, beside the states of its network and optimizer. Plain data.
 
     factor: on the recipe's lr; right: answers in the epoch that has begun; best, waited: of the training accuracy;
     picked: a copy of the network's state at its best epoch, where that is asked for.

@@ -60,7 +60,8 @@ def plain(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def description(found: Saved, model: nn.Module, drawn: bool) -> dict[str, Any]:
-    """What one has to know to use the weights of the plain ``model``: plain data, without the places of any files.
+    """A description of what one has to know to use the weights of the plain ``model``: plain data, without the places
+    of any files.
 
     holds: "weights", in a file of masks "masks"; preprocessing: how an image becomes the input; class_names: of the
     outputs, None where they are unknown; architecture: the network and its modules; checkpoint: its name and the row of

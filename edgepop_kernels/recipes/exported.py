@@ -24,7 +24,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def description(file: Path) -> Path:
-    """Where what goes with the tensors of ``file`` is written: of a .pt file beside it, else in it."""
+    """The file in which what goes with the tensors of ``file`` is written: of a .pt file beside it, else in it."""
     return file.with_suffix(".json") if file.suffix == ".pt" else file
 
 
@@ -57,7 +57,7 @@ def write(file: Path, tensors: Tensors, about: dict[str, Any]) -> None:
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """What goes with the tensors of an export. Raises UserError where ``file`` is none."""
+    """Reads what goes with the tensors of an export. Raises UserError where ``file`` is none."""
     source = description(file)
     if file.suffix == ".pt":
         if not source.exists():

@@ -20,7 +20,7 @@ FAR = 4.0  # multiples of the cut, beyond which scores are counted as one
 
 
 class Scores(NamedTuple):
-    """What the masks are decided by, at the end. cut: from where on a weight is ``kept``, on the scale that ``axis``
+    """The scores that decide the masks, at the end. cut: from where on a weight is ``kept``, on the scale that ``axis``
     names, which goes from 0 to ``most``; values: of each layer, flat."""
 
     axis: str

@@ -1,5 +1,5 @@
-"""What a training must not hold: NaN and infinity. The loss need not tell: scores that are NaN still keep as many
-weights as ever, and those are finite."""
+"""A search for what a training must not hold: NaN and infinity. The loss need not tell: scores that are NaN still keep
+as many weights as ever, and those are finite."""
 
 import math
 from collections.abc import Iterator

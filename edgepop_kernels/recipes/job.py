@@ -24,7 +24,8 @@ _FREE = (*machine.SETTINGS, "workers")
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a run writes beside checkpoints and tables. step_times: measured when everything else is written."""
+    """The files that a run writes beside checkpoints and tables. step_times: measured when everything else is
+    written."""
 
     plots: bool = True
     tensorboard: bool = False

@@ -1,4 +1,4 @@
-"""What a network is built of: the layers of the method that trains it."""
+"""The layers that a network is built of: the layers of the method that trains it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ INITS = (*ek.init.NAMES, "default")  # how a recipe's weights are drawn; "defaul
 
 @dataclass(frozen=True)
 class Layers:
-    """How a method makes its layers; torch's own are those of the dense network.
+    """A maker of a method's layers; torch's own are those of the dense network.
 
     conv(in_channels, out_channels, kernel_size, stride=, padding=) and linear(in_features, out_features) have a bias if
     the method says so, convolutions before a norm none: they are asked for with bias=False. norm(channels).

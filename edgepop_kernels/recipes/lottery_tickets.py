@@ -161,7 +161,7 @@ class LotteryTickets(Experiment):
         return replace(found, layers=layers, before=before), left
 
     def _gradient(self, batches, initial: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of the mean loss over the training set at the initial weights."""
+        """The gradient of the mean loss over the training set at the initial weights."""
         model = self.place(_filled(self._plain(batches.data), initial), batches.mean.device)
         for images, labels in batches.train(0):
             (F.cross_entropy(model(images), labels, reduction="sum") / len(batches.data.train)).backward()

@@ -1,4 +1,4 @@
-"""Where a run computes: its device, threads and kernels, and the versions beneath; and where it went on."""
+"""The machine of a run: its device, threads and kernels, and the versions beneath; and where it went on."""
 
 import os
 import platform
@@ -92,7 +92,7 @@ def notes(was: dict, now: dict) -> list[str]:
 
 
 def went_on(places: list[dict], here: dict) -> list[dict]:
-    """Where a run has been, one after the other, when it goes on here."""
+    """The machines of a run, one after the other, when it goes on here."""
     return places if places and places[-1] == here else [*places, here]
 
 

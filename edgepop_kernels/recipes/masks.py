@@ -1,4 +1,4 @@
-"""What the masks of a network look like from outside: how many weights they keep, and how many they exchanged."""
+"""The masks of a network from outside: how many weights they keep, and how many they exchanged."""
 
 import torch
 from torch import nn

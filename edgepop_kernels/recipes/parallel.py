@@ -41,12 +41,12 @@ class World:
 
     @property
     def command(self) -> str:
-        """What starts this program in such a world."""
+        """The command that starts this program in such a world."""
         alone = self.size == 1
         return "edgepop" if alone else f"torchrun --nproc-per-node {self.local_size} -m edgepop_kernels"
 
     def resumption(self, run: Path) -> str:
-        """What to type to go on with a run, for a sentence."""
+        """The command to go on with a run, for a sentence."""
         return f"continue with `{self.command} train --resume {shlex.quote(str(run))}`"
 
     def share(self, accumulate: int) -> Share:
@@ -54,7 +54,8 @@ class World:
         return Share(self.size * accumulate, self.rank * accumulate, accumulate)
 
     def lead(self, action: Callable[[], T]) -> T:
-        """What ``action`` returns on rank 0, which alone does it; a UserError of it is raised on every rank."""
+        """Does ``action`` on rank 0 alone, and returns what it returns there; a UserError of it is raised on every
+        rank."""
         if self.size == 1:
             return action()
         outcome = [None, None]
@@ -67,7 +68,7 @@ class World:
         return outcome[0]
 
     def each(self, action: Callable[[], T]) -> T:
-        """What ``action`` returns here, once every rank has done it; a UserError of one is raised on all."""
+        """Does ``action`` on every rank, and returns what it returns here; a UserError of one is raised on all."""
         outcome = [None, None]
         with _kept(outcome):
             outcome[0] = action()

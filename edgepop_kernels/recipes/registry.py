@@ -72,7 +72,7 @@ def goal(name: str, recipe: Recipe, images: int) -> str | None:
 
 
 def picks(recipe: Recipe) -> str:
-    """What the best epoch is picked by, in words."""
+    """The part of the data by which the best epoch is picked, in words."""
     if "validation" not in (field.name for field in recipe.in_effect()):
         return "compares several trainings, picks no epoch"
     if recipe.validation == 0:

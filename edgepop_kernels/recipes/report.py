@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar on a terminal, plain lines elsewhere, and the summary at its end."""
+"""The display of a run: a progress bar on a terminal, plain lines elsewhere, and the summary at its end."""
 
 import contextlib
 import time
@@ -34,7 +34,7 @@ class Summary:
 
     @property
     def accuracy(self) -> float:
-        """On the test set, after the last epoch."""
+        """The accuracy on the test set, after the last epoch."""
         return self.last["test_accuracy"]
 
     @property
@@ -187,7 +187,7 @@ class Report:
 
 
 def duration(seconds: float) -> str:
-    """In the two largest units: 4.2 s, 1 min 20 s, 2 h 5 min."""
+    """A duration in the two largest units: 4.2 s, 1 min 20 s, 2 h 5 min."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -17,7 +17,8 @@ class Saved(NamedTuple):
 
     @property
     def row(self) -> dict[str, Any] | None:
-        """Of the run's log, with its accuracies; None where it was saved before the first epoch or within one."""
+        """The row of the run's log, with its accuracies; None where it was saved before the first epoch or within
+        one."""
         rows = [row for row in self.state["history"] if row["epoch"] == self.state["epoch"]]
         return rows[0] if rows and self.state["step"] == 0 else None
 

@@ -18,7 +18,7 @@ Left = dict[str, Tensor | dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training found: accuracies, fractions after each epoch.
+    """The outcome of a training: accuracies, fractions after each epoch.
 
     train: over the epoch's own batches, as they were trained on; validation: of the images that are held out, empty
     where none are; layers: (name, weights kept, weights) of the masked ones; before: the test accuracy of the first
@@ -76,7 +76,7 @@ class Session:
         """Called before a training."""
 
     def failed(self, name: str, error: NotFinite) -> UserError:
-        """What to raise where a loss of the training ``name`` was no number."""
+        """The error to raise where a loss of the training ``name`` was no number."""
         return UserError(f"{name}: {error}")
 
     def end(self, name: str) -> None:

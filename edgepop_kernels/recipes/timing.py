@@ -96,7 +96,7 @@ def _found(rounds: list[dict[str, float]]) -> StepTimes | None:
 
 
 def _columns(trainer: Trainer) -> dict[str, Callable[[list[Part]], torch.Tensor]]:
-    """What takes one step on a batch, by name of the column."""
+    """The functions that take one step on a batch, by name of the column."""
     recipe = trainer.recipe
     if not masked_layers(trainer.model):
         return {"dense": _step(trainer, _copy(trainer), recipe.backend)}

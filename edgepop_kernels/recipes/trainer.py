@@ -84,7 +84,7 @@ class Trainer:
 
     @property
     def ended(self) -> str:
-        """Where ``max_steps`` ends the run before its last epoch does, in words; else empty."""
+        """The place where ``max_steps`` ends the run before its last epoch does, in words; else empty."""
         steps = self.batches.steps()
         if self.steps == self.recipe.epochs * steps:
             return ""
@@ -93,7 +93,7 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
+        """The number of steps of the whole run."""
         steps = self.recipe.epochs * self.batches.steps()
         return min(steps, self.recipe.max_steps or steps)
 

@@ -14,7 +14,7 @@ _LAYERS = (ek.FusedSubnetConv, ek.FusedSubnetLinear, *_SELF_SCORED)
 
 
 def authors_name(model: nn.Module) -> str | None:
-    """What the authors call the function behind this network's masks; None where they have another, or it has none."""
+    """The authors' name for the function behind this network's masks; None where they have another, or it has none."""
     layers = [layer for layer in model.modules() if hasattr(layer, "mask")]
     sorted_alone = [isinstance(m, _LAYERS) and isinstance(m.rule, ek.TopK) and m.rule.of == "abs" for m in layers]
     if not layers or not all(sorted_alone):

@@ -86,7 +86,7 @@ HALF = TopK(0.5)
 
 @dataclass(frozen=True)
 class Draw:
-    """What linear and convolution cases have in common."""
+    """The base of linear and convolution cases."""
 
     rule: Rule = HALF
     self_scored: bool = False  # scores=None: the weight is its own score

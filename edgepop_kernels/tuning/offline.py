@@ -27,7 +27,7 @@ _ARCH = {80: "sm_80", 90: "sm_90a", 100: "sm_100a"}
 
 @dataclass(frozen=True)
 class Report:
-    """What a kernel costs on a target. serialized: ptxas gave up overlapping wgmma (its remark C7515)."""
+    """The cost of a kernel on a target. serialized: ptxas gave up overlapping wgmma (its remark C7515)."""
 
     kernel: str
     capability: int
@@ -41,7 +41,7 @@ class Report:
 
 
 class _Driver:
-    """As much of a driver as specialising and compiling ask for; each capability is a device of its own."""
+    """The part of a driver that specialising and compiling ask for; each capability is a device of its own."""
 
     def __init__(self, capability):
         self.capability = capability

@@ -1,4 +1,5 @@
-"""What a kernel cannot be faster than: the bytes it must move, the operations it must do, the peaks of a device.
+"""The time that a kernel cannot be faster than: the bytes it must move, the operations it must do, the peaks of a
+device.
 
 Every operand is counted once, as if caches were perfect, and every result once; a multiplication with padding is not
 counted. The floor is the longer of the two times at peak rate (Williams, Waterman, Patterson 2009, "Roofline"), of
@@ -13,7 +14,7 @@ PACKED_BITS = 1
 
 @dataclass(frozen=True)
 class Work:
-    """Of one call of a kernel. flops: multiplications and additions; traffic: bytes read and written."""
+    """The work of one call of a kernel. flops: multiplications and additions; traffic: bytes read and written."""
 
     flops: float
     traffic: float
@@ -21,7 +22,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Peak:
-    """What a device does at best. bandwidth: bytes/s of its memory, None where caches hold the operands; flops: FLOP/s
+    """The best that a device does. bandwidth: bytes/s of its memory, None where caches hold the operands; flops: FLOP/s
     by precision, as ``Problem`` names them; source: where the numbers are from."""
 
     bandwidth: float | None

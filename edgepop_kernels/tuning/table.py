@@ -1,4 +1,4 @@
-"""From a problem to a tile: the device's table where it has a near entry, else a rule of thumb."""
+"""The way from a problem to a tile: the device's table where it has a near entry, else a rule of thumb."""
 
 import dataclasses
 import functools
@@ -16,7 +16,8 @@ MOST_SPLITS = 32
 
 @dataclass(frozen=True)
 class Device:
-    """What the choice of a tile asks of a device; the name as ``torch.cuda.get_device_name`` gives it."""
+    """The properties of a device that the choice of a tile asks for; the name as ``torch.cuda.get_device_name`` gives
+    it."""
 
     name: str
     multiprocessors: int
@@ -41,7 +42,7 @@ def table(device: str) -> dict[Problem, Tile]:
 
 
 def table_file(device: str) -> Path:
-    """Where a device's table lies, or would."""
+    """The place where a device's table lies, or would."""
     return Path(__file__).with_name("tables") / f"{device.lower().replace(' ', '-')}.json"
 
 

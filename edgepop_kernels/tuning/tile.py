@@ -1,4 +1,4 @@
-"""What is tuned, and for what. Both are values: a table maps one to the other."""
+"""The tile that is tuned, and the problem for which. Both are values: a table maps one to the other."""
 
 from dataclasses import dataclass
 

@@ -9,7 +9,7 @@ _AHEAD = 2_000_000  # cycles, about 1 ms: the host's time to launch a layer's fo
 
 
 def scratch(device: torch.device) -> torch.Tensor:
-    """What ``cold_seconds`` overwrites."""
+    """The memory that ``cold_seconds`` overwrites."""
     return torch.empty(_EMPTIED, dtype=torch.uint8, device=device)
 
 

@@ -70,7 +70,7 @@ def trial(tiles: dict[Problem, Tile] | None = None):
 
 @functools.cache
 def device_of(device: torch.device) -> Device:
-    """What tiles are chosen by."""
+    """The device by which tiles are chosen."""
     if device.type != "cuda":
         return H200  # the interpreter walks the tiles of a real device
     properties = torch.cuda.get_device_properties(device)

@@ -1,4 +1,4 @@
-"""From views of tensors to the masked product and the weight gradient. Only strides are read: nothing is copied."""
+"""The masked product of views of tensors and the weight gradient. Only strides are read: nothing is copied."""
 
 from dataclasses import dataclass
 
@@ -174,7 +174,8 @@ def geometry(rows: Axis, columns: Axis) -> tuple[int, ...]:
 
 
 def rounded_up(steps: int) -> int:
-    """To four significant bits: a kernel is compiled for its number of steps, and batches come in many sizes."""
+    """Rounds up to four significant bits: a kernel is compiled for its number of steps, and batches come in many
+    sizes."""
     shift = max(steps.bit_length() - 4, 0)
     return -(-steps >> shift) << shift
 

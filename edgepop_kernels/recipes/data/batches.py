@@ -73,8 +73,8 @@ class Batches:
         self.deviation = torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
     def preprocessing(self) -> dict:
-        """What turns a test image into the network's input, as plain data: pixels, whole numbers in ``values``, minus
-        mean, over deviation, per channel."""
+        """The steps that turn a test image into the network's input, as plain data: pixels, whole numbers in
+        ``values``, minus mean, over deviation, per channel."""
         return {
             "layout": "NCHW",
             "image": list(self.data.image),

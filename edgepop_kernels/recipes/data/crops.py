@@ -27,7 +27,7 @@ def random_crop(image: "Image", side: int, random: torch.Generator) -> torch.Ten
 
 
 def prepared(side: int) -> dict:
-    """What ``middle_crop`` does to an image, as plain data."""
+    """The steps of ``middle_crop``, as plain data."""
     return {"shorter_side": round(side * MARGIN), "interpolation": "bilinear", "crop": "middle"}
 
 

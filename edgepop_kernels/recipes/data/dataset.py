@@ -32,7 +32,7 @@ class Split:
 
 
 class Parts:
-    """What every data set has: ``train``, ``test``, and ``validation``, None where nothing is held out."""
+    """The parts of a data set: ``train``, ``test``, and ``validation``, None where nothing is held out."""
 
     @property
     def evaluated(self) -> dict:
@@ -132,7 +132,7 @@ def _size(split: Split) -> str:
 
 
 def draw_shifts(count: int, random: torch.Generator) -> torch.Tensor:
-    """Of each image the crop's first row, its first column, and whether it is mirrored: int64 [3, count]."""
+    """Draws for each image the crop's first row, its first column, and whether it is mirrored: int64 [3, count]."""
     corners = torch.randint(2 * PAD + 1, (2, count), generator=random)
     return torch.cat([corners, (torch.rand(1, count, generator=random) < 0.5).long()])
 

@@ -44,7 +44,8 @@ class FileSplit:
 
 @dataclass(frozen=True)
 class ImageFolder(Parts):
-    """What ``Dataset`` is for images in memory: 3 channels of ``side`` x ``side`` pixels, cut from files."""
+    """A data set of images in files, as ``Dataset`` is one of images in memory: 3 channels of ``side`` x ``side``
+    pixels, cut from files."""
 
     name: str
     classes: int

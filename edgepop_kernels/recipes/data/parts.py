@@ -1,4 +1,5 @@
-"""Which images of a data set a run uses: some are held out to choose an epoch by, a smoke test takes the first few."""
+"""The images of a data set that a run uses: some are held out to choose an epoch by, a smoke test takes the first
+few."""
 
 from dataclasses import replace
 

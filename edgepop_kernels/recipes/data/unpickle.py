@@ -45,7 +45,7 @@ class _Refused(Exception):
 
 
 class _Name:
-    """What a pickle's name stands for: it can be called, and BUILD, which sets a function's attributes, is refused."""
+    """A stand-in for a pickle's name: it can be called, and BUILD, which sets a function's attributes, is refused."""
 
     __slots__ = ("call",)
 
@@ -184,8 +184,8 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read_dict(content: bytes, source: str, keys: tuple[bytes, ...]) -> dict[bytes, Any]:
-    """What the pickled dict holds under ``keys``, its arrays of whole numbers as numpy's; a key that it lacks is left
-    out. The file's keys may be bytes or text. Raises UserError naming ``source`` for anything else than a dict."""
+    """Reads what the pickled dict holds under ``keys``, its arrays of whole numbers as numpy's; a key that it lacks is
+    left out. The file's keys may be bytes or text. Raises UserError naming ``source`` for anything else than a dict."""
     try:
         loaded = _Unpickler(content).load()
         if not isinstance(loaded, dict):
