@@ -149,14 +149,15 @@ class _SharedSelection:
 
     def selection_of(self, layer: MaskedLayer) -> Selection:
         """The selection of one layer, whose rule ranks it together with others."""
-        members = [m for m in self.layers if isinstance(m, MaskedLayer) and m.rule == layer.rule]
+        rule = layer.rule
+        members = [m for m in self.layers if isinstance(m, MaskedLayer) and (m._rule is rule or m._rule == rule)]
         if layer not in members:
             raise RuntimeError(
                 "rule: a replica of a layer under GlobalTopK cannot rank it together with the others; train in several "
                 "processes (DistributedDataParallel), not with nn.DataParallel"
             )
         ranked, watched = [torch_private.whole(m._ranked) for m in members], torch_private.watched()
-        known = None if watched else self.together.of(ranked, layer.rule)
+        known = None if watched else self.together.of(ranked, rule)
         if known is not None:
             return known[members.index(layer)]
         selections = functional.select_all(ranked, [m.rule for m in members])
