@@ -91,6 +91,11 @@ def current_backward() -> int:
     return torch._C._current_graph_task_id()
 
 
+def after_backward(call: Callable[[], None]) -> None:
+    """Has ``call`` made at the end of the backward that runs in this thread, when all gradients are there."""
+    torch.autograd.Variable._execution_engine.queue_callback(call)
+
+
 def backward_reaches(node: torch.autograd.graph.Node) -> bool:
     """Whether the running backward executes ``node``. Raises RuntimeError for a leaf whose gradient
     ``torch.autograd.grad`` was asked for."""

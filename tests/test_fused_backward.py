@@ -6,6 +6,7 @@ import io
 import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -690,3 +691,32 @@ def test_a_gradient_scaler_is_refused_and_works_without(optimizer):
     expected = scaled_step(False, enabled=False)
     assert torch.equal(scaled_step(True, enabled=False), expected)
     torch.testing.assert_close(scaled_step(False, init_scale=1024.0), expected)
+
+
+CLIPPING = {
+    "norm": lambda model: nn.utils.clip_grad_norm_(model.parameters(), 1e-3),
+    "value": lambda model: nn.utils.clip_grad_value_(model.parameters(), 1e-3),
+    "nothing": lambda model: None,
+    "looked at": lambda model: [p.grad.norm() for p in model.parameters() if p.grad is not None],
+    "dropped": lambda model: model.zero_grad(),
+}
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("clipping", CLIPPING)
+def test_clipping_that_does_not_reach_the_scores_is_told_of_once(clipping, set_to_none):
+    torch.manual_seed(0)
+    model = ek.convert(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)))
+    optimizer = ek.optim.ScoreSGD(model, lr=0.05, fused_backward=True)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            optimizer.zero_grad(set_to_none=set_to_none)
+            model(torch.randn(3, 5)).square().sum().backward()
+            CLIPPING[clipping](model)
+            optimizer.step()
+    told = [str(w.message) for w in seen]
+    assert len(told) == (clipping in ("norm", "value"))
+    assert all(
+        message.startswith("fused_backward: gradients of other parameters have been changed") for message in told
+    )

@@ -108,6 +108,23 @@ def test_a_backward_has_a_number_and_says_what_it_reaches():
         torch.autograd.grad(Asks.apply(p, q).sum(), [p])
 
 
+def test_what_is_to_be_done_after_a_backward_finds_all_gradients():
+    class Asks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a):
+            return a * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            torch_private.after_backward(lambda: found.append(p.grad.item()))
+            return g * 2
+
+    found, p = [], torch.zeros((), requires_grad=True)
+    for _ in range(2):
+        Asks.apply(p).backward()
+    assert found == [2, 4]
+
+
 def test_a_convolution_says_what_padding_it_adds():
     conv = nn.Conv2d(1, 1, (3, 4), padding="same", padding_mode="circular")
     assert list(torch_private.padding_on_each_side(conv)) == [1, 2, 1, 1]

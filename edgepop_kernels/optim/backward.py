@@ -6,6 +6,7 @@ backward, somebody who waits for the gradient) is looked for before a backward c
 """
 
 import gc
+import warnings
 import weakref
 from typing import Any
 
@@ -28,6 +29,9 @@ class StepsInBackward:
         # Of scores: (group, index) in the optimizer's groups, where they were last found.
         self._places: dict[torch.Tensor, tuple[int, int]] = {}
         self._checked = -1  # the backward that was checked last
+        # Of that backward the gradients that there were at its end, of whom, and their versions.
+        self._seen: list[tuple[torch.Tensor, torch.Tensor, int]] = []
+        self._warned = False
         self.updated: dict[torch.Tensor, bool] = {}  # since the last step; whether a cut is to be found yet
 
     @property
@@ -62,6 +66,25 @@ class StepsInBackward:
         for updater in self._updaters.values():
             updater.check(task)
         self._checked = backward
+        if not self._warned:
+            torch_private.after_backward(self._look_at_gradients)
+
+    def _look_at_gradients(self) -> None:
+        groups = () if self.optimizer is None else self.optimizer.param_groups
+        held = [p for group in groups for p in group["params"] if p.grad is not None]
+        self._seen = [(p, p.grad, torch_private.version(p.grad)) for p in held]
+
+    def _warn_of_changed_gradients(self) -> None:
+        changed = any(p.grad is grad and torch_private.version(grad) != version for p, grad, version in self._seen)
+        self._seen = []
+        if changed and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "fused_backward: gradients of other parameters have been changed since backward, as clipping does "
+                "(gradient_clip_val, max_grad_norm): the scores had taken their step by then, with theirs as they "
+                "were; build the optimizer without it where the scores are meant too",
+                stacklevel=2,
+            )
 
     def end(self) -> list[torch.Tensor]:
         """The step's part: the scores whose cuts are to be found. Raises RuntimeError."""
@@ -73,6 +96,7 @@ class StepsInBackward:
                 )
         for scores in self.updated:
             _check_no_gradient(scores)
+        self._warn_of_changed_gradients()
         done = [scores for scores, without_cut in self.updated.items() if without_cut]
         self.updated.clear()
         return done

@@ -23,11 +23,12 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
 
     fused_backward  the step on the scores of masked layers is made inside backward, by the kernel that computes their
             gradient, and that is never stored: ``scores.grad`` stays None, the values are the same bits. ``step`` does
-            the rest. For training in which one step follows every backward: what looks at gradients in between
-            (clipping) finds none, what waits for them (GradScaler, several processes) is refused, and a backward that
-            is given up has changed scores. Where the native backend does not compute the layer, or cannot step through
-            its scores, one layer's gradient at a time is stored, until a step of its own. Layers whose weights score
-            themselves, and rescaled supermasks, have gradients as ever. It needs the model
+            the rest. For training in which one step follows every backward: what looks at gradients in between finds
+            none (where clipping has changed other parameters', ``step`` warns), what waits for them (GradScaler,
+            several processes) is refused, and a backward that is given up has changed scores. Where the native backend
+            does not compute the layer, or cannot step through its scores, one layer's gradient at a time is stored,
+            until a step of its own. Layers whose weights score themselves, and rescaled supermasks, have gradients as
+            ever. It needs the model
 
     The other arguments are torch.optim.SGD's, as are state, param groups and schedulers: a state_dict of either loads
     into the other. Values equal torch's to the rounding of float32, the cuts are exact. A cut serves as long as the
@@ -44,8 +45,7 @@ class ScoreSGD(ScoreOptimizer, torch.optim.SGD):
     gradient and for a rate that has become NaN or infinite. With
     ``fused_backward``, backward raises RuntimeError before anything is changed for what it cannot be part of: scores
     used twice, a second backward before ``step``, a hook on the scores or a ``.grad`` of theirs, several processes;
-    GradScaler in its step, afterwards; and
-    under torch.compile(fullgraph=True) forward does.
+    under torch.compile(fullgraph=True) forward does, and GradScaler's step afterwards.
 
     >>> model = ek.convert(nn.Sequential(nn.Linear(64, 10)), keep=0.5)
     >>> optimizer = ek.optim.ScoreSGD(model, lr=0.1, momentum=0.9)
