@@ -32,8 +32,8 @@ using Strides = std::array<int64_t, 4>;
 
 // (address, dtype, strides); address 0 means absent.
 using TensorArg = std::tuple<uintptr_t, int32_t, Strides>;
-// (of, address of scores or bits, strides, address of the cut)
-using MaskArg = std::tuple<int32_t, uintptr_t, Strides, uintptr_t>;
+// (of, address of scores or bits, strides, address of the cut, address of the scores' packed signs or 0)
+using MaskArg = std::tuple<int32_t, uintptr_t, Strides, uintptr_t, uintptr_t>;
 // batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, then (h, w) of kernel, stride, pad, dilation
 using ConvArg = std::array<int64_t, 16>;
 
@@ -58,6 +58,7 @@ Mask mask(const MaskArg& arg) {
   m.data = reinterpret_cast<const void*>(std::get<1>(arg));
   std::copy(std::get<2>(arg).begin(), std::get<2>(arg).end(), m.stride);
   m.cut = reinterpret_cast<const Cut*>(std::get<3>(arg));
+  m.signs = reinterpret_cast<const uint8_t*>(std::get<4>(arg));
   return m;
 }
 
@@ -142,16 +143,19 @@ void conv_update_scores(const ConvArg& geometry, const TensorArg& dy, const Tens
                                       tensor(dw), threads);
 }
 
-// address of the scores, sizes, strides, of, number kept, address of the cut, address of the hint or 0
-using RankingArg = std::tuple<uintptr_t, Strides, Strides, int32_t, int64_t, uintptr_t, uintptr_t>;
+// address of the scores, sizes, strides, of, number kept, addresses of the cut, of the hint or 0, of where the packed
+// mask and signs go or 0
+using RankingArg =
+    std::tuple<uintptr_t, Strides, Strides, int32_t, int64_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
 
 std::vector<cpu::Ranking> rankings_of(const std::vector<RankingArg>& layers) {
   std::vector<cpu::Ranking> rankings;
   rankings.reserve(layers.size());
-  for (const auto& [scores, size, stride, of, kept, cut, hint] : layers) {
+  for (const auto& [scores, size, stride, of, kept, cut, hint, mask, signs] : layers) {
     check("scores", scores, size[0] * size[1] * size[2] * size[3]);
     cpu::Ranking r = {reinterpret_cast<const float*>(scores), {}, {}, static_cast<Of>(of), kept,
-                      reinterpret_cast<Cut*>(cut), reinterpret_cast<const Cut*>(hint)};
+                      reinterpret_cast<Cut*>(cut), reinterpret_cast<const Cut*>(hint),
+                      reinterpret_cast<uint8_t*>(mask), reinterpret_cast<uint8_t*>(signs)};
     std::copy(size.begin(), size.end(), r.size);
     std::copy(stride.begin(), stride.end(), r.stride);
     rankings.push_back(r);

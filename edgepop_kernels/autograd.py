@@ -2,7 +2,8 @@
 
     dX = dY applied to W*M        dS = dW_eff * W * map'(S)        dW = dW_eff * M, or dW_eff where W scores itself
 
-Saved for backward: x, weight, scores as they are, and the cut (16 bytes) or the packed mask (1 bit per weight).
+Saved for backward: x, weight, scores as they are, and the cut (16 bytes) or the packed mask (1 bit per weight); where
+the selection wrote planes beside the cut, these as well (mask and signs, 2 bits per weight).
 
 ``update`` (None: there is none) is how an optimizer spends dS inside backward: ``optim.backward.Use``.
 
@@ -10,7 +11,8 @@ Each Function says apart what it computes and what it saves, which is how torch.
 them together in ``forward``. torch binds the arguments of every call by the signature where they are apart, which takes
 longer than all else in a call: so only calls under a transform, which ``apply`` finds, take that way.
 
-``Planned`` is both of them on a backend that plans its calls: the same formulas without an op in between.
+``Planned`` is both of them on a backend that plans its calls: the same formulas without an op in between. Its kernels
+read a mask and signs of one bit each where there are planes, in place of scores of 32.
 """
 
 import functools
@@ -71,6 +73,7 @@ def _save(
     bits: Tensor | None,
     of: str,
     update: Spends | None,
+    planes: Tensor | None = None,
 ) -> None:
     """scores None: the weight scores itself (Discovering Neural Wirings), or ``bits`` are a fixed mask.
 
@@ -80,16 +83,17 @@ def _save(
     scores_itself = scores is None and bits is None
     ctx.wants = dx, ds, ("all" if scores_itself else "kept") if dw else "none"
     ctx.of, ctx.update = of, update if ds else None
-    ctx.save_for_backward(x if ds or dw else None, weight, scores, cut, bits)
+    ctx.save_for_backward(x if ds or dw else None, weight, scores, cut, bits, planes)
 
 
 def _saved(ctx: _Context) -> tuple[Any, ...]:
-    """The tensors that ``_save`` kept. An optimizer that updates the scores is asked first whether this backward wants
-    their gradient, and raises where it cannot be spent; then they are the very ones that it will write."""
+    """The tensors that ``_save`` kept, but for planes. An optimizer that updates the scores is asked first whether this
+    backward wants their gradient, and raises where it cannot be spent; then they are the very ones that it will
+    write."""
     if ctx.update is None:
-        return ctx.saved_tensors
+        return ctx.saved_tensors[:-1]
     ctx.wants = ctx.wants[0], ctx.update.begin(ctx), ctx.wants[2]
-    x, weight, scores, cut, bits = ctx.saved_tensors
+    x, weight, scores, cut, bits, _ = ctx.saved_tensors
     return x, weight, ctx.update.scores if ctx.wants[1] else scores, cut, bits
 
 
@@ -338,12 +342,13 @@ class Planned(torch.autograd.Function):
         bias: Tensor | None,
         prepared: Prepared,
         update: Spends | None,
+        planes: Tensor | None,
     ) -> Tensor:
         ctx.prepared = prepared
         ctx.bias_dtype = None if bias is None else bias.dtype
-        _save(ctx, x, weight, scores, cut, bits, prepared.of, update)
+        _save(ctx, x, weight, scores, cut, bits, prepared.of, update, planes)
         ranked = bits if bits is not None else weight if scores is None else scores
-        y: Tensor = prepared.plan.forward(x, weight, ranked, cut, bias)
+        y: Tensor = prepared.plan.forward(x, weight, ranked, cut, bias, None, planes)
         return y
 
     @staticmethod
@@ -354,17 +359,17 @@ class Planned(torch.autograd.Function):
             return _gradients(ctx, dy)
         if ctx.update is not None:
             return _gradients(ctx, dy)
-        x, weight, scores, cut, bits = ctx.saved_tensors
+        x, weight, scores, cut, bits, planes = ctx.saved_tensors
         (wants_dx, wants_ds, weight_grad), plan = ctx.wants, ctx.prepared.plan
         ranked = bits if bits is not None else weight if scores is None else scores
         dx = dw = ds = db = None
         if wants_dx:
-            dx = plan.dx(dy, weight, ranked, cut)
+            dx = plan.dx(dy, weight, ranked, cut, None, planes)
         if ctx.needs_input_grad[5]:
             db = _bias_grad(dy, 1 if weight.dim() == 4 else -1, ctx.bias_dtype)
         if wants_ds or weight_grad != "none":
-            ds, dw = plan.dw(dy, x, weight, ranked, cut, wants_ds, weight_grad)
-        return dx, dw, ds, None, None, db, None, None
+            ds, dw = plan.dw(dy, x, weight, ranked, cut, wants_ds, weight_grad, None, planes)
+        return dx, dw, ds, None, None, db, None, None, None
 
 
 def _gradients(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -372,7 +377,7 @@ def _gradients(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
     prepared = ctx.prepared
     ctx.geometry, ctx.x_size, ctx.x_channels_last = prepared.geometry, prepared.x_size, prepared.x_channels_last
     dx, dw, ds, db = prepared.function.gradients(ctx, dy, ctx.needs_input_grad[5])
-    return dx, dw, ds, None, None, db, None, None
+    return dx, dw, ds, None, None, db, None, None, None
 
 
 _as_torch_sees_it = _once(_gradients)

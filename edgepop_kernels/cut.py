@@ -10,11 +10,14 @@ class Cut:
     """The end of a layer's mask: kept are the scores above ``threshold``, and those equal to it up to ``index``.
 
     data: int64 tensor [2] on the scores' device, (ordered key of the threshold, flat logical index of the last kept
-    tie); it never visits the host unless read there. of: the function of the scores that was ranked.
+    tie); it never visits the host unless read there. of: the function of the scores that was ranked. planes: uint8
+    [1 or 2, bytes], where the pass that found the cut wrote them too: the mask, and of "abs" the scores' sign bits,
+    each packed as ``pack_mask`` packs them, with a 1 in the last byte of the signs where a score is zero or NaN.
     """
 
     data: torch.Tensor
     of: str
+    planes: torch.Tensor | None = None
 
     @property
     def threshold(self) -> torch.Tensor:

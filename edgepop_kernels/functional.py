@@ -44,8 +44,8 @@ def select(scores: torch.Tensor, rule: Rule, hint: Cut | None = None) -> Selecti
 _WARM = 8192
 
 
-def selection(scores: torch.Tensor, rule: Rule, hint: Cut | None) -> Selection:
-    """``select`` of arguments that need no check."""
+def selection(scores: torch.Tensor, rule: Rule, hint: Cut | None, planes: bool = True) -> Selection:
+    """``select`` of arguments that need no check. planes: whether who takes the cut reads the mask beside it."""
     if not rule.ranks or rule.together:
         return selections([scores], [rule], [hint])[0]
     numel = scores.numel()
@@ -55,7 +55,12 @@ def selection(scores: torch.Tensor, rule: Rule, hint: Cut | None) -> Selection:
     kept = rule.kept(numel)
     if type(kept) is not int or not 0 <= kept <= numel:
         checked_kept(rule, numel)  # which says so; asked here for a call less in every step
-    return rule.cut(ops.select([scores.detach()], [kept], [rule.of], hints)[0], numel)
+    cuts, (written,) = ops.select_planes([scores.detach()], [kept], [rule.of], hints, [planes])
+    row = cuts[0]
+    cut = rule.cut(row, numel)
+    if cut.data is row:  # none that keeps other ties, as Percentile's does
+        object.__setattr__(cut, "planes", written)
+    return cut
 
 
 def _select_moving(scores: list[torch.Tensor], rules: list[Rule], hint: torch.Tensor | None) -> torch.Tensor:
@@ -78,8 +83,13 @@ def select_all(
     return selections(scores, rules, [None] * len(scores) if hints is None else hints)
 
 
-def selections(scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Sequence[Cut | None]) -> list[Selection]:
-    """``select_all`` of arguments that need no check."""
+def selections(
+    scores: Sequence[torch.Tensor],
+    rules: Sequence[Rule],
+    hints: Sequence[Cut | None],
+    planes: Sequence[bool] | None = None,
+) -> list[Selection]:
+    """``select_all`` of arguments that need no check. planes: as ``selection`` has it, of each; None for all."""
     scores = [s.detach() for s in scores]
     chosen: list[Any] = [None] * len(scores)
     alone: list[int] = []
@@ -95,13 +105,17 @@ def selections(scores: Sequence[torch.Tensor], rules: Sequence[Rule], hints: Seq
     if alone:
         ranked, of = [scores[i] for i in alone], [rules[i] for i in alone]
         hint = _stacked([hints[i] for i in alone], ranked[0].device)
+        written: Sequence[torch.Tensor | None] = [None] * len(alone)
         if [r for r in of if r.moving is not None] and torch.compiler.is_compiling():
             data = _select_moving(ranked, of, hint)
         else:
             kept = [checked_kept(r, s.numel()) for r, s in zip(of, ranked, strict=True)]
-            data = ops.select(ranked, kept, [r.of for r in of], hint)
-        for i, row in zip(alone, data.unbind(), strict=True):
-            chosen[i] = rules[i].cut(row, scores[i].numel())
+            wanted = [planes is None or planes[i] for i in alone]
+            data, written = ops.select_planes(ranked, kept, [r.of for r in of], hint, wanted)
+        for i, row, bits in zip(alone, data.unbind(), written, strict=True):
+            chosen[i] = cut = rules[i].cut(row, scores[i].numel())
+            if cut.data is row:
+                object.__setattr__(cut, "planes", bits)
     for rule, members in together.items():
         for i, cut in zip(members, rule.cuts([scores[i] for i in members], ops), strict=True):
             chosen[i] = cut
@@ -144,6 +158,8 @@ def selected_bits(scores: torch.Tensor, selection: Selection) -> torch.Tensor:
     it."""
     if isinstance(selection, Bits):
         return selection.bits
+    if selection.planes is not None:
+        return selection.planes[0].clone()
     return ops.mask_bits(scores.detach(), selection.data, selection.of)
 
 
@@ -216,9 +232,9 @@ def linear_product(
     if prepared is None:
         checks.linear(x, weight, scores, rule, bias)
         prepared = _prepare(key, MaskedLinear, x, weight, scores, rule)
-    scores, data, bits, of = _masking(weight, scores, rule, cut)
+    scores, data, bits, of, planes = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
-        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update)
+        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes)
     return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update)
 
 
@@ -277,9 +293,9 @@ def conv2d_product(
             geometry = (stride, padding, dilation, groups)
             return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update)
         prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, (stride, padding, dilation, groups))
-    scores, data, bits, of = _masking(weight, scores, rule, cut)
+    scores, data, bits, of, planes = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
-        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update)
+        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes)
     x_channels_last = prepared.x_channels_last
     y_channels_last = x_channels_last or _is_channels_last(weight)
     return apply(
@@ -432,16 +448,17 @@ def _of_other_half(t: torch.Tensor | None, dtype: torch.dtype) -> TypeGuard[torc
 
 def _masking(
     weight: torch.Tensor, scores: torch.Tensor | None, rule: Rule, cut: Selection | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, str]:
-    """(scores, cut data, packed bits, of) as the Functions take them; selects where no selection was handed in."""
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, str, torch.Tensor | None]:
+    """(scores, cut data, packed bits, of, planes) as the Functions take them; selects where no selection was handed
+    in."""
     if rule.fixed:
         assert scores is not None  # the mask, as the checks have seen
-        return None, None, pack_mask(scores) if scores.dtype == torch.bool else scores, "bits"
+        return None, None, pack_mask(scores) if scores.dtype == torch.bool else scores, "bits", None
     if cut is None:
         cut = select(weight if scores is None else scores, rule)
     if isinstance(cut, Bits):
-        return scores, None, cut.bits, cut.of
-    return scores, cut.data, None, cut.of
+        return scores, None, cut.bits, cut.of, None
+    return scores, cut.data, None, cut.of, None if scores is None else cut.planes
 
 
 def _pad_same(x: torch.Tensor, weight: torch.Tensor, dilation: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:

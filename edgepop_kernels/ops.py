@@ -257,6 +257,26 @@ def update_of(op: str, *operands: torch.Tensor) -> Callable[..., torch.Tensor | 
     return beside(f"{op}_dw", f"{op}_update", operands[0])
 
 
+def select_planes(
+    scores: list[torch.Tensor],
+    kept: list[int],
+    of: list[str],
+    hint: torch.Tensor | None,
+    wanted: Sequence[bool],
+) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+    """``select``, and for each layer the planes of ``Cut`` where they are ``wanted`` and the backend's pass over the
+    scores writes them; None elsewhere, and where torch must see the call or a profiler wants to list it."""
+    if not (torch_private.watched() or torch_private.profiled()):
+        write = beside("select", "select_planes", scores[0])
+        for s in scores:  # torch_private.plain in a loop, as in _entry
+            if type(s) not in torch_private.PLAIN or s.is_neg() or s._is_zerotensor():
+                write = None
+        if write is not None:
+            cuts, planes = write(scores, kept, of, hint, wanted)
+            return cuts, planes
+    return select(scores, kept, of, hint), [None] * len(scores)
+
+
 select: Callable[..., torch.Tensor] = _entry("select")
 select_moving: Callable[..., torch.Tensor] = torch.ops.edgepop.select_moving.default
 draw: Callable[..., torch.Tensor] = _entry("draw")

@@ -90,7 +90,8 @@ def test_transforms_of_torch_func_differentiate_once():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: type(case).__name__)
 @pytest.mark.parametrize("rule", [ek.TopK(0.5), ek.Threshold(0.5), ek.Frozen()], ids=str)
 def test_saved_for_backward(case, rule):
-    """Beyond x, W and S: the cut, or a frozen mask's bits; under 0.2 byte per weight."""
+    """Beyond x, W and S: the cut, and where selection writes them the bits of mask and signs, or a frozen mask's bits;
+    a quarter of a byte per weight, 16 of the cut and what ends the two planes, 16 each at most."""
     x, weight, scores, bias = operands(case)
     if rule == ek.Frozen():
         scores, weight = scores > 0, weight.requires_grad_()
@@ -99,7 +100,7 @@ def test_saved_for_backward(case, rule):
         run(case, x, weight, scores, bias, rule)
     own = {t.data_ptr() for t in (x, weight, scores)}
     extra = sum(t.nbytes for t in saved if t.data_ptr() not in own)
-    assert extra < 0.2 * weight.numel(), [tuple(t.shape) for t in saved]
+    assert extra <= 0.25 * weight.numel() + 48, [tuple(t.shape) for t in saved]
 
 
 # The reference builds mask and effective weight: it is the definition. The two tests of memory are the kernels'.

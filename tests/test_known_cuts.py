@@ -154,8 +154,8 @@ def test_another_optimizer_takes_over(fused):
 
 def test_in_evaluation_a_layer_selects_once(monkeypatch):
     calls = []
-    select = native.select
-    monkeypatch.setattr(native, "select", lambda *arguments: calls.append(1) or select(*arguments))
+    select = native.select_planes
+    monkeypatch.setattr(native, "select_planes", lambda *arguments: calls.append(1) or select(*arguments))
     layer = ek.FusedSubnetLinear(12, 32, keep=KEEP).eval()
     x = torch.randn(3, 12)
     with torch.no_grad():

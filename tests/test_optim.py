@@ -185,7 +185,7 @@ def test_a_network_selects_once_and_never_again(shared):
     train(model, optimizer, 1)
     for i in MASKED:
         assert_knows(model[i])
-    with mock.patch.object(functional.ops, "select", side_effect=AssertionError("selected")):
+    with mock.patch.object(functional.ops, "select_planes", side_effect=AssertionError("selected")):
         train(model, optimizer, 3)
     for i in MASKED:
         assert_knows(model[i])

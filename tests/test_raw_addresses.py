@@ -96,14 +96,14 @@ def test_a_fully_sharded_network_trains_as_an_unsharded_one(mesh):
 def test_the_native_module_refuses_the_address_0_of_a_tensor_with_elements():
     scores = torch.randn(5, 17)
     cuts = torch.empty(1, 2, dtype=torch.int64)
-    rankings = [(0, (1, 1, 5, 17), (0, 0, 17, 1), 0, 40, cuts.data_ptr(), 0)]
+    rankings = [(0, (1, 1, 5, 17), (0, 0, 17, 1), 0, 40, cuts.data_ptr(), 0, 0, 0)]
     with pytest.raises(TypeError, match="scores: expected a tensor with memory of its own"):
         native._native.select(rankings, 1)
     with pytest.raises(TypeError, match="params: expected a tensor with memory of its own"):
         native._native.step([(0, scores.data_ptr(), [0, 0, 0], 85, ("sgd", [0.0] * 7))], [], 1)
     geometry, absent = (1, 1, 17, 1, 3, 5, 1, 3, 1, 1, 1, 1, 0, 0, 1, 1), (0, 0, (0, 0, 0, 0))
     with pytest.raises(TypeError, match="x: expected a tensor with memory of its own"):
-        native._native.conv_forward(geometry, absent, absent, (0, 0, (0, 0, 0, 0), 0), 0, absent, 1)
+        native._native.conv_forward(geometry, absent, absent, (0, 0, (0, 0, 0, 0), 0, 0), 0, absent, 1)
 
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))

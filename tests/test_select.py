@@ -88,10 +88,26 @@ NO_HINT = (-1, 0)  # no score has this key: as good as none
 
 
 def cuts_of(scores, of, counts, hints=None):
-    """The cuts of the same scores for every count, as one call: each count is a layer of its own."""
+    """The cuts of the same scores for every count, as one call: each count is a layer of its own. With masks and signs
+    written beside them, where that is possible, or without."""
     warm = None if hints is None else torch.tensor(hints)
-    cuts = ops.select([scores] * len(counts), counts, [of] * len(counts), warm)
+    layers = [scores] * len(counts), counts, [of] * len(counts), warm
+    cuts = ops.select(*layers)
+    again, planes = ops.select_planes(*layers, [True] * len(counts))
+    assert torch.equal(again, cuts)
+    check_planes(scores, of, cuts, planes)
     return [tuple(cut) for cut in cuts.tolist()]
+
+
+def check_planes(scores, of, cuts, planes):
+    signs = reference.pack_mask(torch.signbit(scores))
+    signs[-1] = not bool((scores.abs() > 0).all())  # zeros and NaNs, whose gradient has no sign
+    for cut, written in zip(cuts, planes, strict=True):
+        assert (written is not None) == (scores.is_contiguous() or scores.dim() > 4)  # told as one sequence
+        if written is not None:
+            assert torch.equal(written[0], reference.mask_bits(scores, cut, of))
+            assert len(written) == (2 if of == "abs" else 1)
+            assert of == "raw" or torch.equal(written[1], signs)
 
 
 def check_hostile(kind, n):
@@ -173,8 +189,18 @@ def test_layers_together_are_layers_apart():
 
 
 def test_nothing_kept_and_nothing_there():
-    cuts = ops.select([torch.randn(100), torch.empty(0, 3)], [0, 0], OFS, None)
+    layers = [torch.randn(100), torch.empty(0, 3)], [0, 0], OFS, None
+    cuts = ops.select(*layers)
     assert [tuple(cut) for cut in cuts.tolist()] == [reference.NOTHING] * 2
+    again, planes = ops.select_planes(*layers, [True, True])
+    assert torch.equal(again, cuts) and not any(mask[0].any() for mask in planes)
+    assert planes[0][1, -1] == 1  # nobody has looked at the signs
+
+
+def test_planes_are_written_where_they_are_wanted():
+    scores = [torch.randn(7, 11), torch.randn(11, 7).T, torch.randn(7, 11)]
+    _, planes = ops.select_planes(scores, [20] * 3, ["abs"] * 3, None, [True, True, False])
+    assert [p is not None for p in planes] == [True, False, False]
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
@@ -284,7 +310,7 @@ def test_one_missing_hint_leaves_the_others_in_use():
     rules = [ek.TopK(0.3), ek.TopK(0.5, "raw"), ek.TopK(0.7)]
     cuts = ek.select_all(scores, rules)
     for hints in ([None, cuts[1], cuts[2]], [cuts[0], None, None], [None] * 3):
-        with mock.patch.object(functional.ops, "select", wraps=ops.select) as select:
+        with mock.patch.object(functional.ops, "select_planes", wraps=ops.select_planes) as select:
             again = ek.select_all(scores, rules, hints)
         assert all(torch.equal(a.data, b.data) for a, b in zip(again, cuts, strict=True))
         warm = select.call_args.args[3]

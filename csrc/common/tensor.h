@@ -7,6 +7,9 @@
 
 namespace edgepop {
 
+// Bytes of a packed mask: whole words, and one that may be read behind them.
+constexpr int64_t packed_bytes(int64_t count) { return (count + 63) / 64 * 8 + 8; }
+
 enum class DType : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
 
 // Strides count elements and follow the logical order: N, C, H, W for activations, O, I, KH, KW for weights.
@@ -25,6 +28,9 @@ struct Mask {
   const void* data = nullptr;
   int64_t stride[4] = {0, 0, 0, 0};
   const Cut* cut = nullptr;
+  // For abs: the scores' sign bits where a selection has written them (cpu/select.h), packed as bits are. With them the
+  // gradient of contiguous scores needs no other word of them.
+  const uint8_t* signs = nullptr;
 };
 
 // dS = dW_eff * W * map'(S) for every edge.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../common/tensor.h"
 #include "isa.h"
 #include "select_scores.h"
 
@@ -25,7 +26,7 @@ void mask_bits(const float* scores, const int64_t (&size)[4], const int64_t (&st
       our.mask_bits(sequence.in_order(begin, n, gathered), n, of, here, bits + begin / 8);
     }
   }
-  std::memset(bits + (sequence.count() + 63) / 64 * 8, 0, 8);
+  std::memset(bits + packed_bytes(sequence.count()) - 8, 0, 8);
 }
 
 }  // namespace edgepop::cpu

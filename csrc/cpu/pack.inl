@@ -95,6 +95,13 @@ struct Reader {
     }
   }
 
+  // kLanes bits from `index` on, and others behind them.
+  uint32_t lanes_at(int64_t index) const {
+    uint32_t kept;
+    std::memcpy(&kept, bits + (index >> 3), sizeof kept);
+    return kept >> (index & 7);
+  }
+
   // n elements, each `step` behind the one before.
   Vec gather(Place p, Place step, int64_t n) const {
     float out[kLanes] = {};
@@ -108,8 +115,7 @@ struct Reader {
     if constexpr (of == Of::bits) {
       uint32_t kept = 0;
       if (step.index == 1) {
-        std::memcpy(&kept, bits + (p.index >> 3), sizeof kept);
-        kept >>= p.index & 7;
+        kept = lanes_at(p.index);
       } else {
         for (int64_t i = 0, at = p.index; i < n; ++i, at += step.index) kept |= (bits[at >> 3] >> (at & 7) & 1u) << i;
       }
@@ -189,7 +195,15 @@ struct Packer {
       }
       return true;
     }
-    return false;
+    if (step.index != 1) return false;
+    const T* w = read.weight + corner.weight;
+    int64_t index = corner.index;
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i, w += read.column.weight, index += read.column.index) {
+      __builtin_prefetch(w + ahead.weight, 0, 2);
+      tile[i] = keep_bits(load(w), read.lanes_at(index));
+    }
+    return true;
   }
 
   // kLanes columns by `length` elements, contiguous from `first` in steps of `step`; element j goes to panel row

@@ -3,9 +3,12 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
+#include <stdexcept>
 
 #include "../common/codes.h"
+#include "../common/tensor.h"
 #include "isa.h"
 #include "select_search.h"
 
@@ -32,8 +35,10 @@ struct Layer {
   Search search;
   int64_t first_chunk = 0, last_chunk = 0;
   int32_t* inside = nullptr;  // the codes of all chunks, in the order in which these were finished
+  int32_t* positions = nullptr;  // of these codes, counted in their chunks; with marks only
   Bracket bracket = {0, 0};
   bool settled = false;
+  Marks marks = {};  // of the whole layer
   alignas(64) int64_t inside_count = 0;  // all threads add to it; what they read has cache lines of its own
 };
 
@@ -41,6 +46,30 @@ int64_t total(const std::vector<Ranking>& rankings) {
   int64_t count = 0;
   for (const Ranking& r : rankings) count += r.size[0] * r.size[1] * r.size[2] * r.size[3];
   return count;
+}
+
+// Marks from the score at `begin` on, a multiple of 64.
+Marks from(const Marks& marks, int64_t begin, int32_t* positions) {
+  const auto at = [&](uint8_t* bits) { return bits == nullptr ? nullptr : bits + begin / 8; };
+  return {at(marks.kept), positions, at(marks.negative), marks.signless};
+}
+
+// Where the scans of a layer write, the ends of mask and signs cleared: no scan writes behind the last score's byte.
+Marks marks_of(const Ranking& ranking, const Scores& scores) {
+  if (!scores.dense() || scores.slice() != 1) {
+    throw std::invalid_argument("scores: a mask is written beside the cut where they are contiguous");
+  }
+  const int64_t bytes = packed_bytes(scores.count());
+  std::memset(ranking.mask + bytes - 16, 0, 16);
+  if (ranking.signs != nullptr) std::memset(ranking.signs + bytes - 16, 0, 16);
+  return {ranking.mask, nullptr, ranking.signs, ranking.signs == nullptr ? nullptr : ranking.signs + bytes - 1};
+}
+
+void keep_nothing(const Ranking& r) {
+  const int64_t bytes = packed_bytes(r.size[0] * r.size[1] * r.size[2] * r.size[3]);
+  std::memset(r.mask, 0, static_cast<size_t>(bytes));
+  if (r.signs != nullptr) std::memset(r.signs, 0, static_cast<size_t>(bytes));
+  if (r.signs != nullptr) r.signs[bytes - 1] = 1;
 }
 
 int64_t chunk_size(int64_t slice) { return slice == 0 ? kChunk : std::max<int64_t>(1, kChunk / slice) * slice; }
@@ -51,8 +80,9 @@ class Selection {
   void run(int threads);
 
  private:
-  void scan(Chunk* chunk, int32_t* staged);
+  void scan(Chunk* chunk, int32_t* staged, int32_t* staged_positions);
   void settle(Layer* layer, int32_t* scratch);
+  void decide(const Chunk& chunk) const;
   int64_t ties_in(const Layer& layer, const Chunk& chunk) const;
   int64_t last_kept(const Layer& layer) const;
   int64_t last_kept_of_unordered(const Layer& layer) const;
@@ -66,20 +96,24 @@ class Selection {
   std::vector<Layer*> open_layers_;  // not settled when the round began
   std::vector<Chunk*> open_chunks_;
   size_t unsettled_ = 0;
-  std::unique_ptr<int32_t[]> inside_;
+  const bool marked_;  // whether any layer has marks
+  std::unique_ptr<int32_t[]> inside_, positions_;
 };
 
 Selection::Selection(const std::vector<Ranking>& rankings, const RewriteScan* first_scan)
-    : first_scan_(first_scan) {
+    : first_scan_(first_scan),
+      marked_(std::any_of(rankings.begin(), rankings.end(), [](const Ranking& r) { return r.mask != nullptr; })) {
   layers_.reserve(rankings.size());
   open_layers_.reserve(rankings.size());
   int64_t capacity = 0;
   for (const Ranking& ranking : rankings) {
     if (ranking.kept == 0) {
       *ranking.cut = {int64_t{1} << 32, -1};
+      if (ranking.mask != nullptr) keep_nothing(ranking);
       continue;
     }
     Layer layer = {Search(ranking, kernels_)};
+    if (ranking.mask != nullptr) layer.marks = marks_of(ranking, layer.search.scores());
     const Scores& scores = layer.search.scores();
     const int64_t step = chunk_size(scores.slice());
     layer.first_chunk = static_cast<int64_t>(chunks_.size());
@@ -92,9 +126,11 @@ Selection::Selection(const std::vector<Ranking>& rankings, const RewriteScan* fi
     layers_.push_back(layer);
   }
   inside_.reset(new int32_t[static_cast<size_t>(capacity)]);
-  int32_t* next = inside_.get();
+  positions_.reset(new int32_t[static_cast<size_t>(marked_ ? capacity : 0)]);
+  int64_t next = 0;
   for (Layer& layer : layers_) {
-    layer.inside = next;
+    layer.inside = inside_.get() + next;
+    if (marked_) layer.positions = positions_.get() + next;
     next += layer.search.capacity();
     open_layers_.push_back(&layer);
   }
@@ -105,10 +141,11 @@ Selection::Selection(const std::vector<Ranking>& rankings, const RewriteScan* fi
 
 void Selection::run(int threads) {
   const int64_t scratch = std::max(kLargestSample + kStoreSlack, scan_room(kLargestChunk));
-  const std::unique_ptr<int32_t[]> scratches(new int32_t[static_cast<size_t>(threads * scratch)]);
+  const std::unique_ptr<int32_t[]> scratches(new int32_t[static_cast<size_t>(threads * scratch * (marked_ ? 2 : 1))]);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     int32_t* const own = scratches.get() + omp_get_thread_num() * scratch;
+    int32_t* const positions = marked_ ? own + threads * scratch : nullptr;
 #pragma omp for schedule(dynamic)
     for (size_t i = 0; i < open_layers_.size(); ++i) open_layers_[i]->bracket = open_layers_[i]->search.bracket(own);
     for (;;) {
@@ -116,15 +153,39 @@ void Selection::run(int threads) {
       // done, so that nobody waits for a thread that was held up.
       const size_t count = open_chunks_.size(), fixed = count - count / 8;
 #pragma omp for schedule(static) nowait
-      for (size_t i = 0; i < fixed; ++i) scan(open_chunks_[i], own);
+      for (size_t i = 0; i < fixed; ++i) scan(open_chunks_[i], own, positions);
 #pragma omp for schedule(dynamic)
-      for (size_t i = fixed; i < count; ++i) scan(open_chunks_[i], own);
+      for (size_t i = fixed; i < count; ++i) scan(open_chunks_[i], own, positions);
 #pragma omp for schedule(dynamic)
       for (size_t i = 0; i < open_layers_.size(); ++i) settle(open_layers_[i], own);
       if (unsettled_ == 0) break;
 #pragma omp single
       drop_settled();
     }
+    if (marked_) {
+#pragma omp for schedule(static)
+      for (size_t i = 0; i < chunks_.size(); ++i) decide(chunks_[i]);
+    }
+  }
+}
+
+// The bits of the scores inside the last bracket. A cut at one of its ends, as many equal scores make it, is none of
+// theirs: then the mask is made anew.
+void Selection::decide(const Chunk& chunk) const {
+  const Layer& layer = layers_[static_cast<size_t>(chunk.layer)];
+  if (layer.marks.kept == nullptr) return;
+  const Search& search = layer.search;
+  uint8_t* const kept = layer.marks.kept + chunk.begin / 8;
+  const Cut here = {search.cut()->key, search.cut()->index - chunk.begin};
+  const int32_t code = search.code();
+  if (code == layer.bracket.lo || code == layer.bracket.hi) {
+    const int64_t n = chunk.end - chunk.begin;
+    kernels().mask_bits(search.scores().range(chunk.begin, n, nullptr), n, search.of(), here, kept);
+    return;
+  }
+  for (int64_t i = chunk.first_inside; i < chunk.first_inside + chunk.tally.inside; ++i) {
+    const int32_t c = layer.inside[i], at = layer.positions[i];
+    if (c > code || (c == code && at <= here.index)) kept[at / 8] |= static_cast<uint8_t>(1 << at % 8);
   }
 }
 
@@ -137,7 +198,7 @@ void Selection::drop_settled() {
   open_chunks_.erase(chunk_end, open_chunks_.end());
 }
 
-void Selection::scan(Chunk* chunk, int32_t* staged) {
+void Selection::scan(Chunk* chunk, int32_t* staged, int32_t* staged_positions) {
   Layer& layer = layers_[static_cast<size_t>(chunk->layer)];
   const Scores& scores = layer.search.scores();
   float gathered[kGather];
@@ -146,9 +207,11 @@ void Selection::scan(Chunk* chunk, int32_t* staged) {
   for (int64_t begin = chunk->begin; begin < chunk->end; begin += step) {
     const int64_t n = std::min(step, chunk->end - begin);
     int32_t* const inside = staged + sum.inside;
-    const Tally tally = first_scan_ != nullptr
-                            ? (*first_scan_)(static_cast<size_t>(chunk->layer), begin, n, layer.bracket, inside)
-                            : kernels_.scan(scores.range(begin, n, gathered), n, layer.search.of(), layer.bracket, inside);
+    const Marks marks = from(layer.marks, begin, staged_positions);
+    const Tally tally =
+        first_scan_ != nullptr
+            ? (*first_scan_)(static_cast<size_t>(chunk->layer), begin, n, layer.bracket, inside, marks)
+            : kernels_.scan(scores.range(begin, n, gathered), n, layer.search.of(), layer.bracket, inside, marks);
     sum.above += tally.above;
     sum.at_hi += tally.at_hi;
     sum.inside += tally.inside;
@@ -163,6 +226,9 @@ void Selection::scan(Chunk* chunk, int32_t* staged) {
   }
   if (chunk->first_inside + sum.inside <= layer.search.capacity()) {
     std::copy_n(staged, sum.inside, layer.inside + chunk->first_inside);
+    if (layer.marks.kept != nullptr) {
+      std::copy_n(staged_positions, sum.inside, layer.positions + chunk->first_inside);
+    }
   }
 }
 

@@ -32,11 +32,21 @@ constexpr int64_t kStoreSlack = 16;
 // Codes that a scan of n scores may write.
 constexpr int64_t scan_room(int64_t n) { return n + kStoreSlack; }
 
+// Where a scan writes what it has found beside the codes, a bit for each score (bit i % 8 of byte i / 8): the mask of a
+// cut inside the bracket, but for the scores inside. All null: nowhere.
+struct Marks {
+  uint8_t* kept = nullptr;       // at the bracket's upper end or above
+  int32_t* positions = nullptr;  // of the codes inside, counted from the first score; room as theirs
+  uint8_t* negative = nullptr;   // the sign bit; null where nobody asks
+  uint8_t* signless = nullptr;   // set to 1 where a score is zero or NaN; with `negative` only
+};
+
 struct SelectKernels {
   // codes[i] of scores[i], i in [0, n).
   void (*codes)(const float* scores, int64_t n, Of of, int32_t* codes);
-  // Places n < 2^31 scores relative to the bracket; writes the codes inside it. inside: room for scan_room(n).
-  Tally (*scan)(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* inside);
+  // Places n < 2^31 scores relative to the bracket; writes the codes inside it, and the marks, n / 8 bytes rounded up,
+  // the last one's other bits zero. inside: room for scan_room(n).
+  Tally (*scan)(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* inside, const Marks& marks);
   // Of n codes, rank in [1, n]; the answer is known to lie in the bracket. `above` relies on no code above bracket.hi.
   Kth (*kth)(const int32_t* codes, int64_t n, int64_t rank, Bracket bracket);
   // Position of the *rank-th score with this code, or -1 with *rank lowered by those seen.

@@ -37,16 +37,71 @@ inline int64_t visited(int64_t b, int64_t blocks) {
   return kBlock * (b < part * streams ? b % streams * part + b / streams : b);
 }
 
+// Writes the marks of blocks, and of the scores left behind them.
+template <Of of>
+class Marker {
+ public:
+  Marker(const Marks& marks, const float* scores, Bracket bracket)
+      : marks_(marks), scores_(scores), bracket_(bracket), hi_(every(bracket.hi)), below_lo_(every(bracket.lo - 1)) {}
+
+  bool wanted() const { return marks_.kept != nullptr; }
+
+  // Marks the block at i; returns where its scores lie.
+  Placed block(int64_t i) {
+    const Placed p = placed<of>(scores_ + i, hi_, below_lo_, &least_);
+    write(i, kBlock / 8, p);
+    return p;
+  }
+
+  // Marks the n < kBlock scores from i on, the last ones.
+  void rest(int64_t i, int64_t n) {
+    Placed p = {0, 0, 0};
+    for (int64_t j = 0; j < n; ++j) {
+      const uint32_t bits = float_bits(scores_[i + j]);
+      const int32_t code = code_of_bits(of, bits);
+      p.above |= uint64_t{code > bracket_.hi} << j;
+      p.negative |= uint64_t{bits >> 31} << j;
+      least_ = smaller(least_, every(code));
+    }
+    if (n > 0) write(i, static_cast<size_t>(n + 7) / 8, p);
+    if (marks_.negative != nullptr && any(above(every(kZeroCode + 1), least_))) {
+      __atomic_store_n(marks_.signless, 1, __ATOMIC_RELAXED);
+    }
+  }
+
+  // At the upper end of the bracket.
+  void keep(int64_t i) { marks_.kept[i / 8] |= static_cast<uint8_t>(1 << i % 8); }
+
+ private:
+  void write(int64_t i, size_t bytes, const Placed& p) {
+    std::memcpy(marks_.kept + i / 8, &p.above, bytes);
+    if (marks_.negative != nullptr) std::memcpy(marks_.negative + i / 8, &p.negative, bytes);
+  }
+
+  const Marks& marks_;
+  const float* scores_;
+  const Bracket bracket_;
+  const Codes hi_, below_lo_;
+  Codes least_ = every(kHighestCode);
+};
+
 // Bracket of one code: two counts and nothing to store.
 template <Of of, class Before>
-Tally scan_code(const float* scores, int64_t n, int32_t code, const Before& before) {
+Tally scan_code(const float* scores, int64_t n, int32_t code, const Before& before, Marker<of> mark) {
   const Codes at = every(code), below = every(code - 1);
   Count above_at = no_count(), above_below = no_count();
   const int64_t blocks = n / kBlock;
+  int64_t marked_above = 0, marked_from = 0;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t i = visited<Before::kStreams>(b, blocks);
     prefetch_block(scores + i);
     before(i, kBlock);
+    if (mark.wanted()) {
+      const Placed p = mark.block(i);
+      marked_above += __builtin_popcountll(p.above);
+      marked_from += __builtin_popcountll(p.from_lo);
+      continue;
+    }
     for (int u = 0; u < kUnroll; ++u) {
       const Codes c = load_loose<of>(scores + i + u * kLanes);
       add(&above_at, above(c, at));
@@ -55,8 +110,9 @@ Tally scan_code(const float* scores, int64_t n, int32_t code, const Before& befo
   }
   int64_t i = blocks * kBlock;
   before(i, n - i);
-  const int64_t higher = total(above_at);
-  Tally tally = {static_cast<int32_t>(higher), static_cast<int32_t>(total(above_below) - higher), 0, 0};
+  if (mark.wanted()) mark.rest(i, n - i);
+  const int64_t higher = total(above_at) + marked_above, from = total(above_below) + marked_from;
+  Tally tally = {static_cast<int32_t>(higher), static_cast<int32_t>(from - higher), 0, 0};
   for (; i < n; ++i) {
     const int32_t c = code_at(of, scores + i);
     tally.above += c > code;
@@ -73,22 +129,33 @@ struct Touched {
 };
 constexpr int64_t kStretch = 64;  // blocks: 16 KB with AVX-512, in the first-level cache when they are visited again
 
-// Of the first `n` codes at `out` those at the ends of the bracket are counted, the others moved together.
-void drop_ends(Bracket bracket, int64_t n, Tally* tally, int32_t* out) {
+// Of the first `n` codes at `out` those at the ends of the bracket are counted, the others moved together, and their
+// positions with them.
+template <Of of>
+void drop_ends(Bracket bracket, int64_t n, Tally* tally, int32_t* out, int32_t* positions, Marker<of>& mark) {
   const Codes lo = every(bracket.lo), hi = every(bracket.hi);
   Count at_lo = no_count(), at_hi = no_count();
   int64_t i = 0, inside = 0;
   for (; i + kLanes <= n; i += kLanes) {
     const Codes code = load_codes(out + i);
+    const Lanes upper = equal(code, hi), within = above(code, lo) & above(hi, code);
     add(&at_lo, equal(code, lo));
-    add(&at_hi, equal(code, hi));
-    inside += append(code, above(code, lo) & above(hi, code), out + inside);
+    add(&at_hi, upper);
+    if (mark.wanted()) {
+      for (uint32_t rest = bits(upper); rest != 0; rest &= rest - 1) mark.keep(positions[i + __builtin_ctz(rest)]);
+      append(load_codes(positions + i), within, positions + inside);
+    }
+    inside += append(code, within, out + inside);
   }
   tally->at_lo = static_cast<int32_t>(total(at_lo));
   tally->at_hi = static_cast<int32_t>(total(at_hi));
   for (; i < n; ++i) {
     const int32_t c = out[i];
     out[inside] = c;
+    if (mark.wanted()) {
+      if (c == bracket.hi) mark.keep(positions[i]);
+      positions[inside] = positions[i];
+    }
     tally->at_hi += c == bracket.hi;
     tally->at_lo += c == bracket.lo;
     inside += c > bracket.lo && c < bracket.hi;
@@ -97,8 +164,10 @@ void drop_ends(Bracket bracket, int64_t n, Tally* tally, int32_t* out) {
 }
 
 template <Of of, class Before>
-Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out, const Before& before) {
-  if (bracket.lo == bracket.hi) return scan_code<of>(scores, n, bracket.lo, before);
+Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out, const Before& before, const Marks& marks) {
+  Marker<of> mark(marks, scores, bracket);
+  int32_t* const positions = marks.positions;
+  if (bracket.lo == bracket.hi) return scan_code<of>(scores, n, bracket.lo, before, mark);
   const Codes hi = every(bracket.hi), below_lo = every(bracket.lo - 1);
   Count higher = no_count();
   Tally tally = {0, 0, 0, 0};
@@ -115,29 +184,43 @@ Tally scan(const float* scores, int64_t n, Bracket bracket, int32_t* out, const 
       const int64_t i = visited<Before::kStreams>(b, blocks);
       prefetch_block(scores + i);
       before(i, kBlock);
-      touched[listed] = {i, place_block<of>(scores + i, hi, below_lo, &higher)};
+      uint64_t within;
+      if (mark.wanted()) {
+        const Placed p = mark.block(i);
+        within = p.from_lo & ~p.above;
+        tally.above += __builtin_popcountll(p.above);
+      } else {
+        within = place_block<of>(scores + i, hi, below_lo, &higher);
+      }
+      touched[listed] = {i, within};
       listed += touched[listed].scores != 0;
     }
     if (kAppendsBlocks && listed > kStretch / 2) {
       for (int64_t t = 0; t < listed; ++t) {
-        end += append_block<of>(scores + touched[t].at, touched[t].scores, out + end);
+        const int32_t at = static_cast<int32_t>(touched[t].at);
+        if (mark.wanted()) append_positions(touched[t].scores, at, positions + end);
+        end += append_block<of>(scores + at, touched[t].scores, out + end);
       }
     } else {
       for (int64_t t = 0; t < listed; ++t) {
         for (uint64_t rest = touched[t].scores; rest != 0; rest &= rest - 1) {
-          out[end++] = code_at(of, scores + touched[t].at + __builtin_ctzll(rest));
+          const int64_t at = touched[t].at + __builtin_ctzll(rest);
+          if (mark.wanted()) positions[end] = static_cast<int32_t>(at);
+          out[end++] = code_at(of, scores + at);
         }
       }
     }
   }
   before(whole, n - whole);
+  if (mark.wanted()) mark.rest(whole, n - whole);
   for (int64_t i = whole; i < n; ++i) {
     const int32_t c = out[end] = code_at(of, scores + i);
+    if (mark.wanted()) positions[end] = static_cast<int32_t>(i);
     tally.above += c > bracket.hi;
     end += c >= bracket.lo && c <= bracket.hi;
   }
   tally.above += static_cast<int32_t>(total(higher));
-  drop_ends(bracket, end, &tally, out);
+  drop_ends(bracket, end, &tally, out, positions, mark);
   if (bracket.lo == lowest_code(of)) {
     tally.at_lo = static_cast<int32_t>(n) - tally.above - tally.at_hi - tally.inside;  // NaNs were loose
   }
@@ -242,13 +325,14 @@ void codes_of(const float* scores, int64_t n, Of of, int32_t* out) {
 }
 
 template <class Before>
-Tally scan_after(const Before& before, const float* scores, int64_t n, Of of, Bracket bracket, int32_t* out) {
-  return of == Of::abs ? scan<Of::abs>(scores, n, bracket, out, before)
-                       : scan<Of::raw>(scores, n, bracket, out, before);
+Tally scan_after(const Before& before, const float* scores, int64_t n, Of of, Bracket bracket, int32_t* out,
+                 const Marks& marks) {
+  return of == Of::abs ? scan<Of::abs>(scores, n, bracket, out, before, marks)
+                       : scan<Of::raw>(scores, n, bracket, out, before, marks);
 }
 
-Tally scan_of(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* out) {
-  return scan_after(Nothing{}, scores, n, of, bracket, out);
+Tally scan_of(const float* scores, int64_t n, Of of, Bracket bracket, int32_t* out, const Marks& marks) {
+  return scan_after(Nothing{}, scores, n, of, bracket, out, marks);
 }
 
 int64_t find_of(const float* scores, int64_t n, Of of, int32_t code, int64_t* rank) {

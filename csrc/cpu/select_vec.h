@@ -12,6 +12,11 @@ namespace edgepop::cpu::EDGEPOP_ISA {
 
 // load_loose leaves NaNs at different codes, all up to the one that load_scores gives them.
 
+// A bit for each score of a block: above the bracket; at or above its lower end; the sign bit.
+struct Placed {
+  uint64_t above, from_lo, negative;
+};
+
 #if defined(__AVX512F__)
 
 using Codes = __m512i;
@@ -39,6 +44,7 @@ static inline Codes load_loose(const float* p) {
   return _mm512_add_epi32(number, every(kZeroCode));
 }
 static inline Codes larger(Codes a, Codes b) { return _mm512_max_epi32(a, b); }
+static inline Codes smaller(Codes a, Codes b) { return _mm512_min_epi32(a, b); }
 
 // Writes the chosen lanes side by side; returns how many.
 static inline int64_t append(Codes a, Lanes chosen, int32_t* out) {
@@ -47,6 +53,10 @@ static inline int64_t append(Codes a, Lanes chosen, int32_t* out) {
 }
 
 constexpr int64_t kBlock = 64;
+
+static inline uint64_t joined(const Lanes (&a)[4]) {
+  return _mm512_kunpackd(_mm512_kunpackw(a[3], a[2]), _mm512_kunpackw(a[1], a[0]));
+}
 
 // Places the block of scores at p: adds those above `hi` to *higher; bit i is set where score i is above `below_lo` and
 // not above `hi`.
@@ -58,13 +68,27 @@ static inline uint64_t place_block(const float* p, Codes hi, Codes below_lo, Cou
     over[u] = above(code, hi);
     from_lo[u] = above(code, below_lo);
   }
-  const auto joined = [](const Lanes (&a)[4]) -> uint64_t {
-    return _mm512_kunpackd(_mm512_kunpackw(a[3], a[2]), _mm512_kunpackw(a[1], a[0]));
-  };
   const uint64_t beyond = joined(over);
   *higher += __builtin_popcountll(beyond);
   return beyond ^ joined(from_lo);
 }
+
+template <Of of>
+static inline Placed placed(const float* p, Codes hi, Codes below_lo, Codes* least) {
+  Lanes over[4], from_lo[4], negative[4] = {};
+  for (int u = 0; u < 4; ++u) {
+    const Codes code = load_loose<of>(p + u * kLanes);
+    over[u] = above(code, hi);
+    from_lo[u] = above(code, below_lo);
+    if (of == Of::abs) {
+      negative[u] = _mm512_movepi32_mask(load_bits(p + u * kLanes));
+      *least = smaller(*least, code);
+    }
+  }
+  return {joined(over), joined(from_lo), joined(negative)};
+}
+
+static inline uint32_t bits(Lanes a) { return a; }
 
 // Writes the codes of the chosen scores of a block; returns how many.
 constexpr bool kAppendsBlocks = true;
@@ -75,6 +99,14 @@ static inline int64_t append_block(const float* p, uint64_t chosen, int32_t* out
     count += append(load_loose<of>(p + u * kLanes), static_cast<Lanes>(chosen >> (u * kLanes)), out + count);
   }
   return count;
+}
+
+// Writes begin + i for each bit i that is set.
+static inline void append_positions(uint64_t chosen, int32_t begin, int32_t* out) {
+  const Codes lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  for (int u = 0; u < 4; ++u) {
+    out += append(_mm512_add_epi32(lanes, every(begin + u * kLanes)), static_cast<Lanes>(chosen >> (u * kLanes)), out);
+  }
 }
 
 #else
@@ -131,6 +163,7 @@ static inline Codes load_loose(const float* p) {
   return (Codes)(number + static_cast<uint32_t>(kZeroCode));
 }
 static inline Codes larger(Codes a, Codes b) { return a > b ? a : b; }
+static inline Codes smaller(Codes a, Codes b) { return a < b ? a : b; }
 
 static inline int64_t append(Codes a, Lanes chosen, int32_t* out) {
   int32_t lane[kLanes];
@@ -157,12 +190,30 @@ static inline uint64_t place_block(const float* p, Codes hi, Codes below_lo, Cou
   return all;
 }
 
+template <Of of>
+static inline Placed placed(const float* p, Codes hi, Codes below_lo, Codes* least) {
+  Placed words = {0, 0, 0};
+  for (int u = 0; u < kBlock / kLanes; ++u) {
+    const float* const at = p + u * kLanes;
+    const Codes code = load_loose<of>(at);
+    const auto add = [&](uint64_t* word, Lanes lanes) { *word |= uint64_t{bits(lanes)} << (u * kLanes); };
+    add(&words.above, above(code, hi));
+    add(&words.from_lo, above(code, below_lo));
+    if (of == Of::abs) {
+      add(&words.negative, load_bits(at) < every(0));
+      *least = smaller(*least, code);
+    }
+  }
+  return words;
+}
+
 // Lane by lane is no faster than score by score.
 constexpr bool kAppendsBlocks = false;
 template <Of of>
 static inline int64_t append_block(const float*, uint64_t, int32_t*) {
   return 0;
 }
+static inline void append_positions(uint64_t, int32_t, int32_t*) {}
 
 #endif
 

@@ -43,8 +43,8 @@ void step(const std::vector<Parameter>& parameters, const std::vector<Ranking>& 
   const UpdateKernels& our = kernels().update;  // may throw, which inside a parallel region would end the process
   const Parameter* const ranked = parameters.data();
   update_all(our, ranked + rankings.size(), ranked + parameters.size(), threads);
-  select(rankings, threads, [&](size_t i, int64_t begin, int64_t n, Bracket bracket, int32_t* inside) {
-    return our.step_scan(ranked[i].update, from(ranked[i].elements, begin), n, rankings[i].of, bracket, inside);
+  select(rankings, threads, [&](size_t i, int64_t begin, int64_t n, Bracket bracket, int32_t* inside, const Marks& marks) {
+    return our.step_scan(ranked[i].update, from(ranked[i].elements, begin), n, rankings[i].of, bracket, inside, marks);
   });
 }
 

@@ -83,16 +83,17 @@ void update_all(const Step& step, int64_t n) {
 }
 
 template <class Step>
-Tally update_scan(const Step& step, int64_t n, Of of, Bracket bracket, int32_t* inside) {
-  return scan_after(Updating<Step>{step}, step.e.value, n, of, bracket, inside);
+Tally update_scan(const Step& step, int64_t n, Of of, Bracket bracket, int32_t* inside, const Marks& marks) {
+  return scan_after(Updating<Step>{step}, step.e.value, n, of, bracket, inside, marks);
 }
 
 void step(const Update& u, const Elements& e, int64_t n) {
   visit(u, [&](const auto& s) { update_all(step_of(s, e), n); });
 }
 
-Tally step_scan(const Update& u, const Elements& e, int64_t n, Of of, Bracket bracket, int32_t* inside) {
-  return visit(u, [&](const auto& s) { return update_scan(step_of(s, e), n, of, bracket, inside); });
+Tally step_scan(const Update& u, const Elements& e, int64_t n, Of of, Bracket bracket, int32_t* inside,
+                const Marks& marks) {
+  return visit(u, [&](const auto& s) { return update_scan(step_of(s, e), n, of, bracket, inside, marks); });
 }
 
 }  // namespace

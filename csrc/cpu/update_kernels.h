@@ -25,7 +25,7 @@ struct ScoreUpdate {
 // Each updates n elements in place. The scan of the updated ones is SelectKernels::scan, at no second read.
 struct UpdateKernels {
   void (*step)(const Update&, const Elements&, int64_t n);
-  Tally (*step_scan)(const Update&, const Elements&, int64_t n, Of of, Bracket bracket, int32_t* inside);
+  Tally (*step_scan)(const Update&, const Elements&, int64_t n, Of of, Bracket bracket, int32_t* inside, const Marks&);
 };
 
 }  // namespace edgepop::cpu

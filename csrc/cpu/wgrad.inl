@@ -146,9 +146,12 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   };
   const bool wants_dw = weight_grad != WeightGrad::none && dw.data != nullptr;
   const bool updates = update.scores != nullptr, wants_ds = updates || ds.data != nullptr;
+  const bool keeps_dw = wants_dw && weight_grad == WeightGrad::kept;
+  const int64_t count = g.out_channels * in * taps;
+  const bool by_signs = mask.signs != nullptr && map == ScoreMap::abs && wants_ds && !updates && !keeps_dw &&
+                        mask.signs[packed_bytes(count) - 1] == 0;
   const bool reads_scores =
-      mask.of != Of::bits &&
-      (updates || (wants_ds && map != ScoreMap::identity) || (wants_dw && weight_grad == WeightGrad::kept));
+      mask.of != Of::bits && !by_signs && (updates || (wants_ds && map != ScoreMap::identity) || keeps_dw);
   const int64_t flat[4] = {in * taps, taps, g.kernel_w, 1};
   Finish& f = job.finish;
   f.kernel_h = g.kernel_h;
@@ -158,9 +161,10 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   f.weight_grad = weight_grad;
   f.of = mask.of;
   f.bits = static_cast<const uint8_t*>(mask.data);
+  f.signs = by_signs ? mask.signs : nullptr;
   f.last = -1;
   f.up_to = f.after = {0, 0};
-  if (wants_dw && weight_grad == WeightGrad::kept && mask.of != Of::bits) {
+  if (keeps_dw && mask.of != Of::bits) {
     f.last = mask.cut->index;
     f.up_to = up_to(mask.of, *mask.cut);
     f.after = after(mask.of, *mask.cut);
@@ -173,9 +177,9 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   for (int m = 0; m < 3; ++m) f.moments[m] = grid(update.moments[m], mask.stride);
   f.dw = grid(wants_dw ? dw.data : nullptr, dw.stride);
   const bool in_lines = f.ds.lane == 1 || lies_in_order(f, f.ds, job.lanes);
-  f.stream = ds.data != nullptr && in_lines && g.out_channels * in * taps * 4 >= kStreamBytes;
+  f.stream = ds.data != nullptr && in_lines && count * 4 >= kStreamBytes;
 
-  if (f.stream) advise_large_pages(ds.data, static_cast<size_t>(g.out_channels * in * taps * 4));
+  if (f.stream) advise_large_pages(ds.data, static_cast<size_t>(count * 4));
 
   const auto operand = [&](const Tensor& t, const Axis& rows, const Axis& columns) {
     return Operand{t.data, t.dtype, t.stride[0], t.stride[1], t.stride[2], t.stride[3], g.batch, rows, columns};

@@ -18,6 +18,7 @@ struct Finish {
   WeightGrad weight_grad;
   Of of;
   const uint8_t* bits;     // of the mask, where `of` says so
+  const uint8_t* signs;    // of the scores, none of them zero or NaN: then dS reads these in their place
   int64_t last;            // flat index of the last kept tie
   Interval up_to, after;   // kept scores, up to `last` and after it
   Grid index;              // strides of the flat index
@@ -32,6 +33,18 @@ struct Finish {
 struct Tile {
   int64_t group, row, rows, lane, lanes;
 };
+
+// a, negated where bit i is set for lane i.
+static inline Vec negate_bits(Vec a, uint32_t bits) {
+  return (Vec)((IntVec)a ^ (IntVec)keep_bits((Vec)broadcast_bits(0x80000000u), bits));
+}
+
+// The n bits from `index` on, of packed bits; more may follow.
+static inline uint32_t load_bits_at(const uint8_t* bits, int64_t index) {
+  uint32_t word;
+  std::memcpy(&word, bits + (index >> 3), sizeof word);
+  return word >> (index & 7);
+}
 
 // a where b is a number other than zero, with b's sign; +0 elsewhere: a * sign(b).
 static inline Vec times_sign(Vec a, Vec b) {
@@ -130,6 +143,22 @@ static void write_ds(bool streams, const Edges<T>& e) {
   }
 }
 
+// The same for abs by the scores' signs, packed in the flat order, in which the edges of a line follow each other.
+template <class T>
+static void write_signed_ds(const uint8_t* signs, bool streams, const Edges<T>& e) {
+  for (int64_t row = 0; row < e.rows; ++row) {
+    const float* const g = e.g.at(row);
+    const T* const weight = e.weight.at(row);
+    float* const ds = e.ds.at(row);
+    const int64_t index = e.index + row * e.row_step;
+    const bool past = streams && reinterpret_cast<uintptr_t>(ds) % sizeof(Vec) == 0;
+    for_each_vector(e.count, [&](int64_t i, int64_t n) {
+      const Vec result = negate_bits(load_some(g + i, n) * load_some(weight + i, n), load_bits_at(signs, index + i));
+      past && n == kLanes ? stream(ds + i, result) : store_some(ds + i, result, n);
+    });
+  }
+}
+
 template <class T>
 static void write_dw(int64_t count, const float* g, T* dw) {
   for_each_vector(count, [&](int64_t i, int64_t n) { store_some(dw + i, load_some(g + i, n), n); });
@@ -179,7 +208,9 @@ static void update_scores(const ScoreUpdate& update, const Edges<T>& e) {
 
 template <class T>
 static void finish_edges(const Finish& f, const Edges<T>& e) {
-  if (e.ds.first != nullptr) {
+  if (f.signs != nullptr) {
+    write_signed_ds(f.signs, f.stream, e);
+  } else if (e.ds.first != nullptr) {
     switch (f.map) {
       case ScoreMap::abs: write_ds<ScoreMap::abs>(f.stream, e); break;
       case ScoreMap::identity: write_ds<ScoreMap::identity>(f.stream, e); break;

@@ -97,10 +97,11 @@ def mask_bits(scores, cut, of):
 
 
 def step(updates, rankings):
-    """Carries out each Update in place; the cuts of the first of them, which are scores, each by its Ranking."""
+    """Carries out each Update in place; the cuts of the first of them, which are scores, each by its Ranking. Without
+    planes: kernels on GPUs read the scores."""
     aligned, copies = [], []
     for i, (value, grad, moments, coefficients) in enumerate(updates):
-        kept, of, last = rankings[i] if i < len(rankings) else (0, "abs", None)
+        kept, of, last, _ = rankings[i] if i < len(rankings) else (0, "abs", None, False)
         mine = [_aligned(t) for t in (value, grad, *moments)]
         copies += [(t, m) for t, m in zip((value, *moments), (mine[0], *mine[2:]), strict=True) if m is not t]
         hint = None if last is None else last.data
@@ -112,12 +113,12 @@ def step(updates, rankings):
     cuts = (torch.cat(cuts) if len(cuts) > 1 else cuts[0])[: len(rankings)]
     if capture.capturing(updates[0][0]):
         _hand_on(cuts, rankings)
-    return cuts
+    return cuts, [None] * len(rankings)
 
 
 def _hand_on(cuts, rankings):
     """Copies the cuts to where this step, of a CUDA graph, took its hints from: the next replay starts from them."""
-    hints = [(hint.data, cut) for (*_, hint), cut in zip(rankings, cuts.unbind(), strict=True) if hint is not None]
+    hints = [(hint.data, cut) for (_, _, hint, _), cut in zip(rankings, cuts.unbind(), strict=True) if hint is not None]
     if hints:
         torch_private.copy_all([hint for hint, _ in hints], [cut for _, cut in hints])
         _captured.append(hints)

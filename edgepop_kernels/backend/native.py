@@ -4,6 +4,7 @@ Images, matrices and weights are not copied: the kernels read any strides. A lin
 image is one row of pixels.
 """
 
+import functools
 import importlib
 import math
 
@@ -16,6 +17,7 @@ _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OF = {"abs": 0, "raw": 1, "sigmoid": 1, "bits": 2}
 _SCORE_MAP = {"abs": 0, "raw": 1, "sigmoid": 2, "bits": 1}
 _WEIGHT_GRAD = {"none": 0, "kept": 1, "all": 2}
+_BITS = _OF["bits"]
 _ABSENT = (0, 0, (0, 0, 0, 0))
 
 try:
@@ -56,24 +58,45 @@ def refuses(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def select(scores, kept, of, hint):
-    cuts = torch.empty(len(scores), 2, dtype=torch.int64)
+    return select_planes(scores, kept, of, hint, [False] * len(scores))[0]
+
+
+def select_planes(scores, kept, of, hint, wanted):
+    """The cuts, and beside each the planes of its layer (``Cut``): the pass that finds a cut writes mask and signs too,
+    where they are wanted and the scores lie in logical order."""
+    cuts, planes = torch.empty(len(scores), 2, dtype=torch.int64), []
     hint = None if hint is None else hint.contiguous()
     hints = [0] * len(scores) if hint is None else range(hint.data_ptr(), hint.data_ptr() + 16 * len(scores), 16)
     for s in scores:
         if s.dim() > 4:  # held until the call is over
             scores = [s if s.dim() <= 4 else s.reshape(-1) for s in scores]
             break
-    _native.select(_rankings(scores, kept, of, hints, cuts), torch.get_num_threads())
-    return cuts
-
-
-def _rankings(scores, kept, of, hints, cuts):
-    """hints: addresses of cuts, 0 where there is none; cuts: int64 [layers, 2], to be written."""
     into, rankings = cuts.data_ptr(), []
-    for s, m, kind, hint in zip(scores, kept, of, hints, strict=True):
-        rankings.append((s.data_ptr(), *_sequence(s), _OF[kind], m, into, hint))
+    for s, m, kind, start, wants in zip(scores, kept, of, hints, wanted, strict=True):
+        bits, ranking = _ranking(s, m, kind, into, start, wants)
+        planes.append(bits)
+        rankings.append(ranking)
         into += 16
-    return rankings
+    _native.select(rankings, torch.get_num_threads())
+    return cuts, planes
+
+
+_packed_bytes = functools.cache(packed_bytes)
+
+
+def _ranking(scores, kept, of, cut, hint, wants):
+    """The planes of a layer to be ranked, and what the module is told of it. Planes lie in logical order: there are
+    none where the scores do not, nor where they are not wanted. cut, hint: addresses."""
+    lead = 4 - scores.dim()
+    size, stride = (1,) * lead + tuple(scores.shape), (0,) * lead + scores.stride()
+    planes, mask, signs = None, 0, 0
+    if wants and scores.is_contiguous():
+        plane = _packed_bytes(scores.numel())
+        planes = torch.empty(2 if of == "abs" else 1, plane, dtype=torch.uint8)
+        mask = planes.data_ptr()
+        if of == "abs":  # else the gradient has no sign of the scores in it
+            signs = mask + plane
+    return planes, (scores.data_ptr(), size, stride, _OF[of], kept, cut, hint, mask, signs)
 
 
 def _sequence(scores):
@@ -93,21 +116,22 @@ def fingerprint(scores: torch.Tensor) -> int | None:
 
 
 def step(updates, rankings):
-    """Carries out each Update in place; the cuts of the first of them, which are scores, each by its Ranking."""
+    """Carries out each Update in place; the cuts and planes of the first of them, which are scores, each by its
+    Ranking."""
     cuts = torch.empty(len(rankings), 2, dtype=torch.int64)
-    parameters, layers, into = [], [], cuts.data_ptr()
+    parameters, layers, planes, into = [], [], [], cuts.data_ptr()
     for value, grad, moments, coefficients in updates:
         addresses = [0, 0, 0]
         for i, moment in enumerate(moments):
             addresses[i] = moment.data_ptr()
         parameters.append((value.data_ptr(), grad.data_ptr(), addresses, value.numel(), coefficients[:2]))
-    for (value, *_), (kept, of, hint) in zip(updates, rankings, strict=False):  # those that are scores come first
-        layers.append(
-            (value.data_ptr(), *_sequence(value), _OF[of], kept, into, 0 if hint is None else hint.data.data_ptr())
-        )
+    for (value, *_), (kept, of, hint, wants) in zip(updates, rankings, strict=False):  # those that are scores first
+        bits, layer = _ranking(value, kept, of, into, 0 if hint is None else hint.data.data_ptr(), wants)
+        planes.append(bits)
+        layers.append(layer)
         into += 16
     _native.step(parameters, layers, torch.get_num_threads())
-    return cuts
+    return cuts, planes
 
 
 def _addresses(moments):
@@ -203,7 +227,7 @@ class Plan:
     """
 
     __slots__ = (
-        *("dtype", "ds_stride", "dw_stride", "dx_stride", "flat", "geometry", "mask", "of", "w"),
+        *("dtype", "ds_stride", "dw_stride", "dx_stride", "flat", "geometry", "mask", "of", "planes", "signs", "w"),
         *("x", "x_format", "x_size", "y_format", "y_size", "y_stride"),
     )
 
@@ -230,13 +254,17 @@ class Plan:
         self.x = _DTYPE[x.dtype], _image((_matrix(x) if linear else x).stride())
         self.w = _DTYPE[weight.dtype], _four(weight.stride())
         self.mask = _OF[of], _ABSENT[2] if of == "bits" else _four(scores.stride())
+        # Planes lie in logical order; a weight that does not would have its bits looked up one by one.
+        self.planes = of != "bits" and weight.is_contiguous() and scores.is_contiguous()
+        self.signs = packed_bytes(scores.numel()) if self.planes and of == "abs" else None
         # Of outputs as they are made here: rows without gaps, or images of the format.
         self.dx_stride = (0, 1, 0, geometry[2]) if linear else _strides(x.shape, x_format)
         self.y_stride = (0, 1, 0, geometry[5]) if linear else _strides(y_size, y_format)
         self.ds_stride, self.dw_stride = (_four(torch.empty_like(t, device="meta").stride()) for t in (scores, weight))
 
-    def forward(self, x, weight, scores, cut, bias, y=None):
-        """y: where to write, in place of a new tensor of the plan's size and format."""
+    def forward(self, x, weight, scores, cut, bias, y=None, planes=None):
+        """y: where to write, in place of a new tensor of the plan's size and format. planes: of the cut, to be read in
+        the scores' place."""
         if self.flat:
             x = _matrix(x)
         if bias is not None:
@@ -246,19 +274,23 @@ class Plan:
             y = torch.empty(self.y_size, dtype=self.dtype, memory_format=self.y_format)
         else:
             y_stride = y.stride()
-        of, stride = self.mask
+        if planes is not None and self.planes:
+            mask = _BITS, planes.data_ptr(), _ABSENT[2], 0, 0
+        else:
+            of, stride = self.mask
+            mask = of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), 0
         _native.conv_forward(
             self.geometry,
             (x.data_ptr(), *self.x),
             (weight.data_ptr(), *self.w),
-            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr()),
+            mask,
             0 if bias is None else bias.data_ptr(),
             (y.data_ptr(), self.x[0], y_stride),
             torch.get_num_threads(),
         )
         return y
 
-    def dx(self, dy, weight, scores, cut, dx=None):
+    def dx(self, dy, weight, scores, cut, dx=None, planes=None):
         """dx: where to write, in place of a new tensor of the plan's size and format."""
         if self.flat:
             dy = _matrix(dy)
@@ -267,22 +299,28 @@ class Plan:
             dx = torch.empty(self.x_size, dtype=self.dtype, memory_format=self.x_format)
         else:
             dx_stride = dx.stride()
-        of, stride = self.mask
+        if planes is not None and self.planes:
+            mask = _BITS, planes.data_ptr(), _ABSENT[2], 0, 0
+        else:
+            of, stride = self.mask
+            mask = of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), 0
         _native.conv_backward_input(
             self.geometry,
             (dy.data_ptr(), self.x[0], dy_stride if len(dy_stride) == 4 else (0, dy_stride[1], 0, dy_stride[0])),
             (weight.data_ptr(), *self.w),
-            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr()),
+            mask,
             (dx.data_ptr(), self.x[0], dx_stride),
             torch.get_num_threads(),
         )
         return dx
 
-    def dw(self, dy, x, weight, scores, cut, score_grad, weight_grad, into=None):
-        """(dS, dW), None for the one not asked for. into: two tensors where to write both."""
+    def dw(self, dy, x, weight, scores, cut, score_grad, weight_grad, into=None, planes=None):
+        """(dS, dW), None for the one not asked for. planes: as in ``forward``, of which dS takes the signs. into: two
+        tensors where to write both."""
         if self.flat:
             dy, x = _matrix(dy), _matrix(x)
         dy_stride, (of, stride), ds, dw = dy.stride(), self.mask, None, None
+        signs = 0 if planes is None or self.signs is None else planes.data_ptr() + self.signs
         ds_arg = dw_arg = _ABSENT
         if into is not None:
             ds, dw = into
@@ -299,7 +337,7 @@ class Plan:
             (dy.data_ptr(), self.x[0], dy_stride if len(dy_stride) == 4 else (0, dy_stride[1], 0, dy_stride[0])),
             (x.data_ptr(), *self.x),
             (weight.data_ptr(), *self.w),
-            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr()),
+            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), signs),
             _SCORE_MAP[self.of],
             ds_arg,
             _WEIGHT_GRAD[weight_grad],
@@ -319,7 +357,7 @@ class Plan:
             (dy.data_ptr(), self.x[0], _image(dy.stride())),
             (x.data_ptr(), *self.x),
             (weight.data_ptr(), *self.w),
-            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr()),
+            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), 0),
             _SCORE_MAP[self.of],
             update.coefficients[:2],
             _addresses(update.moments),

@@ -154,13 +154,13 @@ class MaskedLayer(Saved, AmongTools):
             return self._group.selection_of(self)
         ranked = held["weight"] if held["scores"] is None else held["scores"]
         if watched:  # traced, or of tensors that stand for others: nothing of it may stay
-            return functional.selection(ranked, rule, None)
+            return functional.selection(ranked, rule, None, False)
         known = self._cuts.of(ranked, rule)
         if known is not None:
             return known
         if ranked.dtype is not torch.float32 or type(ranked) not in torch_private.PLAIN:
             checks.score_tensor("scores", ranked)
-        selection = functional.selection(ranked, rule, self._cuts.hint(rule))
+        selection = functional.selection(ranked, rule, self._cuts.hint(rule), held["scores"] is not None)
         self._cuts.start_from(selection, ranked, rule, stays=not self.training)
         return selection
 

@@ -17,8 +17,9 @@ from .coefficients import Coefficients
 from .settings import check_group, check_rate
 from .steady import Steady, Update, in_place
 
-# What a backend's ``step`` is told of a parameter that is scores: how many are kept, ranked by what, an earlier cut.
-Ranking = tuple[int, str, Cut | None]
+# What a backend's ``step`` is told of a parameter that is scores: how many are kept, ranked by what, an earlier cut,
+# and whether the cut's planes are wanted: a weight that scores itself is read in any case.
+Ranking = tuple[int, str, Cut | None, bool]
 # As torch.optim takes parameters: themselves, groups of them, or with their names.
 Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, torch.Tensor]]
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class _Scores:
         if self.kept == 0:
             return None
         last = layer._cuts.last  # the hint of a rule that ranks, asked in place
-        return self.kept, rule.of, last if last is not None and last.of == rule.of else None
+        return self.kept, rule.of, last if last is not None and last.of == rule.of else None, ranked is not None
 
 
 class ScoreOptimizer(_Base):
@@ -265,12 +266,15 @@ class ScoreOptimizer(_Base):
                 rankings.append(ranking)
         run = optimizer_step(ours[0][0])
         assert run is not None  # as of every parameter that _is_native
-        cuts = run(first + others, rankings)
+        cuts, planes = run(first + others, rankings)
         for p, value in copied:
             p.copy_(value)
         torch.autograd.graph.increment_version(written)
-        for (p, scores), row in zip(scored, cuts.unbind(), strict=True):
-            scores.layer._cuts.learn(scores.rule.cut(row, p.numel()), p, scores.rule)
+        for (p, scores), row, bits in zip(scored, cuts.unbind(), planes, strict=True):
+            cut = scores.rule.cut(row, p.numel())
+            if cut.data is row:  # none that keeps other ties
+                object.__setattr__(cut, "planes", bits)
+            scores.layer._cuts.learn(cut, p, scores.rule)
 
     def _is_native(self, group: dict[str, Any], p: torch.Tensor) -> bool:
         """Whether the kernel takes the step; else torch does, or says what is wrong."""

@@ -33,9 +33,18 @@ def tensor(a):
     return address(a), 0, strides(a)
 
 
-def ranking(scores, kept, of, cut, hint):
+def ranking(scores, kept, of, cut, hint, planes):
+    """planes: where mask and signs are written; with scores that do not lie in order, nowhere."""
     sizes = (1,) * (4 - scores.ndim) + scores.shape
-    return address(scores), sizes, strides(scores), of, kept, address(cut), 0 if hint is None else address(hint)
+    start, (mask, signs) = 0 if hint is None else address(hint), planes
+    if not scores.flags.c_contiguous:
+        mask = signs = None
+    into = [0 if bits is None else address(bits) for bits in (mask, signs)]
+    return address(scores), sizes, strides(scores), of, kept, address(cut), start, *into
+
+
+def planes_of(scores):
+    return [np.zeros((2, -(-s.size // 64) * 8 + 8), np.uint8) for s in scores]
 
 
 def layers(rng):
@@ -52,9 +61,10 @@ def selections(native, threads):
         scores = list(layers(np.random.default_rng(1)))
         cuts = np.zeros((len(scores), 2), np.int64)
         for hints in ([None] * len(scores), cuts.copy(), np.roll(cuts, 1, axis=0)):  # cold, right, wrong
-            rows = zip(scores, cuts, hints, strict=True)
-            native.select([ranking(s, 1 + s.size // 3, of, cut, hint) for s, cut, hint in rows], threads)
-            found.append(cuts.copy())
+            planes = planes_of(scores)
+            rows = zip(scores, cuts, hints, planes, strict=True)
+            native.select([ranking(s, 1 + s.size // 3, of, cut, hint, bits) for s, cut, hint, bits in rows], threads)
+            found += [cuts.copy(), *planes]
     return found
 
 
@@ -77,9 +87,11 @@ def steps(native, threads):
                 for v, g, three in zip(values, grads, moments, strict=True)
             ]
             hints = list(cuts.copy()) if step else [None] * len(scores)
-            rows = zip(scores, cuts, hints, strict=True)
-            native.step(parameters, [ranking(s, 1 + s.size // 3, 0, cut, hint) for s, cut, hint in rows], threads)
-            found += [*(v.copy() for v in values), cuts.copy()]
+            planes = planes_of(scores)
+            rows = zip(scores, cuts, hints, planes, strict=True)
+            rankings = [ranking(s, 1 + s.size // 3, 0, cut, hint, bits) for s, cut, hint, bits in rows]
+            native.step(parameters, rankings, threads)
+            found += [*(v.copy() for v in values), cuts.copy(), *planes]
     return found
 
 
@@ -112,14 +124,16 @@ def convolutions(native, threads):
         weight, scores = (drawn(out_channels, in_channels // groups, kernel_h, kernel_w) for _ in range(2))
         x, dy = drawn(batch, in_channels, in_h, in_w), drawn(batch, out_channels, out_h, out_w)
         bias, y, dx, ds = drawn(out_channels), np.zeros_like(dy), np.zeros_like(x), np.zeros_like(scores)
-        cut = np.zeros(2, np.int64)
-        native.select([ranking(scores, scores.size // 2, 0, cut, None)], threads)
-        mask = (0, address(scores), strides(scores), address(cut))
-        native.conv_forward(geometry, tensor(x), tensor(weight), mask, address(bias), tensor(y), threads)
-        native.conv_backward_input(geometry, tensor(dy), tensor(weight), mask, tensor(dx), threads)
-        operands = tensor(dy), tensor(x), tensor(weight), mask
-        native.conv_backward_weight(geometry, *operands, 0, tensor(ds), 0, NO_TENSOR, threads)
-        found += [cut, y, dx, ds]
+        cut, (planes,) = np.zeros(2, np.int64), planes_of([scores])
+        native.select([ranking(scores, scores.size // 2, 0, cut, None, planes)], threads)
+        for signs in (0, address(planes[1])):
+            mask = (0, address(scores), strides(scores), address(cut), signs)
+            read = mask if signs == 0 else (2, address(planes), (0, 0, 0, 0), 0, 0)
+            native.conv_forward(geometry, tensor(x), tensor(weight), read, address(bias), tensor(y), threads)
+            native.conv_backward_input(geometry, tensor(dy), tensor(weight), read, tensor(dx), threads)
+            operands = tensor(dy), tensor(x), tensor(weight), mask
+            native.conv_backward_weight(geometry, *operands, 0, tensor(ds), 0, NO_TENSOR, threads)
+            found += [cut, planes, y.copy(), dx.copy(), ds.copy()]
     return found
 
 
