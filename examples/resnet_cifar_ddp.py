@@ -72,8 +72,8 @@ def main():
                 y = torch.cat([model.module.eval()(part).argmax(1) for part in test_images.split(500)])
             print(f"epoch {epoch + 1}: loss {loss:.3f}, accuracy {(y == test_labels).float().mean():.2%}", flush=True)
             model.train()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    dist.destroy_process_group()  # once the model is gone: what DistributedDataParallel holds must not go last

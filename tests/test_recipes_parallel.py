@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from recipe_runs import assert_same, quiet, rows, start, state
 from two_ranks import BERNOULLI, EDGE_POPUP
 
@@ -198,3 +199,12 @@ def test_a_rank_that_is_no_number_is_not_met_with_silence(monkeypatch, rank, spe
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
     assert parallel.leads() == speaks
+
+
+def test_wrapped_networks_let_go_of_the_group_before_it_is_left(tmp_path):
+    """What holds it last may wait for its threads with Python's lock in hand, and end never."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    wrapped = parallel.World(rank=0, size=2).wrap(torch.nn.Linear(3, 2))
+    wrapped(torch.randn(4, 3)).sum().backward()
+    parallel.leave()
+    assert wrapped.reducer is None and wrapped.logger is None and not dist.is_initialized()

@@ -7,6 +7,7 @@ world of size 1, and each method here is only what its name says.
 import contextlib
 import os
 import shlex
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from .data import Share
 from .errors import UserError
 
 T = TypeVar("T")
+_wrapped: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -105,6 +107,7 @@ class World:
             return model
         parallel = DistributedDataParallel(model)
         parallel.register_comm_hook(None, _sum)
+        _wrapped.add(parallel)
         return parallel
 
     def held(self, parallel: nn.Module, hold: bool) -> contextlib.AbstractContextManager:
@@ -135,7 +138,18 @@ def join() -> Iterator[World]:
     try:
         yield world
     finally:
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """Leaves the group of processes; networks that were wrapped in it cannot train together any more.
+
+    They let go of it first. A reducer that is the last to hold the group would wait for the group's threads with
+    Python's lock in its hand, and one of these may still want the lock, to be done with its last sum.
+    """
+    for parallel in _wrapped:
+        parallel.reducer = parallel.logger = None
+    dist.destroy_process_group()
 
 
 def _described() -> World:
