@@ -48,7 +48,7 @@ lint: $(VENV)/ruff
 types: $(VENV)/installed
 	$(BIN)/mypy
 
-# Read from the sources: nothing is compiled or imported for it. The site is in build/docs, and opens without a server.
+# Read from the sources: nothing is compiled or imported for it. The site is in build/docs; only its search wants a server.
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
