@@ -3,7 +3,8 @@
     dX = dY applied to W*M        dS = dW_eff * W * map'(S)        dW = dW_eff * M, or dW_eff where W scores itself
 
 Saved for backward: x, weight, scores as they are, and the cut (16 bytes) or the packed mask (1 bit per weight); where
-the selection wrote planes beside the cut, these as well (mask and signs, 2 bits per weight).
+the selection wrote planes beside the cut, these as well (mask and signs, 2 bits per weight). ``signs`` (None: there are
+none) are those of a weight of one magnitude, as ``ops`` takes it; nothing of it trains.
 
 ``update`` (None: there is none) is how an optimizer spends dS inside backward: ``optim.backward.Use``.
 
@@ -42,6 +43,7 @@ class Spends(Protocol):
         cut: Tensor | None,
         of: str,
         weight_grad: str,
+        signs: Tensor | None,
         /,
         *geometry: Any,
     ) -> Tensor | None: ...
@@ -73,6 +75,7 @@ def _save(
     bits: Tensor | None,
     of: str,
     update: Spends | None,
+    signs: Tensor | None,
     planes: Tensor | None = None,
 ) -> None:
     """scores None: the weight scores itself (Discovering Neural Wirings), or ``bits`` are a fixed mask.
@@ -83,7 +86,7 @@ def _save(
     scores_itself = scores is None and bits is None
     ctx.wants = dx, ds, ("all" if scores_itself else "kept") if dw else "none"
     ctx.of, ctx.update = of, update if ds else None
-    ctx.save_for_backward(x if ds or dw else None, weight, scores, cut, bits, planes)
+    ctx.save_for_backward(x if ds or dw else None, weight, scores, cut, bits, signs, planes)
 
 
 def _saved(ctx: _Context) -> tuple[Any, ...]:
@@ -93,8 +96,8 @@ def _saved(ctx: _Context) -> tuple[Any, ...]:
     if ctx.update is None:
         return ctx.saved_tensors[:-1]
     ctx.wants = ctx.wants[0], ctx.update.begin(ctx), ctx.wants[2]
-    x, weight, scores, cut, bits, _ = ctx.saved_tensors
-    return x, weight, ctx.update.scores if ctx.wants[1] else scores, cut, bits
+    x, weight, scores, cut, bits, signs, _ = ctx.saved_tensors
+    return x, weight, ctx.update.scores if ctx.wants[1] else scores, cut, bits, signs
 
 
 def _mask(
@@ -115,6 +118,7 @@ def _parameter_grads(
     scores: Tensor | None,
     cut: Tensor | None,
     bits: Tensor | None,
+    signs: Tensor | None,
     *geometry: Any,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(dW, dS), None for what is not asked for, and for a dS that an optimizer has spent. Last of all in a backward:
@@ -124,15 +128,15 @@ def _parameter_grads(
 
     def with_ds(cut: Tensor | None, weight_grad: str) -> tuple[Tensor | None, Tensor | None]:
         if ctx.update is None:
-            return grads(dy, x, weight, scores, cut, of, True, weight_grad, *geometry)
-        return None, ctx.update.spend(op, dy, x, weight, cut, of, weight_grad, *geometry)
+            return grads(dy, x, weight, scores, cut, of, True, weight_grad, *geometry, signs)
+        return None, ctx.update.spend(op, dy, x, weight, cut, of, weight_grad, signs, *geometry)
 
     ds = dw = None
     if wants_ds and bits is None:
         ds, dw = with_ds(cut, weight_grad)
     else:
         if weight_grad != "none":
-            _, dw = grads(dy, x, *_mask(weight, scores, cut, bits, of), False, weight_grad, *geometry)
+            _, dw = grads(dy, x, *_mask(weight, scores, cut, bits, of), False, weight_grad, *geometry, signs)
         if wants_ds:  # the mask is in bits, map'(S) in the scores: one call for each
             ds, _ = with_ds(None, "none")
     return dw if weight_grad != "none" else None, ds
@@ -221,13 +225,14 @@ class MaskedLinear(torch.autograd.Function):
         of: str,
         bias: Tensor | None,
         update: Spends | None,
+        signs: Tensor | None,
     ) -> Tensor:
-        return ops.masked_linear(x, *_mask(weight, scores, cut, bits, of), bias)
+        return ops.masked_linear(x, *_mask(weight, scores, cut, bits, of), bias, signs)
 
     @staticmethod
     def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, scores, cut, bits, of, bias, update = inputs
-        _save(ctx, x, weight, scores, cut, bits, of, update)
+        x, weight, scores, cut, bits, of, bias, update, signs = inputs
+        _save(ctx, x, weight, scores, cut, bits, of, update, signs)
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
@@ -240,17 +245,17 @@ class MaskedLinear(torch.autograd.Function):
     @_once
     def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, ds, db = MaskedLinear.gradients(ctx, dy, ctx.needs_input_grad[6])
-        return dx, dw, ds, None, None, None, db, None
+        return dx, dw, ds, None, None, None, db, None, None
 
     @staticmethod
     def gradients(ctx: _Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
-        x, weight, scores, cut, bits = _saved(ctx)
+        x, weight, scores, cut, bits, signs = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
-            dx = ops.masked_linear_dx(dy, *_mask(weight, scores, cut, bits, ctx.of))
+            dx = ops.masked_linear_dx(dy, *_mask(weight, scores, cut, bits, ctx.of), signs)
         if wants_db:
             db = _bias_grad(dy, -1, ctx.bias_dtype)
-        dw, ds = _parameter_grads("masked_linear", ctx, dy, x, weight, scores, cut, bits)
+        dw, ds = _parameter_grads("masked_linear", ctx, dy, x, weight, scores, cut, bits, signs)
         return dx, dw, ds, db
 
 
@@ -272,13 +277,14 @@ class MaskedConv2d(torch.autograd.Function):
         x_channels_last: bool,
         y_channels_last: bool,
         update: Spends | None,
+        signs: Tensor | None,
     ) -> Tensor:
-        return ops.masked_conv2d(x, *_mask(weight, scores, cut, bits, of), bias, *geometry, y_channels_last)
+        return ops.masked_conv2d(x, *_mask(weight, scores, cut, bits, of), bias, *geometry, y_channels_last, signs)
 
     @staticmethod
     def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, _, update = inputs
-        _save(ctx, x, weight, scores, cut, bits, of, update)
+        x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, _, update, signs = inputs
+        _save(ctx, x, weight, scores, cut, bits, of, update, signs)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.geometry, ctx.x_size, ctx.x_channels_last = geometry, x.shape, x_channels_last
 
@@ -292,19 +298,19 @@ class MaskedConv2d(torch.autograd.Function):
     @_once
     def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, ds, db = MaskedConv2d.gradients(ctx, dy, ctx.needs_input_grad[6])
-        return dx, dw, ds, None, None, None, db, None, None, None, None
+        return dx, dw, ds, None, None, None, db, None, None, None, None, None
 
     @staticmethod
     def gradients(ctx: _Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
-        x, weight, scores, cut, bits = _saved(ctx)
+        x, weight, scores, cut, bits, signs = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
             dx = ops.masked_conv2d_dx(
-                dy, *_mask(weight, scores, cut, bits, ctx.of), ctx.x_size, *ctx.geometry, ctx.x_channels_last
+                dy, *_mask(weight, scores, cut, bits, ctx.of), ctx.x_size, *ctx.geometry, ctx.x_channels_last, signs
             )
         if wants_db:
             db = _bias_grad(dy, 1, ctx.bias_dtype)
-        dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, weight, scores, cut, bits, *ctx.geometry)
+        dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, weight, scores, cut, bits, signs, *ctx.geometry)
         return dx, dw, ds, db
 
 
@@ -343,12 +349,13 @@ class Planned(torch.autograd.Function):
         prepared: Prepared,
         update: Spends | None,
         planes: Tensor | None,
+        signs: Tensor | None,
     ) -> Tensor:
         ctx.prepared = prepared
         ctx.bias_dtype = None if bias is None else bias.dtype
-        _save(ctx, x, weight, scores, cut, bits, prepared.of, update, planes)
+        _save(ctx, x, weight, scores, cut, bits, prepared.of, update, signs, planes)
         ranked = bits if bits is not None else weight if scores is None else scores
-        y: Tensor = prepared.plan.forward(x, weight, ranked, cut, bias, None, planes)
+        y: Tensor = prepared.plan.forward(x, weight, ranked, cut, bias, None, planes, signs)
         return y
 
     @staticmethod
@@ -359,17 +366,17 @@ class Planned(torch.autograd.Function):
             return _gradients(ctx, dy)
         if ctx.update is not None:
             return _gradients(ctx, dy)
-        x, weight, scores, cut, bits, planes = ctx.saved_tensors
+        x, weight, scores, cut, bits, signs, planes = ctx.saved_tensors
         (wants_dx, wants_ds, weight_grad), plan = ctx.wants, ctx.prepared.plan
         ranked = bits if bits is not None else weight if scores is None else scores
         dx = dw = ds = db = None
         if wants_dx:
-            dx = plan.dx(dy, weight, ranked, cut, None, planes)
+            dx = plan.dx(dy, weight, ranked, cut, None, planes, signs)
         if ctx.needs_input_grad[5]:
             db = _bias_grad(dy, 1 if weight.dim() == 4 else -1, ctx.bias_dtype)
         if wants_ds or weight_grad != "none":
-            ds, dw = plan.dw(dy, x, weight, ranked, cut, wants_ds, weight_grad, None, planes)
-        return dx, dw, ds, None, None, db, None, None, None
+            ds, dw = plan.dw(dy, x, weight, ranked, cut, wants_ds, weight_grad, None, planes, signs)
+        return dx, dw, ds, None, None, db, None, None, None, None
 
 
 def _gradients(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -377,7 +384,7 @@ def _gradients(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
     prepared = ctx.prepared
     ctx.geometry, ctx.x_size, ctx.x_channels_last = prepared.geometry, prepared.x_size, prepared.x_channels_last
     dx, dw, ds, db = prepared.function.gradients(ctx, dy, ctx.needs_input_grad[5])
-    return dx, dw, ds, None, None, db, None, None, None
+    return dx, dw, ds, None, None, db, None, None, None, None
 
 
 _as_torch_sees_it = _once(_gradients)

@@ -53,14 +53,14 @@ def packed_shape(shape: torch.Size) -> tuple[int]:
     return (packed_bytes(shape.numel()),)
 
 
-def packed_bits(bits: torch.Tensor, shape: torch.Size) -> None:
-    tensor("bits", bits)
+def packed_bits(bits: torch.Tensor, shape: torch.Size, name: str = "bits") -> None:
+    tensor(name, bits)
     if bits.dtype != torch.uint8:
-        raise TypeError(f"bits: expected packed uint8, got {bits.dtype}")
+        raise TypeError(f"{name}: expected packed uint8, got {bits.dtype}")
     (expected,) = packed_shape(shape)
     if tuple(bits.shape) != (expected,) or not bits.is_contiguous():
         raise ValueError(
-            f"bits: expected {expected} contiguous bytes for {shape.numel()} weights, got shape {tuple(bits.shape)}"
+            f"{name}: expected {expected} contiguous bytes for {shape.numel()} weights, got shape {tuple(bits.shape)}"
         )
 
 
@@ -117,14 +117,19 @@ def _selection(name: str, value: object, device: torch.device, rule: Rule) -> No
 
 
 def linear(
-    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor | None, rule_: Rule, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule_: Rule,
+    bias: torch.Tensor | None,
+    signs: torch.Tensor | None,
 ) -> None:
     _no_trace()
     tensor("weight", weight)
     _dims("weight", weight, (2,), "(out_features, in_features)")
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected (..., {weight.shape[1]}) for weight {_shape(weight)}, got {_shape(x)}")
-    _operands(x, weight, scores, rule_, bias)
+    _operands(x, weight, scores, rule_, bias, signs)
 
 
 def conv2d(
@@ -137,6 +142,7 @@ def conv2d(
     padding: _Pair | str,
     dilation: _Pair,
     groups: int,
+    signs: torch.Tensor | None,
 ) -> Pairs:
     """Checks, and returns the geometry, its numbers as pairs; padding stays "same" where it is that."""
     _no_trace()
@@ -165,7 +171,7 @@ def conv2d(
     if not isinstance(padding, str):
         _reach("H", height, kernel_h, padding[0], dilation[0])
         _reach("W", width, kernel_w, padding[1], dilation[1])
-    _operands(x, weight, scores, rule_, bias)
+    _operands(x, weight, scores, rule_, bias, signs)
     return stride, padding, dilation, groups
 
 
@@ -224,7 +230,12 @@ def _reach(axis: str, size: int, kernel: int, padding: int, dilation: int) -> No
 
 
 def _operands(
-    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor | None, rule_: Rule, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule_: Rule,
+    bias: torch.Tensor | None,
+    signs: torch.Tensor | None,
 ) -> None:
     tensor("x", x)
     rule(rule_)
@@ -241,9 +252,22 @@ def _operands(
             raise ValueError(f"bias: expected shape ({weight.shape[0]},), got {_shape(bias)}")
         if bias.dtype not in (torch.float32, dtype):
             raise TypeError(f"bias: expected float32 or x's dtype {dtype}, got {bias.dtype}")
-    for name, value in (("weight", weight), ("scores", scores), ("bias", bias)):
+    if signs is not None:
+        _signs(weight, scores, signs)
+    for name, value in (("weight", weight), ("scores", scores), ("bias", bias), ("signs", signs)):
         if value is not None and value.device != device:
             raise ValueError(f"{name}: expected it on x's device {device}, got {value.device}")
+
+
+def _signs(weight: torch.Tensor, scores: torch.Tensor | None, signs: torch.Tensor) -> None:
+    packed_bits(signs, weight.shape, "signs")
+    if weight.requires_grad or scores is None:
+        raise ValueError("signs: expected them beside a weight that does not train, and scores or a mask of their own")
+    if any(step != 0 for size, step in zip(weight.shape, weight.stride(), strict=True) if size > 1):
+        raise ValueError(
+            "signs: expected the weight beside them to be one number, expanded to its shape, got strides "
+            f"{weight.stride()}"
+        )
 
 
 def cut(value: Selection, weight: torch.Tensor, rule_: Rule) -> None:

@@ -192,6 +192,7 @@ def masked_linear(
     bias: torch.Tensor | None = None,
     *,
     cut: Selection | None = None,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Computes ``F.linear(x, weight * mask, bias)`` with the mask of ``scores`` under ``rule`` applied inside the
     product.
@@ -202,6 +203,8 @@ def masked_linear(
              Neural Wirings); for Frozen the bool mask, or its packed bits
     bias     (out_features,) or None
     cut      the ``select`` of these very scores under this rule, to save the selection or to repeat a draw
+    signs    of a weight whose elements are all +c or -c: ``pack_mask(weight < 0)``; weight is then c, expanded to the
+             weight's shape, and does not train (``pack_weights`` does this for layers)
     returns  (..., out_features) in x's dtype; under autocast, in autocast's dtype
 
     Gradients are straight-through (Ramanujan et al. 2020): see ``autograd``. Raises TypeError, ValueError.
@@ -210,7 +213,7 @@ def masked_linear(
     >>> ek.masked_linear(torch.ones(1, 4), weight, scores, ek.TopK(0.5))
     tensor([[5.]])
     """
-    return linear_product(x, weight, scores, rule, bias, None, checked_cut(cut, weight, rule))
+    return linear_product(x, weight, scores, rule, bias, None, checked_cut(cut, weight, rule), signs=signs)
 
 
 def linear_product(
@@ -223,19 +226,20 @@ def linear_product(
     cut: Selection | None,
     watched: bool | None = None,
     update: Spends | None = None,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``masked_linear`` for layers, whose cut needs no check, and whose optimizer may step in backward. geometry: None,
     as a matrix has none."""
-    x, weight, bias = _autocast(x, weight, bias)
-    key = _key(x, weight, scores, rule, bias, None, watched)
+    x, weight, bias = _autocast(x, weight, bias, signs)
+    key = _key(x, weight, scores, rule, bias, None, watched, signs)
     prepared = _prepared.get(key)
     if prepared is None:
-        checks.linear(x, weight, scores, rule, bias)
-        prepared = _prepare(key, MaskedLinear, x, weight, scores, rule)
+        checks.linear(x, weight, scores, rule, bias, signs)
+        prepared = _prepare(key, MaskedLinear, x, weight, scores, rule, signs)
     scores, data, bits, of, planes = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
-        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes)
-    return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update)
+        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
+    return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update, signs)
 
 
 def masked_conv2d(
@@ -250,6 +254,7 @@ def masked_conv2d(
     groups: int = 1,
     *,
     cut: Selection | None = None,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Computes ``F.conv2d(x, weight * mask, bias, ...)`` with the mask of ``scores`` under ``rule`` applied inside.
 
@@ -258,14 +263,14 @@ def masked_conv2d(
     padding  zeros on each side, or "valid", or "same" (stride 1)
     returns  (N, O, H', W') in x's dtype, channels_last where x or weight is
 
-    scores, bias, cut, gradients, errors: as in ``masked_linear``.
+    scores, bias, cut, signs, gradients, errors: as in ``masked_linear``.
     """
     cut = checked_cut(cut, weight, rule)
     geometry: Geometry = (stride, padding, dilation, groups)
     if not all(type(g) in (int, tuple, str) for g in geometry):  # True and 1.0 are the key of 1, and no sizes
-        cast_x, cast_weight, _ = _autocast(x, weight, bias)
-        geometry = checks.conv2d(cast_x, cast_weight, scores, rule, bias, *geometry)
-    return conv2d_product(x, weight, scores, rule, bias, geometry, cut)
+        cast_x, cast_weight, _ = _autocast(x, weight, bias, signs)
+        geometry = checks.conv2d(cast_x, cast_weight, scores, rule, bias, *geometry, signs)
+    return conv2d_product(x, weight, scores, rule, bias, geometry, cut, signs=signs)
 
 
 def conv2d_product(
@@ -278,24 +283,25 @@ def conv2d_product(
     cut: Selection | None,
     watched: bool | None = None,
     update: Spends | None = None,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``masked_conv2d`` for layers, as ``linear_product``. geometry: stride, padding, dilation, groups."""
-    x, weight, bias = _autocast(x, weight, bias)
-    key = _key(x, weight, scores, rule, bias, geometry, watched)
+    x, weight, bias = _autocast(x, weight, bias, signs)
+    key = _key(x, weight, scores, rule, bias, geometry, watched, signs)
     prepared = _prepared.get(key)
     if prepared is None:
-        stride, padding, dilation, groups = checks.conv2d(x, weight, scores, rule, bias, *geometry)
+        stride, padding, dilation, groups = checks.conv2d(x, weight, scores, rule, bias, *geometry, signs)
         if x.dim() == 3:
             geometry = (stride, padding, dilation, groups)
-            return conv2d_product(x[None], weight, scores, rule, bias, geometry, cut, watched, update)[0]
+            return conv2d_product(x[None], weight, scores, rule, bias, geometry, cut, watched, update, signs)[0]
         if padding == "same":
             x, padding = _pad_same(x, weight, dilation)
             geometry = (stride, padding, dilation, groups)
-            return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update)
-        prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, (stride, padding, dilation, groups))
+            return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update, signs)
+        prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, signs, (stride, padding, dilation, groups))
     scores, data, bits, of, planes = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
-        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes)
+        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
     x_channels_last = prepared.x_channels_last
     y_channels_last = x_channels_last or _is_channels_last(weight)
     return apply(
@@ -311,6 +317,7 @@ def conv2d_product(
         x_channels_last,
         y_channels_last,
         update,
+        signs,
     )
 
 
@@ -326,6 +333,7 @@ def masked_conv1d(
     groups: int = 1,
     *,
     cut: Selection | None = None,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Computes ``F.conv1d(x, weight * mask, bias, ...)``: a two-dimensional convolution of images one pixel high.
 
@@ -334,10 +342,10 @@ def masked_conv1d(
     padding  zeros on each side, or "valid", or "same" (stride 1)
     returns  (N, O, L') in x's dtype
 
-    scores, bias, cut, gradients, errors: as in ``masked_linear``.
+    scores, bias, cut, signs, gradients, errors: as in ``masked_linear``.
     """
     geometry = checks.conv1d(x, weight, scores, rule, stride, padding, dilation, groups)
-    return conv1d_product(x, weight, scores, rule, bias, geometry, checked_cut(cut, weight, rule))
+    return conv1d_product(x, weight, scores, rule, bias, geometry, checked_cut(cut, weight, rule), signs=signs)
 
 
 def conv1d_product(
@@ -349,11 +357,14 @@ def conv1d_product(
     geometry: Geometry,
     cut: Selection | None,
     watched: bool | None = None,
+    update: None = None,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``masked_conv1d`` for layers, as ``linear_product``. geometry: that of the images, their height first."""
     if scores is not None and scores.dim() == 3:  # packed bits have no shape
         scores = scores.unsqueeze(2)
-    return conv2d_product(x.unsqueeze(-2), weight.unsqueeze(2), scores, rule, bias, geometry, cut, watched).squeeze(-2)
+    x, weight = x.unsqueeze(-2), weight.unsqueeze(2)
+    return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update, signs).squeeze(-2)
 
 
 # What calls have in common, by all that they are checked for and that a plan hangs on. Networks have tens of layers and
@@ -369,12 +380,13 @@ def _key(
     bias: torch.Tensor | None,
     geometry: tuple[Any, ...] | None,
     watched: bool | None,
+    signs: torch.Tensor | None,
 ) -> tuple[Any, ...] | None:
     """The key of such a call; None where torch must see it, or an operand is not plain memory. watched: whether
     torch must, where the caller knows."""
     if torch_private.watched() if watched is None else watched:
         return None
-    for t in (x, weight, scores, bias):
+    for t in (x, weight, scores, bias, signs):
         if t is None:
             continue
         if type(t) not in torch_private.PLAIN or t.layout is not torch.strided or t.is_neg() or t._is_zerotensor():
@@ -388,6 +400,7 @@ def _key(
             None if scores is None else (scores.shape, scores.stride(), scores.dtype, scores.device),
             None if bias is None else (bias.shape, bias.dtype, bias.device),
             *(rule, geometry),
+            None if signs is None else (signs.shape, signs.stride(), signs.dtype, signs.device, weight.requires_grad),
         )
     except (RuntimeError, AttributeError, TypeError):  # not what it should be: the checks have the words
         return None
@@ -400,13 +413,14 @@ def _prepare(
     weight: torch.Tensor,
     scores: torch.Tensor | None,
     rule: Rule,
+    signs: torch.Tensor | None,
     geometry: tuple[Any, ...] = (),
 ) -> Prepared:
     """Prepares a call whose arguments are checked, and keeps that under its key."""
     of = "bits" if rule.fixed else rule.of
     x_channels_last = bool(geometry) and _is_channels_last(x)
     plan = None
-    if key is not None and rule.selects is not Bits:
+    if key is not None and rule.selects is not Bits and signs is None:
         ranked = weight if scores is None else scores
         formats = dict(x_channels_last=x_channels_last, y_channels_last=x_channels_last or _is_channels_last(weight))
         plan = planned(function.op, x, weight, ranked, of, *geometry, **(formats if geometry else {}))
@@ -428,7 +442,7 @@ def checked_cut(cut: Selection | None, weight: torch.Tensor, rule: Rule) -> Sele
 
 
 def _autocast(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, signs: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The operands as autocast wants them; a float32 weight stays, to be rounded after masking."""
     if not isinstance(x, torch.Tensor) or x.layout is not torch.strided:
@@ -437,7 +451,9 @@ def _autocast(
     if not ops.autocasts(device) or x.dtype == torch.float64 or not x.is_floating_point():
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
-    weight = weight.to(dtype) if _of_other_half(weight, dtype) else weight
+    if _of_other_half(weight, dtype):
+        one = signs is not None and weight.numel() > 0  # one number, which stays one
+        weight = weight[(0,) * weight.dim()].to(dtype).expand(weight.shape) if one else weight.to(dtype)
     bias = bias.to(dtype) if _of_other_half(bias, dtype) else bias
     return x.to(dtype), weight, bias
 

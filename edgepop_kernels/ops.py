@@ -9,6 +9,8 @@ Common arguments
   score_grad       whether dS = dW_eff * W * map'(S) is asked for
   weight_grad      "none", "kept" (dW = dW_eff * M) or "all" (dW = dW_eff)
   channels_last    the memory format of the result
+  signs            None, or those of a weight of one magnitude, packed as masks are, a 1 for a negative element: then
+                   weight is that number, expanded to the weight's shape, and weight_grad "none"
 
 ``draw`` packs a Bernoulli mask of the scores; seed is an int64 scalar tensor on their device. ``mask_bits`` packs the
 mask of a cut.
@@ -37,17 +39,18 @@ _library = torch.library.Library("edgepop", "DEF")
 _MASK = "Tensor weight, Tensor scores, Tensor? cut, str of"
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 _GRADS = "bool score_grad, str weight_grad"
+_SIGNS = "Tensor? signs=None"
 
 SCHEMAS = {
     "select": "(Tensor[] scores, int[] kept, str[] of, Tensor? hint) -> Tensor",
     "draw": "(Tensor scores, Tensor seed) -> Tensor",
     "mask_bits": "(Tensor scores, Tensor cut, str of) -> Tensor",
-    "masked_linear": f"(Tensor x, {_MASK}, Tensor? bias) -> Tensor",
-    "masked_linear_dx": f"(Tensor dy, {_MASK}) -> Tensor",
-    "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}) -> (Tensor, Tensor)",
-    "masked_conv2d": f"(Tensor x, {_MASK}, Tensor? bias, {_GEOMETRY}, bool channels_last) -> Tensor",
-    "masked_conv2d_dx": f"(Tensor dy, {_MASK}, SymInt[] x_size, {_GEOMETRY}, bool channels_last) -> Tensor",
-    "masked_conv2d_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_GEOMETRY}) -> (Tensor, Tensor)",
+    "masked_linear": f"(Tensor x, {_MASK}, Tensor? bias, {_SIGNS}) -> Tensor",
+    "masked_linear_dx": f"(Tensor dy, {_MASK}, {_SIGNS}) -> Tensor",
+    "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_SIGNS}) -> (Tensor, Tensor)",
+    "masked_conv2d": f"(Tensor x, {_MASK}, Tensor? bias, {_GEOMETRY}, bool channels_last, {_SIGNS}) -> Tensor",
+    "masked_conv2d_dx": f"(Tensor dy, {_MASK}, SymInt[] x_size, {_GEOMETRY}, bool channels_last, {_SIGNS}) -> Tensor",
+    "masked_conv2d_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_GEOMETRY}, {_SIGNS}) -> (Tensor, Tensor)",
 }
 
 
@@ -90,12 +93,18 @@ def _fake_linear(
     cut: torch.Tensor | None,
     of: str,
     bias: torch.Tensor | None,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _fake_linear_dx(
-    dy: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, cut: torch.Tensor | None, of: str
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return dy.new_empty(*dy.shape[:-1], weight.shape[1])
 
@@ -133,6 +142,7 @@ def _fake_conv2d(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     out = (
         (n + 2 * p - d * (k - 1) - 1) // s + 1
@@ -153,6 +163,7 @@ def _fake_conv2d_dx(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return _image(dy, x_size, channels_last)
 
@@ -238,6 +249,8 @@ def _entry(op: str) -> Callable[..., Any]:
                     return registered(*args)
             first = first[0]
         for i in tensors:  # torch_private.plain in a loop: half the time, of which every layer and pass takes its share
+            if i == len(args):  # the last of them, signs, may be left out
+                break
             t = args[i]
             if t is not None and (type(t) not in plain or t.is_neg() or t._is_zerotensor()):
                 return registered(*args)

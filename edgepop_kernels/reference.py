@@ -144,16 +144,27 @@ def _kept(weight: torch.Tensor, scores: torch.Tensor, cut: torch.Tensor | None, 
     return mask(scores, cut, of)
 
 
+def signed(weight: torch.Tensor, signs: torch.Tensor | None) -> torch.Tensor:
+    """The weight that ``signs`` stand for beside the one number that ``weight`` is (``ops.py``); ``weight`` where there
+    are none."""
+    return weight if signs is None else torch.where(unpack_mask(signs, weight.shape), -weight, weight)
+
+
 def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _effective_weight(
-    weight: torch.Tensor, scores: torch.Tensor, cut: torch.Tensor | None, of: str, dtype: torch.dtype
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    dtype: torch.dtype,
+    signs: torch.Tensor | None,
 ) -> torch.Tensor:
     """W*M as the product sees it: rounded to the activations' dtype, held in the dtype of the computation."""
     kept = _kept(weight, scores, cut, of)
-    return weight.masked_fill(~kept, 0).to(dtype).to(_compute_dtype(dtype))
+    return signed(weight, signs).masked_fill(~kept, 0).to(dtype).to(_compute_dtype(dtype))
 
 
 def map_derivative(scores: torch.Tensor, of: str) -> torch.Tensor | None:
@@ -174,11 +185,12 @@ def parameter_grads(
     of: str,
     score_grad: bool,
     weight_grad: str,
+    signs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(dS, dW) from the dense gradient of the effective weight; an empty tensor stands for one not asked for."""
     ds = dw = weight.new_empty(0)
     if score_grad:
-        ds = dw_eff * weight
+        ds = dw_eff * signed(weight, signs)
         derivative = map_derivative(scores, of)
         ds = torch.empty_like(scores).copy_(ds if derivative is None else ds * derivative)
     if weight_grad == "kept":
@@ -195,17 +207,23 @@ def masked_linear(
     cut: torch.Tensor | None,
     of: str,
     bias: torch.Tensor | None,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     compute = _compute_dtype(x.dtype)
     bias = None if bias is None else bias.to(compute)
-    return F.linear(x.to(compute), _effective_weight(weight, scores, cut, of, x.dtype), bias).to(x.dtype)
+    return F.linear(x.to(compute), _effective_weight(weight, scores, cut, of, x.dtype, signs), bias).to(x.dtype)
 
 
 def masked_linear_dx(
-    dy: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor, cut: torch.Tensor | None, of: str
+    dy: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor,
+    cut: torch.Tensor | None,
+    of: str,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     compute = _compute_dtype(dy.dtype)
-    return (dy.to(compute) @ _effective_weight(weight, scores, cut, of, dy.dtype)).to(dy.dtype)
+    return (dy.to(compute) @ _effective_weight(weight, scores, cut, of, dy.dtype, signs)).to(dy.dtype)
 
 
 def masked_linear_dw(
@@ -217,10 +235,11 @@ def masked_linear_dw(
     of: str,
     score_grad: bool,
     weight_grad: str,
+    signs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     compute = _compute_dtype(x.dtype)
     dw_eff = dy.to(compute).reshape(-1, dy.shape[-1]).t() @ x.to(compute).reshape(-1, x.shape[-1])
-    return parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)
+    return parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad, signs)
 
 
 def _formatted(result: torch.Tensor, channels_last: bool) -> torch.Tensor:
@@ -239,10 +258,11 @@ def masked_conv2d(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     compute = _compute_dtype(x.dtype)
     bias = None if bias is None else bias.to(compute)
-    effective = _effective_weight(weight, scores, cut, of, x.dtype)
+    effective = _effective_weight(weight, scores, cut, of, x.dtype, signs)
     y = F.conv2d(x.to(compute), effective, bias, stride, padding, dilation, groups)
     return _formatted(y.to(x.dtype), channels_last)
 
@@ -259,8 +279,9 @@ def masked_conv2d_dx(
     dilation: Sequence[int],
     groups: int,
     channels_last: bool,
+    signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    effective = _effective_weight(weight, scores, cut, of, dy.dtype)
+    effective = _effective_weight(weight, scores, cut, of, dy.dtype, signs)
     dx = grad.conv2d_input(
         x_size, effective, dy.to(effective.dtype), stride=stride, padding=padding, dilation=dilation, groups=groups
     )
@@ -280,9 +301,10 @@ def masked_conv2d_dw(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    signs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     compute = _compute_dtype(x.dtype)
     dw_eff = grad.conv2d_weight(
         x.to(compute), weight.shape, dy.to(compute), stride=stride, padding=padding, dilation=dilation, groups=groups
     )
-    return parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)
+    return parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad, signs)

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .. import torch_private
+from .. import reference, torch_private
 from ..masks import packed_bytes
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -153,41 +153,53 @@ def mask_bits(scores, cut, of):
     return bits
 
 
-def masked_linear(x, weight, scores, cut, of, bias):
+def masked_linear(x, weight, scores, cut, of, bias, signs=None):
+    weight = reference.signed(weight, signs)
     return plan_linear(x, weight, scores, of).forward(x, weight, scores, cut, bias)
 
 
-def masked_linear_dx(dy, weight, scores, cut, of):
+def masked_linear_dx(dy, weight, scores, cut, of, signs=None):
+    weight = reference.signed(weight, signs)
     x = torch.empty(*dy.shape[:-1], weight.shape[1], dtype=dy.dtype, device="meta")
     return plan_linear(x, weight, scores, of).dx(dy, weight, scores, cut)
 
 
-def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad):
+def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, signs=None):
+    weight = reference.signed(weight, signs)
     plan = plan_linear(x, weight, scores, of)
     return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad))
 
 
-def masked_linear_update(dy, x, weight, scores, cut, of, update, weight_grad):
+def masked_linear_update(dy, x, weight, scores, cut, of, update, weight_grad, signs=None):
+    weight = reference.signed(weight, signs)
     return plan_linear(x, weight, scores, of).update(dy, x, weight, scores, cut, update, weight_grad)
 
 
-def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
+def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last, signs=None):
+    weight = reference.signed(weight, signs)
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups, y_channels_last=channels_last)
     return plan.forward(x, weight, scores, cut, bias)
 
 
-def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
+def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last, signs=None):
+    weight = reference.signed(weight, signs)
     x = torch.empty(x_size, dtype=dy.dtype, device="meta", memory_format=_format(channels_last))
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups, x_channels_last=channels_last)
     return plan.dx(dy, weight, scores, cut)
 
 
-def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups):
+def masked_conv2d_dw(
+    dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups, signs=None
+):
+    weight = reference.signed(weight, signs)
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups)
     return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad))
 
 
-def masked_conv2d_update(dy, x, weight, scores, cut, of, update, weight_grad, stride, padding, dilation, groups):
+def masked_conv2d_update(
+    dy, x, weight, scores, cut, of, update, weight_grad, stride, padding, dilation, groups, signs=None
+):
+    weight = reference.signed(weight, signs)
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups)
     return plan.update(dy, x, weight, scores, cut, update, weight_grad)
 
@@ -262,7 +274,7 @@ class Plan:
         self.y_stride = (0, 1, 0, geometry[5]) if linear else _strides(y_size, y_format)
         self.ds_stride, self.dw_stride = (_four(torch.empty_like(t, device="meta").stride()) for t in (scores, weight))
 
-    def forward(self, x, weight, scores, cut, bias, y=None, planes=None):
+    def forward(self, x, weight, scores, cut, bias, y=None, planes=None, signs=None):
         """y: where to write, in place of a new tensor of the plan's size and format. planes: of the cut, to be read in
         the scores' place."""
         if self.flat:
@@ -290,7 +302,7 @@ class Plan:
         )
         return y
 
-    def dx(self, dy, weight, scores, cut, dx=None, planes=None):
+    def dx(self, dy, weight, scores, cut, dx=None, planes=None, signs=None):
         """dx: where to write, in place of a new tensor of the plan's size and format."""
         if self.flat:
             dy = _matrix(dy)
@@ -314,7 +326,7 @@ class Plan:
         )
         return dx
 
-    def dw(self, dy, x, weight, scores, cut, score_grad, weight_grad, into=None, planes=None):
+    def dw(self, dy, x, weight, scores, cut, score_grad, weight_grad, into=None, planes=None, signs=None):
         """(dS, dW), None for the one not asked for. planes: as in ``forward``, of which dS takes the signs. into: two
         tensors where to write both."""
         if self.flat:

@@ -51,34 +51,36 @@ def mask_bits(scores, cut, of):
     return _selecting(scores).mask_bits(scores, cut, of)
 
 
-def masked_linear(x, weight, scores, cut, of, bias):
-    return F.linear(x, _effective_weight(weight, scores, cut, of, x.dtype), _cast(bias, x.dtype))
+def masked_linear(x, weight, scores, cut, of, bias, signs=None):
+    return F.linear(x, _effective_weight(weight, scores, cut, of, x.dtype, signs), _cast(bias, x.dtype))
 
 
-def masked_linear_dx(dy, weight, scores, cut, of):
-    return dy @ _effective_weight(weight, scores, cut, of, dy.dtype)
+def masked_linear_dx(dy, weight, scores, cut, of, signs=None):
+    return dy @ _effective_weight(weight, scores, cut, of, dy.dtype, signs)
 
 
-def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad):
+def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, signs=None):
     dw_eff = dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
-    return reference.parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)
+    return reference.parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad, signs)
 
 
-def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
-    effective = _effective_weight(weight, scores, cut, of, x.dtype, channels_last)
+def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last, signs=None):
+    effective = _effective_weight(weight, scores, cut, of, x.dtype, signs, channels_last)
     y = F.conv2d(x, effective, _cast(bias, x.dtype), stride, padding, dilation, groups)
     return y.contiguous(memory_format=_format(channels_last))
 
 
-def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
-    effective = _effective_weight(weight, scores, cut, of, dy.dtype, channels_last)
+def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last, signs=None):
+    effective = _effective_weight(weight, scores, cut, of, dy.dtype, signs, channels_last)
     dx = torch.nn.grad.conv2d_input(x_size, effective, dy, stride, padding, dilation, groups)
     return dx.contiguous(memory_format=_format(channels_last))
 
 
-def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups):
+def masked_conv2d_dw(
+    dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups, signs=None
+):
     dw_eff = torch.nn.grad.conv2d_weight(x, weight.shape, dy, stride, padding, dilation, groups)
-    return reference.parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad)
+    return reference.parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad, signs)
 
 
 def _cast(bias, dtype):
@@ -89,8 +91,9 @@ def _format(channels_last):
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _effective_weight(weight, scores, cut, of, dtype, channels_last=False):
+def _effective_weight(weight, scores, cut, of, dtype, signs, channels_last=False):
     """W*M in the workspace: good until the next call on this thread and stream."""
+    weight = reference.signed(weight, signs)
     workspace = _workspace(weight.device, dtype, weight.numel())
     strides = torch.empty(weight.shape, device="meta").contiguous(memory_format=_format(channels_last)).stride()
     workspace = workspace.as_strided(weight.shape, strides)

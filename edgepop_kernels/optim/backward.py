@@ -200,6 +200,7 @@ class Use:
         cut: torch.Tensor | None,
         of: str,
         weight_grad: str,
+        signs: torch.Tensor | None,
         *geometry: Any,
     ) -> torch.Tensor | None:
         """The optimizer's step on the scores with the dS of ``op``; dW as ``weight_grad`` has it."""
@@ -210,10 +211,10 @@ class Use:
         dw: torch.Tensor | None
         if run is None or update is None:
             operands = (dy, x, weight, scores, cut, of)
-            ds, dw = getattr(ops, f"{op}_dw")(*operands, True, weight_grad, *geometry)
+            ds, dw = getattr(ops, f"{op}_dw")(*operands, True, weight_grad, *geometry, signs)
             optimizer._step_alone(group, scores, ds)
         else:
-            dw = run(dy, x, weight, scores, cut, of, update, weight_grad, *geometry)
+            dw = run(dy, x, weight, scores, cut, of, update, weight_grad, *geometry, signs)
             torch.autograd.graph.increment_version(scores)
         steps.updated[scores] = update is not None
         self.updater.uses.discard(self)

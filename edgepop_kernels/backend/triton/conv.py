@@ -3,6 +3,7 @@ stride 1 with the taps that reach its pixels: no atomics, no tap multiplied by z
 
 import torch
 
+from ... import reference
 from .depthwise import depthwise_product, depthwise_weight_grad
 from .grads import ParameterGrads
 from .product import LEAST_K, Axis, Filters, masked_product, weight_grad
@@ -37,7 +38,8 @@ def _forward_axes(weight, stride, padding, dilation):
     return [Axis(kernel, s, -p, d) for kernel, s, p, d in geometry]
 
 
-def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last):
+def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last, signs=None):
+    weight = reference.signed(weight, signs)
     spatial = (
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
@@ -79,7 +81,8 @@ def _grouped(weight, scores, cut, of, view, rows_per_group, index):
     )
 
 
-def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last):
+def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last, signs=None):
+    weight = reference.signed(weight, signs)
     dx = torch.empty(x_size, dtype=dy.dtype, device=dy.device, memory_format=_format(channels_last))
     o, c, kh, kw = weight.shape
     m = o // groups
@@ -122,7 +125,10 @@ def _phase(residue, kernel, stride, padding, dilation):
     return slice(taps[0], taps[-1] + 1, step), axis
 
 
-def masked_conv2d_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of, stride, padding, dilation, groups):
+def masked_conv2d_dw(
+    dy, x, weight, scores, cut, of, score_grad, weight_grad_of, stride, padding, dilation, groups, signs=None
+):
+    weight = reference.signed(weight, signs)
     axes = _forward_axes(weight, stride, padding, dilation)
     grads = ParameterGrads((weight, scores, cut, of), score_grad, weight_grad_of)
     if weight.shape[1] == 1 and groups > 1:

@@ -2,6 +2,7 @@
 
 import torch
 
+from ... import reference
 from .grads import ParameterGrads
 from .product import INT32, POINT, Filters, masked_product, weight_grad
 
@@ -31,21 +32,24 @@ def _filters(weight, scores, cut, of, transposed):
     return Filters(view(weight), 0, scores if of == "bits" else view(scores), 0, (*index, 0, 0, 0, 0), cut, of, same)
 
 
-def masked_linear(x, weight, scores, cut, of, bias):
+def masked_linear(x, weight, scores, cut, of, bias, signs=None):
+    weight = reference.signed(weight, signs)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
     filters = _filters(weight, scores, cut, of, transposed=False)
     masked_product(_image(x), filters, bias, _image(y), POINT, POINT, 1, _switch())
     return y
 
 
-def masked_linear_dx(dy, weight, scores, cut, of):
+def masked_linear_dx(dy, weight, scores, cut, of, signs=None):
+    weight = reference.signed(weight, signs)
     dx = dy.new_empty(*dy.shape[:-1], weight.shape[1])
     filters = _filters(weight, scores, cut, of, transposed=True)
     masked_product(_image(dy), filters, None, _image(dx), POINT, POINT, 1, _switch())
     return dx
 
 
-def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of):
+def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of, signs=None):
+    weight = reference.signed(weight, signs)
     filters = weight[:, :, None, None]
     mask = (filters, scores if of == "bits" else scores[:, :, None, None], cut, of)
     grads = ParameterGrads(mask, score_grad, weight_grad_of)
