@@ -23,6 +23,7 @@ from .nn import (
     NonAffineBatchNorm,
 )
 from .overview import LeftDense, Summary, summary
+from .packing import pack_weights, unpack_weights
 from .phases import train_masks, train_weights
 from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
 from .sharing import share_selection, unshare_selection
@@ -66,6 +67,7 @@ __all__ = [
     "materialize",
     "optim",
     "pack_mask",
+    "pack_weights",
     "select",
     "select_all",
     "share_selection",
@@ -73,6 +75,7 @@ __all__ = [
     "train_masks",
     "train_weights",
     "unpack_mask",
+    "unpack_weights",
     "unshare_selection",
     "use_backend",
 ]

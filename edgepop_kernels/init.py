@@ -17,10 +17,10 @@ take ``keep`` and a ``scale`` of ``SCALES``.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import init as _torch_init
 
 from . import checks
@@ -40,6 +40,7 @@ Name = Literal[
     "xavier_uniform",
     "xavier_constant",
 ]
+Layer = TypeVar("Layer", bound=nn.Module)
 SCALES: tuple[str, ...] = get_args(Scale)
 
 
@@ -123,6 +124,41 @@ def signed_constant_(
     """
     std = _std(weight, keep, scale, mode, nonlinearity)
     return weight.bernoulli_(0.5, generator=generator).mul_(2 * std).sub_(std)
+
+
+def packed_signed_constant_(
+    layer: Layer,
+    keep: float | None = None,
+    *,
+    scale: Scale = "none",
+    mode: Fan = "fan_in",
+    nonlinearity: Nonlinearity = "relu",
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Layer:
+    """Makes the weight of a masked ``layer`` +std or -std with equal odds, packed as ``pack_weights`` packs: one bit an
+    element, and no float tensor on the way. Returns the layer.
+
+    The signs follow from ``seed``, an int of 64 bits, by the counter generator of Bernoulli masks; a state_dict has the
+    seed in their place. None: one is drawn from ``generator``. Other signs than ``signed_constant_`` draws, of the same
+    distribution.
+
+    >>> layer = ek.init.packed_signed_constant_(ek.FusedSubnetLinear(8, 5), seed=1)
+    >>> layer.weight.abs().unique()
+    tensor([0.5000])
+    >>> sorted(layer.state_dict())
+    ['_extra_state', 'bias', 'scores', 'weight_magnitude', 'weight_seed']
+    """
+    draw = getattr(layer, "_draw_packed_weight", None)
+    if draw is None:
+        raise TypeError(f"layer: expected a masked layer, got {type(layer).__name__}")
+    if seed is None:
+        device = "cpu" if generator is None else generator.device
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected an int of 64 bits, got {seed!r}")
+    draw(lambda weight: _std(weight, keep, scale, mode, nonlinearity), seed)
+    return layer
 
 
 @torch.no_grad()

@@ -114,15 +114,15 @@ def summary(model: nn.Module, optimizer: Optimizer | None = None) -> Summary:
     drawing = [m for m in layers.values() if m._settled_rule().fresh]
     counted = [m for m in layers.values() if m not in drawing]
     kept = {m: int(mask.sum()) for m, mask in zip(counted, layer_masks(counted), strict=True)}
-    kept |= {m: round(m.keep * m.weight.numel()) for m in drawing}
+    kept |= {m: round(m.keep * m._weight_shape().numel()) for m in drawing}
     rows = [
         Row(
             name,
             type(m).__name__,
-            tuple(m.weight.shape),
+            tuple(m._weight_shape()),
             m.rule,
             kept[m],
-            m.weight.numel(),
+            m._weight_shape().numel(),
             tuple(n for n, p in m.named_parameters(recurse=False) if p.requires_grad),
         )
         for name, m in layers.items()

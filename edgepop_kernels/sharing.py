@@ -116,13 +116,13 @@ class _SharedSelection:
         self.looked = True
         empty = []
         for layer, name in zip(self.layers, self.names, strict=True):
-            if layer not in ranked or not layer.rule.together or capture.capturing(layer.weight):
+            if layer not in ranked or not layer.rule.together or capture.capturing(ranked[layer]):
                 continue
             if layer.scores is None:
                 continue  # a weight that scores itself learns where it is not kept, too
             selection = layer._cuts.shared
             if selection is not None and popcount(functional.selected_bits(ranked[layer], selection)).item() == 0:
-                empty.append(f"{name} (0 of {layer.weight.numel():,})")
+                empty.append(f"{name} (0 of {ranked[layer].numel():,})")
         if empty:
             warnings.warn(
                 f"GlobalTopK keeps nothing of {', '.join(empty)}, so that no gradient passes: the scores of these "

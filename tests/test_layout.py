@@ -37,6 +37,7 @@ ORDER = [
     "candidates",
     "refusals",
     "conversion",
+    "packing",
     "phases",
     "graphed",
 ]

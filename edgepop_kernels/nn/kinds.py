@@ -24,7 +24,8 @@ class _Called(Protocol):
 class Kind(NamedTuple):
     """A layer of torch, masked.
 
-    product   of functional.py: (x, weight, scores, rule, bias, geometry, cut, update)
+    product   of functional.py: (x, weight, scores, rule, bias, geometry, cut, watched, update, signs)
+    shape     of the layer's weight
     operands  of a forward of the layer with ``x``: x as the product takes it, and the geometry
     forward   the masked layers' ``forward``, with a docstring of its own
     hooks     forward pre-hooks of every layer of the kind
@@ -33,6 +34,7 @@ class Kind(NamedTuple):
     """
 
     product: Callable[..., torch.Tensor]
+    shape: Callable[[Any], torch.Size]
     operands: Callable[[Any, torch.Tensor], tuple[torch.Tensor, Geometry | None]]
     forward: Callable[..., torch.Tensor]
     hooks: tuple[Callable[..., None], ...] = ()
@@ -42,6 +44,14 @@ class Kind(NamedTuple):
 def past_no_forward(layer: Any, args: object) -> None:
     """A hook that does nothing, on every masked nn.Linear: in evaluation nn.TransformerEncoderLayer multiplies by the
     weights of its linear layers without calling them, masked or not, unless some module in it has a hook."""
+
+
+def _linear_shape(layer: Any) -> torch.Size:
+    return torch.Size((layer.out_features, layer.in_features))
+
+
+def _conv_shape(layer: Any) -> torch.Size:
+    return torch.Size((layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size))
 
 
 def _linear_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -111,9 +121,9 @@ def _conv1d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
 
 
 KINDS: dict[type[nn.Module], Kind] = {
-    nn.Conv2d: Kind(functional.conv2d_product, _conv2d_operands, _conv2d_forward),
-    nn.Linear: Kind(functional.linear_product, _linear_operands, _linear_forward, (past_no_forward,)),
-    nn.Conv1d: Kind(functional.conv1d_product, _conv1d_operands, _conv1d_forward, updates=False),
+    nn.Conv2d: Kind(functional.conv2d_product, _conv_shape, _conv2d_operands, _conv2d_forward),
+    nn.Linear: Kind(functional.linear_product, _linear_shape, _linear_operands, _linear_forward, (past_no_forward,)),
+    nn.Conv1d: Kind(functional.conv1d_product, _conv_shape, _conv1d_operands, _conv1d_forward, updates=False),
 }
 
 for _kind in KINDS.values():

@@ -14,6 +14,7 @@ from ..cut import Cut, Selection
 from ..rules import RULES, Frozen, Rule
 from .cuts import Cuts
 from .kinds import KINDS, Kind
+from .packed import Packed, weight_first
 from .saved import Saved
 from .tools import AmongTools
 
@@ -22,13 +23,14 @@ _OPERANDS = frozenset(("weight", "scores", "bias"))
 CLASSES: dict[tuple[str, type[nn.Module]], type["MaskedLayer"]] = {}
 
 
-class MaskedLayer(Saved, AmongTools):
+class MaskedLayer(Packed, Saved, AmongTools):
     """The base of all masked layers, over the layers of torch in ``kinds.KINDS``. Not constructed by itself.
 
     Names with an underscore are for this package alone: its optimizers, shared selections and phases.
 
     weight   frozen (requires_grad False); train it with ``layer.weight.requires_grad_()``, it gets dW = dW_eff * M,
-             and the first such forward warns: ``model.requires_grad_(True)`` does the same unmeant
+             and the first such forward warns: ``model.requires_grad_(True)`` does the same unmeant; after
+             ``pack_weights`` no parameter, but a float copy made for who asks
     scores   float32 parameter of the weight's shape, whatever the layer's dtype; None when frozen for good
     bias     torch's own, trained, not masked
     rule     assign another to change it
@@ -38,6 +40,7 @@ class MaskedLayer(Saved, AmongTools):
     _added: tuple[str, ...] = (
         *("scores", "mask_bits", "_rule", "_loose_rule"),
         *("_cuts", "_group", "_updater", "_weight_stands"),
+        *("weight_signs", "weight_magnitude", "weight_seed"),
     )
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
     _method: str = ""  # what trains and how: a subclass that says it is the base of layers, one for each kind
@@ -79,7 +82,7 @@ class MaskedLayer(Saved, AmongTools):
 
     def _check_fits(self, rule: Rule) -> None:
         self._check(rule)
-        rule.check(self.weight.shape)
+        rule.check(self._weight_shape())
 
     def _take_rule(self, rule: Rule) -> None:
         self._check_fits(rule)
@@ -103,6 +106,8 @@ class MaskedLayer(Saved, AmongTools):
 
     def reset_parameters(self) -> None:
         """Draws weight and bias as torch does, and the scores as ``reset_scores``."""
+        if self._weight_is_packed():  # torch draws values of many magnitudes
+            self._unpack_weight()
         super().reset_parameters()
         if getattr(self, "scores", None) is not None:  # torch's constructor calls this before there are scores
             self.reset_scores()
@@ -112,6 +117,10 @@ class MaskedLayer(Saved, AmongTools):
         if self.scores is None:
             raise ValueError("reset_scores: expected a layer with scores; this one has none")
         init.scores_(self.scores)
+
+    def _weight_shape(self) -> torch.Size:
+        held = self._parameters.get("weight")
+        return self._kind.shape(self) if held is None else held.shape
 
     @property
     def _ranked(self) -> nn.Parameter:
@@ -143,6 +152,9 @@ class MaskedLayer(Saved, AmongTools):
         held = self._parameters
         if held.keys() >= _OPERANDS:
             return held
+        signs = self._buffers.get("weight_signs")
+        if signs is not None:
+            return {"weight": self._bare_weight(), "scores": self.scores, "bias": self.bias, "weight_signs": signs}
         return {name: getattr(self, name) for name in _OPERANDS}  # parametrized, or of a replica: they are elsewhere
 
     def _selection(self, rule: Rule, held: Mapping[str, Any], watched: bool) -> Selection | None:
@@ -187,7 +199,7 @@ class MaskedLayer(Saved, AmongTools):
 
     def mask(self) -> torch.Tensor:
         """The mask as it stands: bool, of the weight's shape. Under Bernoulli a fresh draw, or its rounding."""
-        return functional.unpack_mask(self.packed_mask(), self.weight.shape)
+        return functional.unpack_mask(self.packed_mask(), self._weight_shape())
 
     def packed_mask(self) -> torch.Tensor:
         """The mask as ``pack_mask`` packs it, 1 bit per weight; no mask of a byte per weight is made on the way."""
@@ -213,8 +225,8 @@ class MaskedLayer(Saved, AmongTools):
     def _freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool) -> None:
         frozen = self.rule.fixed
         if mask is not None:
-            checks.mask_tensor("mask", mask, self.weight.shape)
-            self.mask_bits = functional.pack_mask(mask.to(self.weight.device))
+            checks.mask_tensor("mask", mask, self._weight_shape())
+            self.mask_bits = functional.pack_mask(mask.to(self._bare_weight().device))
         elif not frozen:
             if self.rule.together:
                 raise ValueError("rule: layers under GlobalTopK are frozen together; call train_weights(model)")
@@ -249,9 +261,15 @@ class MaskedLayer(Saved, AmongTools):
             raise ValueError("thaw: this layer's scores were dropped by freeze(); freeze it with keep_scores=True")
 
     def _trained(self, masks: bool) -> list[nn.Parameter]:
-        """The parameters that train after ``train_mask``, with ``masks``, or after ``train_weight``."""
+        """The parameters that train after ``train_mask``, with ``masks``, or after ``train_weight``. Raises ValueError
+        where these would be bits."""
         if masks:
             return [self._ranked]
+        if self._weight_is_packed():
+            raise ValueError(
+                "train_weights: a weight is packed as signs of one magnitude, which cannot train; call "
+                "unpack_weights(model) first, and build the optimizer after it"
+            )
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def train_mask(self) -> None:
@@ -261,7 +279,8 @@ class MaskedLayer(Saved, AmongTools):
 
     def _train_mask(self) -> None:
         self._thaw()
-        self.weight.requires_grad_(False)
+        if not self._weight_is_packed():
+            self.weight.requires_grad_(False)
         self._ranked.requires_grad_()
 
     def train_weight(self, mask: torch.Tensor) -> None:
@@ -270,8 +289,9 @@ class MaskedLayer(Saved, AmongTools):
         self._train_weight(mask)
 
     def _train_weight(self, mask: torch.Tensor) -> None:
+        trained = self._trained(masks=False)
         self._freeze(mask, keep_scores=True)
-        for p in self._trained(masks=False):
+        for p in trained:
             p.requires_grad_()
 
     @torch.no_grad()
@@ -294,6 +314,7 @@ class MaskedLayer(Saved, AmongTools):
             plain.__dict__[name].clear()
         self._strip(plain)
         plain.weight, plain.bias = nn.Parameter(weight), bias
+        weight_first(plain._parameters)
         made: nn.Module = plain
         return made
 
@@ -303,6 +324,7 @@ class MaskedLayer(Saved, AmongTools):
         self._strip(self)
         self.__class__ = self._plain  # type: ignore[assignment]  # no layer of ours any more
         self.weight = nn.Parameter(weight)
+        weight_first(self._parameters)
         if bias is not None and bias is not self.bias:
             self.bias = nn.Parameter(bias.detach())
 
@@ -338,14 +360,15 @@ class MaskedLayer(Saved, AmongTools):
         scores = self.mask_bits if rule.fixed else held["scores"]
         if weight.requires_grad and self._weight_stands:
             self._tell_that_weight_trains()
+        signs = held.get("weight_signs")
         if self._updater is None or not kind.updates:
-            return kind.product(x, weight, scores, rule, bias, geometry, cut, watched)
+            return kind.product(x, weight, scores, rule, bias, geometry, cut, watched, None, signs)
         if torch.compiler.is_compiling():
             raise RuntimeError(
                 "fused_backward: the step of an optimizer inside backward cannot be traced; compile the model without "
                 "fullgraph, or build the optimizer without fused_backward"
             )
-        return kind.product(x, weight, scores, rule, bias, geometry, cut, watched, self._update())
+        return kind.product(x, weight, scores, rule, bias, geometry, cut, watched, self._update(), signs)
 
     def _tell_that_weight_trains(self) -> None:
         if self.rule.fixed or not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
@@ -388,4 +411,5 @@ class MaskedLayer(Saved, AmongTools):
 
     def extra_repr(self) -> str:
         """The text of ``print(layer)`` between the parentheses: torch's, and the rule."""
-        return f"{super().extra_repr()}, rule={self.rule}"
+        packed = ", packed weight" if self._weight_is_packed() else ""
+        return f"{super().extra_repr()}, rule={self.rule}{packed}"

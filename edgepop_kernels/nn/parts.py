@@ -1,5 +1,6 @@
 """The attributes of a whole masked layer, as its parts know them."""
 
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -34,9 +35,9 @@ class Group(Protocol):
 
 
 class Part(nn.Module):
-    """The base of ``Saved`` and ``AmongTools``: the attributes that torch's layer and ``MaskedLayer`` give them.
+    """The base of ``Packed``, ``Saved`` and ``AmongTools``: the attributes that torch's layer and ``MaskedLayer`` give.
 
-    weight     frozen (requires_grad False) but where the weight scores itself
+    weight     frozen (requires_grad False) but where the weight scores itself; no parameter where it is packed
     scores     float32 parameter of the weight's shape; None where the weight scores itself, and when frozen for good
     bias       torch's own; None for a layer without
     mask_bits  uint8, the packed mask of a frozen layer; None of any other
@@ -73,3 +74,17 @@ class Part(nn.Module):
         def _freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool) -> None: ...
 
         def _float32_parameters(self) -> list[nn.Parameter | None]: ...
+
+        def _weight_shape(self) -> torch.Size: ...
+
+        def _bare_weight(self) -> torch.Tensor: ...
+
+        def _weight_is_packed(self) -> bool: ...
+
+        def _unpacked_weight(self) -> torch.Tensor: ...
+
+        def _drop_packed(self) -> None: ...
+
+        def _keep_seed(self, seed: torch.Tensor | None) -> None: ...
+
+        def _take_saved_form(self, state: MutableMapping[str, Any], prefix: str, fits: bool) -> torch.Tensor | None: ...

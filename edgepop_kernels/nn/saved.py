@@ -80,6 +80,11 @@ class Saved(Part):
 
         fits = self._fits(saved)  # another shape is for torch to refuse, and changes nothing
         try:
+            seed = self._take_saved_form(state_dict, prefix, fits)
+        except (TypeError, ValueError) as error:
+            errors.append(f"{prefix}weight: {error}")
+            return
+        try:
             read = None if own is None else self._read_settings(own)
             if fits:
                 self._become_frozen_as(saved, read)
@@ -91,8 +96,12 @@ class Saved(Part):
             t = saved(name)
             if any(p is s for s in self._float32_parameters()) and isinstance(t, torch.Tensor):
                 state_dict[prefix + name] = t if t.dtype == torch.float32 else t.detach().to(torch.float32)
-        before = len(errors)
+        before, own_seed = len(errors), self._buffers.get("weight_seed")
+        if self._weight_is_packed():
+            self._keep_seed(None)  # the signs are loaded, whence they come
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        if self._weight_is_packed():
+            self._keep_seed(own_seed if len(errors) > before else seed)
         if key in missing:
             missing.remove(key)
         if read is None or len(errors) > before:
@@ -119,18 +128,24 @@ class Saved(Part):
     def _fits(self, saved: Callable[[str], torch.Tensor | None]) -> bool:
         """Whether what was saved, a function of its names, has this layer's shapes, as far as it is there."""
         bits = saved("mask_bits")
-        shaped = all(t is None or t.shape == self.weight.shape for t in (saved("weight"), saved("scores")))
-        return shaped and (bits is None or bits.shape == checks.packed_shape(self.weight.shape))
+        shape = self._weight_shape()
+        packed = checks.packed_shape(shape)
+        shaped = all(t is None or t.shape == shape for t in (saved("weight"), saved("scores")))
+        return shaped and all(t is None or t.shape == packed for t in (bits, saved("weight_signs")))
 
     def _thaws_to(self, saved: Callable[[str], torch.Tensor | None], read: dict[str, Any] | None) -> bool:
         same_scores = (saved("scores") is None) == (self.scores is None)
-        return same_scores and saved("weight") is not None and (read is not None or self._loose_rule is not None)
+        return (
+            same_scores
+            and any(saved(n) is not None for n in ("weight", "weight_signs"))
+            and (read is not None or self._loose_rule is not None)
+        )
 
     def _load_frozen(self, saved: Callable[[str], torch.Tensor | None]) -> None:
         """Makes room for what was saved frozen."""
         bits = saved("mask_bits")
         assert bits is not None  # as a frozen layer saves them
-        self.mask_bits = torch.empty_like(bits, device=self.weight.device)
+        self.mask_bits = torch.empty_like(bits, device=self._bare_weight().device)
         self._be_frozen()
         if self.scores is None:
             return

@@ -48,6 +48,9 @@ class SelfScored(Subnet):
     def _standing(self) -> list[nn.Parameter | None]:
         return []
 
+    def _not_packable(self) -> str:
+        return "its weight scores itself"
+
     def _before_folding(self, name: str) -> None:
         # The factors of a batch norm would change which weights are the largest.
         if name == "weight" and not self.rule.fixed:

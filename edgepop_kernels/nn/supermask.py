@@ -86,7 +86,7 @@ class Supermask(MaskedLayer):
             if scores is None:
                 continue
             if self.scores_init is None:
-                init.scores_(scores, fan_in=math.prod(self.weight.shape[1:]))
+                init.scores_(scores, fan_in=math.prod(self._weight_shape()[1:]))
             else:
                 nn.init.constant_(scores, self.scores_init)
 
@@ -99,7 +99,7 @@ class Supermask(MaskedLayer):
             return self._masked(x, bias, selection, rule, held, watched)
         y = self._masked(x, None, selection, rule, held, watched)
         y = y * self._scale(selection).to(y.dtype)
-        return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (self.weight.dim() - 2))
+        return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (len(self._weight_shape()) - 2))
 
     def _scale(self, selection: Selection | None) -> torch.Tensor:
         """numel / sum(M), a float32 scalar; sum(M) is differentiable straight-through, and counts as 1 where it is 0.
@@ -107,10 +107,10 @@ class Supermask(MaskedLayer):
         selection: what ``select`` returned for this forward.
         """
         if self.mask_bits is not None:
-            return self.weight.numel() / popcount(self.mask_bits).clamp(min=1).to(torch.float32)
+            return self._weight_shape().numel() / popcount(self.mask_bits).clamp(min=1).to(torch.float32)
         assert self.scores is not None and selection is not None  # as of a layer that is not frozen
         count = popcount(functional.selected_bits(self.scores, selection))
-        return self.weight.numel() / apply(StraightThrough, self.scores, count, selection.of).clamp(min=1)
+        return self._weight_shape().numel() / apply(StraightThrough, self.scores, count, selection.of).clamp(min=1)
 
     def _update(self) -> Spends | None:
         return None if self.rescale else super()._update()  # sum(M) has a gradient to the scores of its own
@@ -196,7 +196,7 @@ class Supermask(MaskedLayer):
         bias_mask = saved("bias_mask")
         if bias_mask is None:
             return
-        self.bias_mask = torch.empty_like(bias_mask, device=self.weight.device)
+        self.bias_mask = torch.empty_like(bias_mask, device=self._bare_weight().device)
         if saved("bias_scores") is None:
             self.bias_scores = None
         elif self.bias_scores is not None:

@@ -25,7 +25,7 @@ class _Weight:
     make the mask's zeros weights again.
     """
 
-    def __get__(self, layer: nn.Module | None, kind: type) -> Any:
+    def __get__(self, layer: "AmongTools | None", kind: type) -> Any:
         if layer is None:
             return self
         if not torch.compiler.is_compiling() and (reader := torch_private.folded_by()):
@@ -33,6 +33,8 @@ class _Weight:
         try:
             return layer._parameters["weight"]
         except KeyError:
+            if "weight_signs" in layer._buffers:
+                return layer._unpacked_weight()
             raise AttributeError(f"{type(layer).__name__!r} object has no attribute 'weight'") from None
 
 
@@ -46,7 +48,7 @@ class AmongTools(Part):
         weight that scores mask trains by ``layer.weight.requires_grad_()`` or ``train_weights``."""
         if not requires_grad:
             return super().requires_grad_(False)
-        standing = self._standing()
+        standing = [p for p in self._standing() if p is not None]
         for p in self.parameters():
             if not any(p is s for s in standing):
                 p.requires_grad_()
@@ -62,7 +64,7 @@ class AmongTools(Part):
 
     def _standing(self) -> list[nn.Parameter | None]:
         """The parameters that do not train in this layer as it is."""
-        return [self.scores] if self.rule.fixed else [self.weight]
+        return [self.scores] if self.rule.fixed else [self._parameters.get("weight")]
 
     def _in_graph(self, x: torch.fx.Proxy) -> Any:
         """The call of this layer where torch.fx traces the network: one node, as of torch's own layers."""
@@ -85,9 +87,11 @@ class AmongTools(Part):
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Registers as torch does; a batch norm that ``fuse_conv_bn_eval`` folds into the weight leaves the mask as it
-        is."""
+        is, and a weight takes the place of packed bits."""
         if torch_private.folds_batch_norm():
             self._before_folding(name)
+        if name == "weight" and self._weight_is_packed():
+            self._drop_packed()
         super().register_parameter(name, param)
 
     def _before_folding(self, name: str) -> None:
