@@ -15,9 +15,11 @@ import edgepop_kernels as ek
 from edgepop_kernels.backend import native
 from edgepop_kernels.recipes.unfused import GetSubnet, in_memory_order
 
-# A training step with our optimizer instead of torch's: the next cuts from its pass; and that inside backward.
-OUR_OPTIMIZER = ("ScoreSGD", "fused_backward")
-OURS = ("fused", "graphed", *OUR_OPTIMIZER)
+# A training step with our optimizer instead of torch's: the next cuts from its pass; that inside backward; and the
+# former with weights of one magnitude as bits.
+OUR_OPTIMIZER = ("ScoreSGD", "fused_backward", "ScoreSGD packed")
+PACKED = ("packed", "ScoreSGD packed")
+OURS = ("fused", "packed", "graphed", *OUR_OPTIMIZER)
 
 
 def kth_score(scores: torch.Tensor, keep: float) -> torch.Tensor:
@@ -85,15 +87,22 @@ def _fused(model: nn.Module, scores: list[torch.Tensor], keep: float) -> nn.Modu
 
 
 def model_of(column: str, template: Callable[[], nn.Module], keep: float, device: torch.device) -> nn.Module:
-    """``template()`` with its layers masked the way ``column`` does it; same weights and scores in every column."""
+    """``template()`` with its layers masked the way ``column`` does it; same weights and scores in every column, but
+    for packed ones, whose weights have the others' signs and one magnitude a layer."""
     torch.manual_seed(0)
     model = template().to(device)
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     scores = [nn.init.kaiming_uniform_(torch.empty_like(w), a=5**0.5) for w in weights]
-    if column == "dense":
+    if column in ("dense", "dense + fused SGD"):
         return model
+    if column in PACKED:
+        for w in weights:
+            w.data.sign_().mul_(w.shape[1:].numel() ** -0.5)
     if column in (*OURS, "staged"):
-        return _fused(model, scores, keep)
+        model = _fused(model, scores, keep)
+        if column in PACKED:
+            ek.pack_weights(model)
+        return model
     if column == "GetSubnet":
         return _baseline(model, scores, keep, GetSubnet)
     faster = _baseline(model, scores, keep, GetSubnetFaster)

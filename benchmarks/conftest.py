@@ -61,7 +61,9 @@ def _columns(row, config):
     if row.columns != LAYER_COLUMNS:
         return row.columns
     on_gpu = torch.device(config.getoption("--device")).type != "cpu"
-    steps = (*OUR_OPTIMIZER, *(("graphed",) if on_gpu else ())) if row.group == "train" else ()
+    steps = ("packed",) if row.group == "linear" else ()
+    if row.group == "train":
+        steps = (*OUR_OPTIMIZER, "dense + fused SGD", *(("graphed",) if on_gpu else ()))
     compiled = ("compile",) if config.getoption("--compile") or (on_gpu and row.compiled) else ()
     return (*row.columns, "staged", *steps, *compiled)
 

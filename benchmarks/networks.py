@@ -25,6 +25,16 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(*_mlp(784, 300, 100, 10))
 
 
+def linear(inputs: int, outputs: int) -> nn.Sequential:
+    """One layer, without bias."""
+    return nn.Sequential(*_mlp(inputs, outputs))
+
+
+def transformer_block() -> nn.Sequential:
+    """The width and number of the linear layers of a block of ViT-S/16 (Dosovitskiy et al. 2021), without attention."""
+    return nn.Sequential(*_mlp(384, 1536, 384, 1536, 384))
+
+
 def resnet18() -> nn.Sequential:
     """ResNet-18 for 224x224 images."""
     return resnets.build("resnet18", channels=3, classes=1000).to(memory_format=_CHANNELS_LAST)

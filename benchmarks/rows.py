@@ -161,8 +161,12 @@ class LayerRow:
             calls |= {ONE_ROW: self._of_one_row(setup), ONE_WEIGHT: replace(self, shape=self.least)._of_one_row(setup)}
 
         def check():
-            (fused,) = models["fused"]
-            got = calls["fused"]()
+            for column in {"fused", "packed"}.intersection(columns):
+                check_column(column)
+
+        def check_column(column):
+            (fused,) = models[column]
+            got = calls[column]()
             if not self.backward:
                 effective = fused.weight.double() * oracle.mask(fused.scores, RULE)
                 assert_close("y", got[0], self.oracle(x.double(), effective, None), self.dtype)

@@ -19,6 +19,7 @@ RESNET50 = (  # the 54 masked layers of ResNet-50 (bottlenecks 3, 4, 6, 3): 25.5
 ROWS = [
     SelectRow(label, tuple(sizes), warm, kind, full)
     for label, sizes, kind, full in (
+        ("1000", [1_000], "normal", False),
         ("36864", [36_864], "normal", False),
         ("589824", [589_824], "normal", False),
         ("2359296", [2_359_296], "normal", False),

@@ -1,7 +1,9 @@
-"""Training steps of whole networks, keep 0.5."""
+"""Training steps of whole networks, and of linear layers inside of one, keep 0.5."""
+
+from functools import partial
 
 import torch
-from networks import conv4, conv6, mlp, resnet18, resnet50
+from networks import conv4, conv6, linear, mlp, resnet18, resnet50, transformer_block
 from train_rows import TrainRow
 
 BF16, FLOAT32 = torch.bfloat16, torch.float32
@@ -11,6 +13,12 @@ ROWS = [
     TrainRow("Conv4", conv4, (16, 3, 32, 32), BF16),
     TrainRow("Conv4", conv4, (128, 3, 32, 32), FLOAT32, full=True),
     TrainRow(MLP, mlp, (64, 784), FLOAT32),
+    TrainRow(MLP, mlp, (512, 784), FLOAT32),
+    *(
+        TrainRow(f"{n}x{i}x{o}", partial(linear, i, o), (n, i), FLOAT32, inside=True)
+        for n, i, o in ((128, 1024, 1024), (128, 8192, 256), (512, 2048, 2048), (32, 4096, 4096))
+    ),
+    TrainRow("ViT-S block, 8 images", transformer_block, (8 * 197, 384), FLOAT32, inside=True),
 ]
 # Compiling a ResNet takes torch.compile over a minute: --compile asks for it.
 GPU_ROWS = [

@@ -23,7 +23,11 @@ class TrainRow:
     """A whole training step: forward, cross entropy, backward, SGD with momentum on the scores (dense: the weights).
 
     graphed          "fused" as one CUDA graph
-    ScoreSGD         "fused" with it in torch.optim.SGD's place; fused_backward: and its option of that name
+    ScoreSGD         "fused" with it in torch.optim.SGD's place; fused_backward: and its option of that name; packed:
+                     with weights of one magnitude as bits
+    dense + fused SGD  "dense" with torch.optim.SGD(fused=True)
+
+    inside  the network's part of a larger one: the gradient of its output is given, and that of its input wanted
     """
 
     label: str
@@ -32,33 +36,42 @@ class TrainRow:
     dtype: torch.dtype
     full: bool = False
     compiled: bool = False
+    inside: bool = False
     group = "train"
     columns = LAYER_COLUMNS
     budget_s = 1.5
     launches = True
 
     def __str__(self):
-        return f"{self.label} batch {self.x_shape[0]} {pass_name(self.dtype, True)}"
+        rows = "" if self.inside else f" batch {self.x_shape[0]}"
+        return f"{self.label}{rows} {pass_name(self.dtype, True)}"
 
     def contest(self, columns, setup):
         device = setup.device
         x = randn(self.x_shape, 1, device)
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+        x.requires_grad_(self.inside)
         labels = torch.arange(self.x_shape[0], device=device) % 10
         models = {column: model_of(column, self.template, KEEP, device) for column in columns}
+
+        with torch.no_grad():
+            dy = randn(models["dense"](x).shape, 2, device)
 
         def call_of(column):
             model = models[column]
             if column in OUR_OPTIMIZER:
                 optimizer = ek.optim.ScoreSGD(model, **SETTINGS, fused_backward=column == "fused_backward")
             else:
-                optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], **SETTINGS)
+                trained = [p for p in model.parameters() if p.requires_grad]
+                optimizer = torch.optim.SGD(trained, fused=column == "dense + fused SGD", **SETTINGS)
 
             def step(x, labels):
                 optimizer.zero_grad()
+                x.grad = None
                 with autocast(self.dtype, device):
-                    loss = F.cross_entropy(model(x), labels)
-                loss.backward()
+                    y = model(x)
+                    loss = y if self.inside else F.cross_entropy(y, labels)
+                loss.backward(dy if self.inside else None)
                 optimizer.step()
                 return loss
 
