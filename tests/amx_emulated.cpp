@@ -11,6 +11,9 @@ static Tensor tensor(const int64_t* a) {
   return {reinterpret_cast<void*>(a[0]), static_cast<DType>(a[1]), {a[2], a[3], a[4], a[5]}};
 }
 
+// the same, and the address of signs
+static Weight weight(const int64_t* a) { return {tensor(a), reinterpret_cast<const uint8_t*>(a[6])}; }
+
 // of, address, strides, address of the cut
 static Mask mask(const int64_t* a) {
   return {static_cast<Of>(a[0]), reinterpret_cast<const void*>(a[1]), {a[2], a[3], a[4], a[5]},
@@ -27,10 +30,10 @@ using namespace edgepop;
 
 extern "C" void conv_forward(const int64_t* geometry, const int64_t* x, const int64_t* w, const int64_t* m,
                              const float* bias, const int64_t* y, int threads) {
-  cpu::amx::brgemm::conv_forward(conv(geometry), tensor(x), tensor(w), mask(m), bias, tensor(y), threads);
+  cpu::amx::brgemm::conv_forward(conv(geometry), tensor(x), weight(w), mask(m), bias, tensor(y), threads);
 }
 
 extern "C" void conv_backward_input(const int64_t* geometry, const int64_t* dy, const int64_t* w, const int64_t* m,
                                     const int64_t* dx, int threads) {
-  cpu::amx::brgemm::conv_backward_input(conv(geometry), tensor(dy), tensor(w), mask(m), tensor(dx), threads);
+  cpu::amx::brgemm::conv_backward_input(conv(geometry), tensor(dy), weight(w), mask(m), tensor(dx), threads);
 }

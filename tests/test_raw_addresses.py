@@ -103,7 +103,7 @@ def test_the_native_module_refuses_the_address_0_of_a_tensor_with_elements():
         native._native.step([(0, scores.data_ptr(), [0, 0, 0], 85, ("sgd", [0.0] * 7))], [], 1)
     geometry, absent = (1, 1, 17, 1, 3, 5, 1, 3, 1, 1, 1, 1, 0, 0, 1, 1), (0, 0, (0, 0, 0, 0))
     with pytest.raises(TypeError, match="x: expected a tensor with memory of its own"):
-        native._native.conv_forward(geometry, absent, absent, (0, 0, (0, 0, 0, 0), 0, 0), 0, absent, 1)
+        native._native.conv_forward(geometry, absent, (*absent, 0), (0, 0, (0, 0, 0, 0), 0, 0), 0, absent, 1)
 
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))

@@ -19,6 +19,13 @@ struct Tensor {
   int64_t stride[4] = {0, 0, 0, 0};
 };
 
+// The weight of a layer. With `signs` it is of one magnitude c >= 0 and not stored as a tensor: `data` is the address of
+// c, of `dtype`, and element i of the logical order is -c where bit i of `signs`, packed as a mask's bits are, is set,
+// else c. Its mask is bits then wherever a product asks for it, and it has no gradient.
+struct Weight : Tensor {
+  const uint8_t* signs = nullptr;
+};
+
 // The mask of a weight, never stored as a tensor of the weight's type.
 //   abs, raw   `data` holds float32 scores with their own strides, `cut` the selection's result
 //   bits       `data` holds one bit per weight, logical order, bit i in byte i/8 at position i%8, readable for

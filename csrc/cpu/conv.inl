@@ -369,7 +369,7 @@ static inline Tensor images_from(Tensor t, int64_t first) {
   return t;
 }
 
-static void conv_forward(const Conv& c, const Tensor& x, const Tensor& w, const Mask& m, const float* bias,
+static void conv_forward(const Conv& c, const Tensor& x, const Weight& w, const Mask& m, const float* bias,
                          const Tensor& y, int threads) {
   run_problems(1, threads, [&](int64_t, bool channelwise) {
     return forward_problem(c, x, w, m, bias, y, channelwise && is_channelwise(c));
@@ -380,7 +380,7 @@ static void conv_forward(const Conv& c, const Tensor& x, const Tensor& w, const 
 // holds them, where the weight is small enough to be packed for each of them anew.
 constexpr int64_t kPhaseBytes = 256 << 10;
 
-static void conv_backward_input(const Conv& c, const Tensor& dy, const Tensor& w, const Mask& m, const Tensor& dx,
+static void conv_backward_input(const Conv& c, const Tensor& dy, const Weight& w, const Mask& m, const Tensor& dx,
                                 int threads) {
   const int64_t phases = c.stride_h * c.stride_w, image_bytes = c.out_channels * c.out_h * c.out_w * bytes_of(dy.dtype);
   const bool together = phases == 1 || !is_channelwise(c) || c.batch * image_bytes == 0;

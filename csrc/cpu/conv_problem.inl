@@ -12,7 +12,7 @@
 #include "../common/conv.h"
 #include "../common/tensor.h"
 #include "integers.h"
-#include "vec.h"
+#include "packed_bits.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 
@@ -55,8 +55,10 @@ struct Steps {
   int64_t column, k, u, v;
 };
 
+// A weight of signs lies in the logical order of its bits.
 struct MaskedWeight {
-  const void* weight;
+  const void* weight;  // or its one magnitude
+  const uint8_t* signs;
   DType dtype;
   Steps weight_steps;
   const void* scores;  // float32 scores, or packed bits
@@ -65,6 +67,7 @@ struct MaskedWeight {
   Steps index_steps;         // of the logical flat index
   Interval up_to, after;     // what is kept up to the cut's index, and behind it
   int64_t cut_index;
+  float magnitude;           // of a weight of signs
 };
 
 struct Problem {
@@ -87,13 +90,15 @@ static inline bool is_channelwise(const Conv& c) {
   return c.groups > 1 && c.in_channels == c.out_channels && width > 0 && width < kLanes && kLanes % width == 0;
 }
 
-static inline MaskedWeight masked_weight(const Conv& c, const Tensor& w, const Mask& m, bool backward) {
+static inline MaskedWeight masked_weight(const Conv& c, const Weight& w, const Mask& m, bool backward) {
   const int64_t taps = c.kernel_h * c.kernel_w;
   const int64_t index_stride[4] = {c.in_channels / c.groups * taps, taps, c.kernel_w, 1};
   const auto steps = [&](const int64_t* s) {
     return backward ? Steps{s[1], s[0], s[2], s[3]} : Steps{s[0], s[1], s[2], s[3]};
   };
-  MaskedWeight b = {w.data, w.dtype, steps(w.stride), m.data, steps(m.stride), m.of, steps(index_stride), {}, {}, 0};
+  MaskedWeight b = {w.data, w.signs, w.dtype, steps(w.signs == nullptr ? w.stride : index_stride),
+                    m.data, steps(m.stride), m.of, steps(index_stride), {}, {}, 0, 0.0f};
+  if (w.signs != nullptr) b.magnitude = magnitude_of(w);
   if (m.of == Of::bits) return b;
   b.up_to = up_to(m.of, *m.cut);
   b.after = after(m.of, *m.cut);
@@ -101,7 +106,7 @@ static inline MaskedWeight masked_weight(const Conv& c, const Tensor& w, const M
   return b;
 }
 
-static inline Problem forward_problem(const Conv& c, const Tensor& x, const Tensor& w, const Mask& m,
+static inline Problem forward_problem(const Conv& c, const Tensor& x, const Weight& w, const Mask& m,
                                       const float* bias, const Tensor& y, bool channelwise) {
   Problem p;
   p.h = forward_axis(c.out_h, c.in_h, c.kernel_h, c.stride_h, c.pad_h, c.dilation_h);
@@ -121,7 +126,7 @@ static inline Problem forward_problem(const Conv& c, const Tensor& x, const Tens
 }
 
 // The part of dx at rows h_phase + i*stride_h and columns w_phase + j*stride_w.
-static inline Problem backward_problem(const Conv& c, const Tensor& dy, const Tensor& w, const Mask& m,
+static inline Problem backward_problem(const Conv& c, const Tensor& dy, const Weight& w, const Mask& m,
                                        const Tensor& dx, int64_t h_phase, int64_t w_phase,
                                        bool channelwise) {
   Problem p;

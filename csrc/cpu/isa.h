@@ -21,14 +21,14 @@ struct Kernels {
   const char* name;
 
   // y = conv(x, W*M) + bias; bias is float32 of out_channels or null. x, y: any strides. y is written whole.
-  void (*conv_forward)(const Conv&, const Tensor& x, const Tensor& w, const Mask&, const float* bias, const Tensor& y,
+  void (*conv_forward)(const Conv&, const Tensor& x, const Weight& w, const Mask&, const float* bias, const Tensor& y,
                        int threads);
   // dx = transposed conv(dy, W*M); dx is written whole.
-  void (*conv_backward_input)(const Conv&, const Tensor& dy, const Tensor& w, const Mask&, const Tensor& dx,
+  void (*conv_backward_input)(const Conv&, const Tensor& dy, const Weight& w, const Mask&, const Tensor& dx,
                               int threads);
   // ds (float32, may have null data) = dW_eff * W * map'(S); dw (weight's dtype) per `weight_grad`. Written whole.
   // An update, of the mask's scores, takes the place of ds, and each score sees it after all else that reads it.
-  void (*conv_backward_weight)(const Conv&, const Tensor& dy, const Tensor& x, const Tensor& w, const Mask&, ScoreMap,
+  void (*conv_backward_weight)(const Conv&, const Tensor& dy, const Tensor& x, const Weight& w, const Mask&, ScoreMap,
                                const Tensor& ds, const ScoreUpdate&, WeightGrad weight_grad, const Tensor& dw,
                                int threads);
 

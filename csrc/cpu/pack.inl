@@ -1,4 +1,4 @@
-// The masked weight, packed into panels: the one place where W and S are read.
+// The masked weight, packed into panels.
 //
 // A panel covers some columns, taps and channels of B, as float32 rows of N*kLanes columns in the order [tap][channel],
 // or as bfloat16 with each two channels of a column side by side; columns that do not exist are zero. Whichever of B's
@@ -6,8 +6,7 @@
 // register transposes, so that W and S stream in either way.
 #pragma once
 
-#include "conv_problem.inl"
-#include "vec.h"
+#include "pack_runs.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 
@@ -23,110 +22,6 @@ struct Columns {
   int64_t begin(int64_t panel) const { return vectors * panel / panels * kLanes; }
   int width(int64_t panel) const { return static_cast<int>((begin(panel + 1) - begin(panel)) / kLanes); }
   int widest() const { return static_cast<int>(ceil_div(vectors, panels)); }
-};
-
-// Where an element lies in the weight, in the scores and in the logical order.
-struct Place {
-  int64_t weight, score, index;
-};
-static inline Place operator+(Place a, Place b) {
-  return {a.weight + b.weight, a.score + b.score, a.index + b.index};
-}
-static inline Place operator*(int64_t n, Place a) { return {n * a.weight, n * a.score, n * a.index}; }
-
-// Reads elements of W and applies the mask to them.
-template <class T, Of of>
-struct Reader {
-  const T* weight;
-  const float* scores;
-  const uint8_t* bits;
-  IntervalVec up_to, after;
-  Interval scalar_up_to, scalar_after;
-  int64_t cut_index;
-  Place column, k, u, v;  // steps
-
-  explicit Reader(const MaskedWeight& b)
-      : weight(static_cast<const T*>(b.weight)),
-        scores(static_cast<const float*>(b.scores)),
-        bits(static_cast<const uint8_t*>(b.scores)),
-        up_to(broadcast(b.up_to)),
-        after(broadcast(b.after)),
-        scalar_up_to(b.up_to),
-        scalar_after(b.after),
-        cut_index(b.cut_index),
-        column{b.weight_steps.column, b.score_steps.column, b.index_steps.column},
-        k{b.weight_steps.k, b.score_steps.k, b.index_steps.k},
-        u{b.weight_steps.u, b.score_steps.u, b.index_steps.u},
-        v{b.weight_steps.v, b.score_steps.v, b.index_steps.v} {}
-
-  float one(Place p) const {
-    bool kept;
-    if (of == Of::bits) {
-      kept = bits[p.index >> 3] >> (p.index & 7) & 1;
-    } else {
-      const uint32_t score = float_bits(scores[p.score]);
-      const uint32_t image = of == Of::abs ? edgepop::magnitude(score) : edgepop::monotone(score);
-      const Interval& interval = p.index <= cut_index ? scalar_up_to : scalar_after;
-      kept = image - interval.lo <= interval.span;
-    }
-    return kept ? to_float(weight[p.weight]) : 0.0f;
-  }
-
-  // Fetches what lies at p into the second-level cache. Runs of a weight are too short, and too many are read side by
-  // side, for the hardware to see them coming.
-  void prefetch(Place p) const {
-    __builtin_prefetch(weight + p.weight, 0, 2);
-    if (of != Of::bits) __builtin_prefetch(scores + p.score, 0, 2);
-  }
-
-  // What decides over all elements with indices [first, last]; null where the cut's index lies between them.
-  const IntervalVec* interval(int64_t first, int64_t last) const {
-    return first > cut_index ? &after : last <= cut_index ? &up_to : nullptr;
-  }
-
-  // A vector of each of `rows` rows, one channel behind the other, over all of which `kept` decides.
-  void decided(Place p, const IntervalVec& kept, int64_t rows, float* to, int64_t to_step) const {
-    if constexpr (of != Of::bits) {
-      const T* w = weight + p.weight;
-      const float* s = scores + p.score;
-      for (int64_t row = 0; row < rows; ++row, w += k.weight, s += k.score, to += to_step) {
-        store(to, keep<of>(load(w), load(s), kept));
-      }
-    }
-  }
-
-  // kLanes bits from `index` on, and others behind them.
-  uint32_t lanes_at(int64_t index) const {
-    uint32_t kept;
-    std::memcpy(&kept, bits + (index >> 3), sizeof kept);
-    return kept >> (index & 7);
-  }
-
-  // n elements, each `step` behind the one before.
-  Vec gather(Place p, Place step, int64_t n) const {
-    float out[kLanes] = {};
-    for (int64_t i = 0; i < n; ++i) out[i] = one(p + i * step);
-    return load(out);
-  }
-
-  // The same, where weights and scores are contiguous along `step`; the logical index need not be.
-  Vec run(Place p, Place step, int64_t n) const {
-    const Vec w = n == kLanes ? load(weight + p.weight) : load(weight + p.weight, n);
-    if constexpr (of == Of::bits) {
-      uint32_t kept = 0;
-      if (step.index == 1) {
-        kept = lanes_at(p.index);
-      } else {
-        for (int64_t i = 0, at = p.index; i < n; ++i, at += step.index) kept |= (bits[at >> 3] >> (at & 7) & 1u) << i;
-      }
-      return keep_bits(w, kept);
-    } else {
-      const Vec s = n == kLanes ? load(scores + p.score) : load(scores + p.score, n);
-      if (p.index > cut_index) return keep<of>(w, s, after);
-      if (p.index + (n - 1) * step.index <= cut_index) return keep<of>(w, s, up_to);
-      return gather(p, step, n);  // the cut's index lies within: at most one run of a row
-    }
-  }
 };
 
 // How far ahead of use the weight is fetched: in elements of a run, in channels of whole kernels.
@@ -177,64 +72,12 @@ struct Packer {
     return (slab.column + column) * read.column + (slab.k + k) * read.k + u * read.u + v * read.v;
   }
 
-  // kLanes columns by kLanes elements where one interval decides over them all, which is nearly everywhere; false, and
-  // nothing read, elsewhere. Asking once instead of for every run: a linear layer of 32 rows by 4096 x 4096 in a
-  // twelfth less time, of 128 by 1024 x 1024 in a thirtieth (Ice Lake, 2 cores).
-  bool whole_square(Place corner, Place step, Place ahead, Vec (&tile)[kLanes]) const {
-    if constexpr (of != Of::bits) {
-      const Place last = corner + (kLanes - 1) * step + (kLanes - 1) * read.column;
-      const IntervalVec* const kept = read.interval(corner.index, last.index);
-      if (kept == nullptr) return false;
-      const T* w = read.weight + corner.weight;
-      const float* s = read.scores + corner.score;
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i, w += read.column.weight, s += read.column.score) {
-        __builtin_prefetch(w + ahead.weight, 0, 2);
-        __builtin_prefetch(s + ahead.score, 0, 2);
-        tile[i] = keep<of>(load(w), load(s), *kept);
-      }
-      return true;
-    }
-    if (step.index != 1) return false;
-    const T* w = read.weight + corner.weight;
-    int64_t index = corner.index;
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i, w += read.column.weight, index += read.column.index) {
-      __builtin_prefetch(w + ahead.weight, 0, 2);
-      tile[i] = keep_bits(load(w), read.lanes_at(index));
-    }
-    return true;
-  }
-
-  // kLanes columns by `length` elements, contiguous from `first` in steps of `step`; element j goes to panel row
-  // row_of(j), or nowhere if that is negative. What lies `ahead` of them is fetched.
-  template <class RowOf>
-  void transpose_runs(Place first, Place step, int64_t length, int64_t columns, Place ahead, float* out,
-                      RowOf row_of) const {
-    for (int64_t j = 0; j < length; j += kLanes) {
-      const int64_t n = min(kLanes, length - j);
-      Vec tile[kLanes];
-      const Place corner = first + j * step;
-      if (n < kLanes || columns < kLanes || !whole_square(corner, step, ahead, tile)) {
-        for (int64_t i = 0; i < kLanes; ++i) {
-          read.prefetch(corner + i * read.column + ahead);
-          tile[i] = i < columns ? read.run(corner + i * read.column, step, n) : zero();
-        }
-      }
-      transpose(tile);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t row = row_of(j + i);
-        if (row >= 0) store(out + row * width, tile[i]);
-      }
-    }
-  }
-
   // Channels are contiguous: one vector of columns, tap by tap.
   void channels(int64_t column, float* out) const {
     const int64_t columns = min(kLanes, slab.columns - column);
     for (int64_t t = 0; t < slab.taps; ++t, out += slab.depth * width) {
-      transpose_runs(place(column, 0, t), read.k, slab.depth, columns, kAhead * read.k, out,
-                     [](int64_t j) { return j; });
+      runs_to_columns(read, place(column, 0, t), read.k, slab.depth, columns, kAhead * read.k, out, width,
+                      [](int64_t j) { return j; });
     }
   }
 
@@ -242,12 +85,12 @@ struct Packer {
   void taps_of_all_channels(int64_t column, float* out) const {
     const int64_t columns = min(kLanes, slab.columns - column);
     int64_t k = 0, tap = 0;  // of the next element: runs are visited in order
-    transpose_runs(place(column, 0, 0), tap_step(), slab.taps * slab.depth, columns, kAhead * tap_step(), out,
-                   [&](int64_t) {
-                     const int64_t row = tap * slab.depth + k;
-                     if (++tap == slab.taps) tap = 0, ++k;
-                     return row;
-                   });
+    runs_to_columns(read, place(column, 0, 0), tap_step(), slab.taps * slab.depth, columns, kAhead * tap_step(), out,
+                    width, [&](int64_t) {
+                      const int64_t row = tap * slab.depth + k;
+                      if (++tap == slab.taps) tap = 0, ++k;
+                      return row;
+                    });
   }
 
   void scattered(int64_t column, float* out) const {
@@ -287,8 +130,8 @@ struct Packer {
   void runs_of_taps(Place first, int64_t taps, const RowOf& row_of, float* out) const {
     for (int64_t k = 0; k < slab.depth; ++k, out += width) {
       for (int64_t column = 0; column < slab.columns; column += kLanes) {
-        transpose_runs(first + column * read.column + k * read.k, tap_step(), taps, min(kLanes, slab.columns - column),
-                       kChannelsAhead * read.k, out + column, row_of);
+        runs_to_columns(read, first + column * read.column + k * read.k, tap_step(), taps,
+                        min(kLanes, slab.columns - column), kChannelsAhead * read.k, out + column, width, row_of);
       }
     }
   }
@@ -304,8 +147,10 @@ struct Packer {
   }
 
   void straight_rows(const Columns& panels, Place at, int64_t first_row, int64_t count, float* out) const {
-    const Place last = at + (count - 1) * read.k + (slab.columns - 1) * read.column;
-    const IntervalVec* const kept = of == Of::bits ? nullptr : read.interval(at.index, last.index);
+    const IntervalVec* kept = nullptr;
+    if constexpr (of != Of::bits) {
+      kept = read.interval(at.index, (at + (count - 1) * read.k + (slab.columns - 1) * read.column).index);
+    }
     const int64_t rows = slab.taps * slab.depth;
     for (int64_t panel = 0, begin = 0, end; panel < panels.panels; ++panel, begin = end) {
       end = panels.begin(panel + 1);
@@ -313,13 +158,13 @@ struct Packer {
         const int64_t n = min(kLanes, slab.columns - column), step = end - begin;
         float* to = out + begin * rows + first_row * step + column - begin;
         const Place p = at + column * read.column;
-        if (kept != nullptr && n == kLanes) {
-          read.decided(p, *kept, count, to, step);
-        } else {
-          for (int64_t row = 0; row < count; ++row) {
-            store(to + row * step, read.run(p + row * read.k, read.column, n));
+        if constexpr (of != Of::bits) {
+          if (kept != nullptr && n == kLanes) {
+            read.decided(p, *kept, count, to, step);
+            continue;
           }
         }
+        for (int64_t row = 0; row < count; ++row) store(to + row * step, read.run(p + row * read.k, read.column, n));
       }
     }
   }
@@ -375,6 +220,7 @@ struct Packer {
 // Calls use(packer) for the weight's type and the mask's kind.
 template <class Use>
 static inline void with_packer(const Problem& p, const Slab& slab, int64_t width, const Use& use) {
+  if (p.b.signs != nullptr) return use(Packer<Signs, Of::bits>{p, slab, Reader<Signs, Of::bits>(p.b), width});
   with_type(p.b.dtype, [&](auto type) {
     using T = decltype(type);
     switch (p.b.of) {

@@ -31,6 +31,9 @@ namespace edgepop::cpu::EDGEPOP_ISA {
 // stream(p, a) stores past the caches; p is aligned to a vector. finish_streams() makes a thread's streams visible in
 // order with its later stores.
 
+// Numbers of one magnitude from two bits each: signed_lanes(kept, negative, c) is c where bit 31 of `kept` is set, negated
+// where that of `negative` is, and +0 elsewhere; twice(a) shifts the lanes left by one.
+
 // An element is kept iff image(score) - lo <= span (keys.h).
 struct IntervalVec {
   IntVec lo, span;

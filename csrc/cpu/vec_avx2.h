@@ -90,6 +90,12 @@ static inline Vec keep_bits(Vec a, uint32_t bits) {
   return _mm256_and_ps(a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
 }
 
+static inline IntVec twice(IntVec a) { return _mm256_add_epi32(a, a); }
+static inline Vec signed_lanes(IntVec kept, IntVec negative, Vec c) {
+  const Vec sign = _mm256_and_ps(_mm256_castsi256_ps(negative), _mm256_set1_ps(-0.0f));
+  return _mm256_and_ps(_mm256_castsi256_ps(_mm256_srai_epi32(kept, 31)), _mm256_xor_ps(sign, c));
+}
+
 // Lane i is a's lane lanes[i].
 static inline Vec permute(Vec a, IntVec lanes) { return _mm256_permutevar8x32_ps(a, lanes); }
 

@@ -86,6 +86,14 @@ static inline IntVec subtract(IntVec a, IntVec b) { return _mm512_sub_epi32(a, b
 
 static inline Vec keep_bits(Vec a, uint32_t bits) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a); }
 
+static inline IntVec twice(IntVec a) { return _mm512_add_epi32(a, a); }
+static inline Vec signed_lanes(IntVec kept, IntVec negative, Vec c) {
+  constexpr int kNegated = 0x6a;  // (negative & sign) ^ c
+  const __m512i sign = _mm512_set1_epi32(INT32_MIN), bits = _mm512_castps_si512(c);
+  const __mmask16 lanes = _mm512_movepi32_mask(kept);
+  return _mm512_castsi512_ps(_mm512_maskz_ternarylogic_epi32(lanes, negative, sign, bits, kNegated));
+}
+
 // Lane i is a's lane lanes[i].
 static inline Vec permute(Vec a, IntVec lanes) { return _mm512_permutexvar_ps(lanes, a); }
 

@@ -67,6 +67,11 @@ static inline Vec keep_bits(Vec a, uint32_t bits) {
   return (Vec)((IntVec)a & (IntVec)((bit & bits) == bit));
 }
 
+static inline IntVec twice(IntVec a) { return a + a; }
+static inline Vec signed_lanes(IntVec kept, IntVec negative, Vec c) {
+  return (Vec)((IntVec)(kept > 0x7fffffffu) & ((IntVec)c ^ (negative & 0x80000000u)));
+}
+
 // Lane i is a's lane lanes[i].
 static inline Vec permute(Vec a, IntVec lanes) { return Vec{a[lanes[0]], a[lanes[1]], a[lanes[2]], a[lanes[3]]}; }
 

@@ -23,8 +23,9 @@ constexpr int64_t kStreamBytes = 8 << 20;
 
 using FinishTile = void (*)(const Finish&, const Tile&, int64_t, float*, float*);
 
-static FinishTile tile_finisher(DType weight) {
-  switch (weight) {
+static FinishTile tile_finisher(const Finish& f) {
+  if (f.weight_signs != nullptr) return finish_tile<Signs>;
+  switch (f.weight_dtype) {
     case DType::f32: return finish_tile<float>;
     case DType::bf16: return finish_tile<bf16>;
     default: return finish_tile<f16>;
@@ -37,7 +38,7 @@ static void run(const Job& job, int threads) {
   const int64_t partial_bytes = job.shares > 1 ? job.shares * plane_floats * 4 : 0;
   char* const memory = scratch(static_cast<size_t>(per_thread * threads + partial_bytes));
   float* const partial_sums = reinterpret_cast<float*>(memory + per_thread * threads);
-  const FinishTile finish_one = tile_finisher(job.finish.weight_dtype);
+  const FinishTile finish_one = tile_finisher(job.finish);
 
 #pragma omp parallel num_threads(threads)
   {
@@ -110,7 +111,7 @@ static void simplify(Conv& g, Tensor& dy, Tensor& x) {
   }
 }
 
-static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const Tensor& x_given, const Tensor& w,
+static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const Tensor& x_given, const Weight& w,
                                  const Mask& mask, ScoreMap map, const Tensor& ds, const ScoreUpdate& update,
                                  WeightGrad weight_grad, const Tensor& dw, int threads) {
   Job job;
@@ -157,6 +158,8 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   f.kernel_h = g.kernel_h;
   f.kernel_w = g.kernel_w;
   f.weight_dtype = w.dtype;
+  f.weight_signs = w.signs;
+  f.magnitude = w.signs == nullptr ? 0.0f : magnitude_of(w);
   f.map = map;
   f.weight_grad = weight_grad;
   f.of = mask.of;
@@ -170,7 +173,7 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
     f.after = after(mask.of, *mask.cut);
   }
   f.index = grid(nullptr, flat);
-  f.weight = grid(wants_ds ? w.data : nullptr, w.stride);
+  f.weight = grid(wants_ds ? w.data : nullptr, w.signs == nullptr ? w.stride : flat);
   f.scores = grid(reads_scores ? mask.data : nullptr, mask.stride);
   f.ds = grid(ds.data, ds.stride);
   f.update = update;

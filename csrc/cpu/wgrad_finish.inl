@@ -1,5 +1,6 @@
 // What becomes of a tile of dW_eff: dS = dW_eff * W * map'(S) and dW, written as the tile leaves the accumulators; or, in
 // place of dS, the step that an optimizer makes with it, while it is in the first-level cache.
+#include "packed_bits.inl"
 #include "wgrad_channels.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA {
@@ -14,6 +15,8 @@ struct Grid {
 struct Finish {
   int64_t kernel_h, kernel_w;
   DType weight_dtype;
+  const uint8_t* weight_signs;  // of a weight of one magnitude, or null
+  float magnitude;
   ScoreMap map;
   WeightGrad weight_grad;
   Of of;
@@ -33,18 +36,6 @@ struct Finish {
 struct Tile {
   int64_t group, row, rows, lane, lanes;
 };
-
-// a, negated where bit i is set for lane i.
-static inline Vec negate_bits(Vec a, uint32_t bits) {
-  return (Vec)((IntVec)a ^ (IntVec)keep_bits((Vec)broadcast_bits(0x80000000u), bits));
-}
-
-// The n bits from `index` on, of packed bits; more may follow.
-static inline uint32_t load_bits_at(const uint8_t* bits, int64_t index) {
-  uint32_t word;
-  std::memcpy(&word, bits + (index >> 3), sizeof word);
-  return word >> (index & 7);
-}
 
 // a where b is a number other than zero, with b's sign; +0 elsewhere: a * sign(b).
 static inline Vec times_sign(Vec a, Vec b) {
@@ -112,6 +103,39 @@ static inline Lines<T> one_line(T* first) {
   return {first, 0};
 }
 
+// The weight of the edges of a line, which for a weight of signs follow each other in the flat order.
+template <class T>
+struct WeightLines {
+  Lines<const T> lines;
+
+  const T* at(int64_t row, int64_t) const { return lines.at(row); }
+  WeightLines from(int64_t i) const { return {{lines.first == nullptr ? nullptr : lines.first + i, lines.step}}; }
+};
+struct SignLine {
+  const uint8_t* bits;
+  int64_t index;
+  Vec magnitudes;
+};
+template <>
+struct WeightLines<Signs> {
+  const uint8_t* bits;
+  Vec magnitudes;
+
+  SignLine at(int64_t, int64_t index) const { return {bits, index, magnitudes}; }
+  WeightLines from(int64_t) const { return *this; }
+};
+static inline SignLine operator+(const SignLine& line, int64_t i) { return {line.bits, line.index + i, line.magnitudes}; }
+static inline Vec load_some(const SignLine& p, int64_t) { return negate_bits(p.magnitudes, load_bits_at(p.bits, p.index)); }
+
+// a * weight, negated where a bit of `flips` is set: both signs are one.
+template <class T>
+static inline Vec flipped_product(Vec a, const T* weight, int64_t n, uint32_t flips) {
+  return negate_bits(a * load_some(weight, n), flips);
+}
+static inline Vec flipped_product(Vec a, const SignLine& weight, int64_t, uint32_t flips) {
+  return negate_bits(a * weight.magnitudes, flips ^ load_bits_at(weight.bits, weight.index));
+}
+
 // `rows` lines of `count` edges that lie side by side in every tensor. The flat indices of the first line start at
 // `index` and lie `step` apart, those of the next lines `row_step` behind.
 //
@@ -121,7 +145,7 @@ template <class T>
 struct Edges {
   int64_t rows, count;
   Lines<float> g;  // dW_eff
-  Lines<const T> weight;
+  WeightLines<T> weight;
   Lines<float> scores, ds;
   Lines<T> dw;
   Lines<float> moments[3];
@@ -132,7 +156,7 @@ template <ScoreMap map, class T>
 static void write_ds(bool streams, const Edges<T>& e) {
   for (int64_t row = 0; row < e.rows; ++row) {
     const float *const g = e.g.at(row), *const scores = e.scores.at(row);
-    const T* const weight = e.weight.at(row);
+    const auto weight = e.weight.at(row, e.index + row * e.row_step);
     float* const ds = e.ds.at(row);
     const bool past = streams && reinterpret_cast<uintptr_t>(ds) % sizeof(Vec) == 0;
     for_each_vector(e.count, [&](int64_t i, int64_t n) {
@@ -148,12 +172,12 @@ template <class T>
 static void write_signed_ds(const uint8_t* signs, bool streams, const Edges<T>& e) {
   for (int64_t row = 0; row < e.rows; ++row) {
     const float* const g = e.g.at(row);
-    const T* const weight = e.weight.at(row);
     float* const ds = e.ds.at(row);
     const int64_t index = e.index + row * e.row_step;
+    const auto weight = e.weight.at(row, index);
     const bool past = streams && reinterpret_cast<uintptr_t>(ds) % sizeof(Vec) == 0;
     for_each_vector(e.count, [&](int64_t i, int64_t n) {
-      const Vec result = negate_bits(load_some(g + i, n) * load_some(weight + i, n), load_bits_at(signs, index + i));
+      const Vec result = flipped_product(load_some(g + i, n), weight + i, n, load_bits_at(signs, index + i));
       past && n == kLanes ? stream(ds + i, result) : store_some(ds + i, result, n);
     });
   }
@@ -217,7 +241,9 @@ static void finish_edges(const Finish& f, const Edges<T>& e) {
       case ScoreMap::sigmoid: write_ds<ScoreMap::sigmoid>(f.stream, e); break;
     }
   }
-  if (e.dw.first != nullptr) finish_dw(f, e);
+  if constexpr (!kIsSigns<T>) {
+    if (e.dw.first != nullptr) finish_dw(f, e);
+  }
   if (f.update.scores != nullptr) update_scores(f.update, e);  // last: dW is kept where the old scores were
 }
 
@@ -297,10 +323,17 @@ static void finish_tile(const Finish& f, const Tile& tile, int64_t height, float
         if (grid.data == nullptr) return Lines<Element>{nullptr, 0};
         return Lines<Element>{static_cast<Element*>(grid.data) + offset(grid), grid.row};
       };
-      const Lines<T> weight = lines(f.weight, T{});
+      const auto weight = [&] {
+        if constexpr (kIsSigns<T>) {
+          return WeightLines<T>{f.weight_signs, broadcast(f.magnitude)};
+        } else {
+          const Lines<T> all = lines(f.weight, T{});
+          return WeightLines<T>{{all.first, all.step}};
+        }
+      }();
       finish_edges<T>(f, {tile.rows, tile.lanes,
                           {acc + t * height * kTileLanes, kTileLanes},
-                          {weight.first, weight.step},
+                          weight,
                           lines(f.scores, 0.0f),
                           updates ? Lines<float>{scratch, kTileLanes} : lines(f.ds, 0.0f),
                           lines(f.dw, T{}),
@@ -311,13 +344,20 @@ static void finish_tile(const Finish& f, const Tile& tile, int64_t height, float
   }
 
   float* const joint = scratch;
-  T* const weights = reinterpret_cast<T*>(scratch + line);
+  float* const weights = scratch + line;
   float* const scores = scratch + 2 * line;
   float* const ds = scratch + 3 * line;
   T* const dw = reinterpret_cast<T*>(scratch + 4 * line);
   for (int64_t row = 0; row < tile.rows; ++row) {
     interleave_taps(acc + row * kTileLanes, height * kTileLanes, taps, tile.lanes, joint);
-    const T* const weight_line = in_order(f, f.weight, at(f.weight, row), tile.lanes, weights);
+    const auto weight = [&] {
+      if constexpr (kIsSigns<T>) {
+        return WeightLines<T>{f.weight_signs, broadcast(f.magnitude)};
+      } else {
+        T* const bounce = reinterpret_cast<T*>(weights);
+        return WeightLines<T>{{in_order(f, f.weight, at(f.weight, row), tile.lanes, bounce), 0}};
+      }
+    }();
     float* const score_line = in_order(f, f.scores, at(f.scores, row), tile.lanes, scores);
     float* const ds_line = updates ? ds : to_order(f, f.ds, at(f.ds, row), tile.lanes, ds);
     T* const dw_line = to_order(f, f.dw, at(f.dw, row), tile.lanes, dw);
@@ -330,8 +370,8 @@ static void finish_tile(const Finish& f, const Tile& tile, int64_t height, float
     const int64_t pieces = flat ? 1 : tile.lanes, count = flat ? tile.lanes * taps : taps;
     for (int64_t p = 0; p < pieces; ++p) {
       const auto piece = [&](auto* all) { return one_line(all == nullptr ? nullptr : all + p * count); };
-      finish_edges<T>(f, {1, count, piece(joint), piece(weight_line), piece(score_line), piece(ds_line), piece(dw_line),
-                          {piece(moment_lines[0]), piece(moment_lines[1]), piece(moment_lines[2])},
+      finish_edges<T>(f, {1, count, piece(joint), weight.from(p * count), piece(score_line), piece(ds_line),
+                          piece(dw_line), {piece(moment_lines[0]), piece(moment_lines[1]), piece(moment_lines[2])},
                           at(f.index, row) + p * f.index.lane, 0, 1});
     }
     from_order(f, f.ds, at(f.ds, row), tile.lanes, ds);

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from .. import reference, torch_private
+from .. import torch_private
 from ..masks import packed_bytes
 
 _DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -154,54 +154,46 @@ def mask_bits(scores, cut, of):
 
 
 def masked_linear(x, weight, scores, cut, of, bias, signs=None):
-    weight = reference.signed(weight, signs)
-    return plan_linear(x, weight, scores, of).forward(x, weight, scores, cut, bias)
+    return plan_linear(x, weight, scores, of).forward(x, weight, scores, cut, bias, signs=signs)
 
 
 def masked_linear_dx(dy, weight, scores, cut, of, signs=None):
-    weight = reference.signed(weight, signs)
     x = torch.empty(*dy.shape[:-1], weight.shape[1], dtype=dy.dtype, device="meta")
-    return plan_linear(x, weight, scores, of).dx(dy, weight, scores, cut)
+    return plan_linear(x, weight, scores, of).dx(dy, weight, scores, cut, signs=signs)
 
 
 def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, signs=None):
-    weight = reference.signed(weight, signs)
     plan = plan_linear(x, weight, scores, of)
-    return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad))
+    return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad, signs=signs))
 
 
 def masked_linear_update(dy, x, weight, scores, cut, of, update, weight_grad, signs=None):
-    weight = reference.signed(weight, signs)
-    return plan_linear(x, weight, scores, of).update(dy, x, weight, scores, cut, update, weight_grad)
+    return plan_linear(x, weight, scores, of).update(dy, x, weight, scores, cut, update, weight_grad, signs)
 
 
 def masked_conv2d(x, weight, scores, cut, of, bias, stride, padding, dilation, groups, channels_last, signs=None):
-    weight = reference.signed(weight, signs)
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups, y_channels_last=channels_last)
-    return plan.forward(x, weight, scores, cut, bias)
+    return plan.forward(x, weight, scores, cut, bias, signs=signs)
 
 
 def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilation, groups, channels_last, signs=None):
-    weight = reference.signed(weight, signs)
     x = torch.empty(x_size, dtype=dy.dtype, device="meta", memory_format=_format(channels_last))
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups, x_channels_last=channels_last)
-    return plan.dx(dy, weight, scores, cut)
+    return plan.dx(dy, weight, scores, cut, signs=signs)
 
 
 def masked_conv2d_dw(
     dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups, signs=None
 ):
-    weight = reference.signed(weight, signs)
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups)
-    return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad))
+    return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad, signs=signs))
 
 
 def masked_conv2d_update(
     dy, x, weight, scores, cut, of, update, weight_grad, stride, padding, dilation, groups, signs=None
 ):
-    weight = reference.signed(weight, signs)
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups)
-    return plan.update(dy, x, weight, scores, cut, update, weight_grad)
+    return plan.update(dy, x, weight, scores, cut, update, weight_grad, signs)
 
 
 def _of_both(weight, ds, dw):
@@ -236,10 +228,13 @@ class Plan:
 
     scores: float32, or the packed mask where of == "bits". Made by ``plan_linear`` and ``plan_conv2d``. A call asks for
     addresses and goes to the kernel: one frame of Python each, as small networks feel every one.
+
+    Calls take ``signs``, packed as a mask is, of a weight that is one number expanded: element i is minus the number
+    where bit i is set. Their products read the mask as bits alone, which are made where the call brings none.
     """
 
     __slots__ = (
-        *("dtype", "ds_stride", "dw_stride", "dx_stride", "flat", "geometry", "mask", "of", "planes", "signs", "w"),
+        *("dtype", "ds_stride", "dw_stride", "dx_stride", "flat", "geometry", "mask", "of", "planes", "score_signs", "w"),
         *("x", "x_format", "x_size", "y_format", "y_size", "y_stride"),
     )
 
@@ -266,9 +261,10 @@ class Plan:
         self.x = _DTYPE[x.dtype], _image((_matrix(x) if linear else x).stride())
         self.w = _DTYPE[weight.dtype], _four(weight.stride())
         self.mask = _OF[of], _ABSENT[2] if of == "bits" else _four(scores.stride())
-        # Planes lie in logical order; a weight that does not would have its bits looked up one by one.
-        self.planes = of != "bits" and weight.is_contiguous() and scores.is_contiguous()
-        self.signs = packed_bytes(scores.numel()) if self.planes and of == "abs" else None
+        # Planes lie in logical order, as signs do; a weight that does not would have its bits looked up one by one.
+        in_order = weight.is_contiguous() or not any(weight.stride())
+        self.planes = of != "bits" and in_order and scores.is_contiguous()
+        self.score_signs = packed_bytes(scores.numel()) if self.planes and of == "abs" else None
         # Of outputs as they are made here: rows without gaps, or images of the format.
         self.dx_stride = (0, 1, 0, geometry[2]) if linear else _strides(x.shape, x_format)
         self.y_stride = (0, 1, 0, geometry[5]) if linear else _strides(y_size, y_format)
@@ -286,15 +282,18 @@ class Plan:
             y = torch.empty(self.y_size, dtype=self.dtype, memory_format=self.y_format)
         else:
             y_stride = y.stride()
-        if planes is not None and self.planes:
-            mask = _BITS, planes.data_ptr(), _ABSENT[2], 0, 0
+        bits = planes if self.planes else None
+        if signs is not None and bits is None and self.of != "bits":
+            bits = mask_bits(scores, cut, self.of)
+        if bits is not None:
+            mask = _BITS, bits.data_ptr(), _ABSENT[2], 0, 0
         else:
             of, stride = self.mask
             mask = of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), 0
         _native.conv_forward(
             self.geometry,
             (x.data_ptr(), *self.x),
-            (weight.data_ptr(), *self.w),
+            (weight.data_ptr(), *self.w, 0 if signs is None else signs.data_ptr()),
             mask,
             0 if bias is None else bias.data_ptr(),
             (y.data_ptr(), self.x[0], y_stride),
@@ -311,15 +310,18 @@ class Plan:
             dx = torch.empty(self.x_size, dtype=self.dtype, memory_format=self.x_format)
         else:
             dx_stride = dx.stride()
-        if planes is not None and self.planes:
-            mask = _BITS, planes.data_ptr(), _ABSENT[2], 0, 0
+        bits = planes if self.planes else None
+        if signs is not None and bits is None and self.of != "bits":
+            bits = mask_bits(scores, cut, self.of)
+        if bits is not None:
+            mask = _BITS, bits.data_ptr(), _ABSENT[2], 0, 0
         else:
             of, stride = self.mask
             mask = of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), 0
         _native.conv_backward_input(
             self.geometry,
             (dy.data_ptr(), self.x[0], dy_stride if len(dy_stride) == 4 else (0, dy_stride[1], 0, dy_stride[0])),
-            (weight.data_ptr(), *self.w),
+            (weight.data_ptr(), *self.w, 0 if signs is None else signs.data_ptr()),
             mask,
             (dx.data_ptr(), self.x[0], dx_stride),
             torch.get_num_threads(),
@@ -332,7 +334,7 @@ class Plan:
         if self.flat:
             dy, x = _matrix(dy), _matrix(x)
         dy_stride, (of, stride), ds, dw = dy.stride(), self.mask, None, None
-        signs = 0 if planes is None or self.signs is None else planes.data_ptr() + self.signs
+        score_signs = 0 if planes is None or self.score_signs is None else planes.data_ptr() + self.score_signs
         ds_arg = dw_arg = _ABSENT
         if into is not None:
             ds, dw = into
@@ -348,8 +350,8 @@ class Plan:
             self.geometry,
             (dy.data_ptr(), self.x[0], dy_stride if len(dy_stride) == 4 else (0, dy_stride[1], 0, dy_stride[0])),
             (x.data_ptr(), *self.x),
-            (weight.data_ptr(), *self.w),
-            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), signs),
+            (weight.data_ptr(), *self.w, 0 if signs is None else signs.data_ptr()),
+            (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), score_signs),
             _SCORE_MAP[self.of],
             ds_arg,
             _WEIGHT_GRAD[weight_grad],
@@ -358,7 +360,7 @@ class Plan:
         )
         return ds, dw
 
-    def update(self, dy, x, weight, scores, cut, update, weight_grad):
+    def update(self, dy, x, weight, scores, cut, update, weight_grad, signs=None):
         """Takes the optimizer's step on the scores in place of dS; dW, None where it is not asked for."""
         if self.flat:
             dy, x = _matrix(dy), _matrix(x)
@@ -368,7 +370,7 @@ class Plan:
             self.geometry,
             (dy.data_ptr(), self.x[0], _image(dy.stride())),
             (x.data_ptr(), *self.x),
-            (weight.data_ptr(), *self.w),
+            (weight.data_ptr(), *self.w, 0 if signs is None else signs.data_ptr()),
             (of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), 0),
             _SCORE_MAP[self.of],
             update.coefficients[:2],
