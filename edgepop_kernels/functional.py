@@ -420,7 +420,7 @@ def _prepare(
     of = "bits" if rule.fixed else rule.of
     x_channels_last = bool(geometry) and _is_channels_last(x)
     plan = None
-    if key is not None and rule.selects is not Bits and signs is None:
+    if key is not None and rule.selects is not Bits:
         ranked = weight if scores is None else scores
         formats = dict(x_channels_last=x_channels_last, y_channels_last=x_channels_last or _is_channels_last(weight))
         plan = planned(function.op, x, weight, ranked, of, *geometry, **(formats if geometry else {}))

@@ -33,6 +33,14 @@ def tensor(a):
     return address(a), 0, strides(a)
 
 
+def weights(a):
+    """A weight as it is, and one of a magnitude with its signs."""
+    number, signs = np.array([0.5], np.float32), np.packbits(a.ravel() < 0, bitorder="little")
+    signs = np.concatenate([signs, np.zeros(-signs.size % 8 + 8, np.uint8)])
+    yield (*tensor(a), 0), None
+    yield (address(number), 0, (0, 0, 0, 0), address(signs)), (number, signs)
+
+
 def ranking(scores, kept, of, cut, hint, planes):
     """planes: where mask and signs are written; with scores that do not lie in order, nowhere."""
     sizes = (1,) * (4 - scores.ndim) + scores.shape
@@ -128,12 +136,14 @@ def convolutions(native, threads):
         native.select([ranking(scores, scores.size // 2, 0, cut, None, planes)], threads)
         for signs in (0, address(planes[1])):
             mask = (0, address(scores), strides(scores), address(cut), signs)
-            read = mask if signs == 0 else (2, address(planes), (0, 0, 0, 0), 0, 0)
-            native.conv_forward(geometry, tensor(x), tensor(weight), read, address(bias), tensor(y), threads)
-            native.conv_backward_input(geometry, tensor(dy), tensor(weight), read, tensor(dx), threads)
-            operands = tensor(dy), tensor(x), tensor(weight), mask
-            native.conv_backward_weight(geometry, *operands, 0, tensor(ds), 0, NO_TENSOR, threads)
-            found += [cut, planes, y.copy(), dx.copy(), ds.copy()]
+            for w, held in weights(weight):
+                bits = signs != 0 or held is not None
+                read = (2, address(planes), (0, 0, 0, 0), 0, 0) if bits else mask
+                native.conv_forward(geometry, tensor(x), w, read, address(bias), tensor(y), threads)
+                native.conv_backward_input(geometry, tensor(dy), w, read, tensor(dx), threads)
+                operands = tensor(dy), tensor(x), w, mask
+                native.conv_backward_weight(geometry, *operands, 0, tensor(ds), 0, NO_TENSOR, threads)
+                found += [cut, planes, y.copy(), dx.copy(), ds.copy()]
     return found
 
 
