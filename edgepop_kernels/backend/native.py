@@ -234,8 +234,8 @@ class Plan:
     """
 
     __slots__ = (
-        *("dtype", "ds_stride", "dw_stride", "dx_stride", "flat", "geometry", "mask", "of", "planes", "score_signs", "w"),
-        *("x", "x_format", "x_size", "y_format", "y_size", "y_stride"),
+        *("dtype", "ds_stride", "dw_stride", "dx_stride", "flat", "geometry", "mask", "of", "planes", "score_signs"),
+        *("w", "x", "x_format", "x_size", "y_format", "y_size", "y_stride"),
     )
 
     def __init__(
