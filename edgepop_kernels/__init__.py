@@ -8,6 +8,7 @@ from . import init, optim
 from .backend import backends, use_backend
 from .conversion import convert, materialize
 from .cut import Bits, Cut
+from .export import PackedLayer, PackedState, load_packed, save_packed
 from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
 from .graphed import graphed_step
 from .nn import (
@@ -50,6 +51,8 @@ __all__ = [
     "GlobalTopK",
     "LeftDense",
     "NonAffineBatchNorm",
+    "PackedLayer",
+    "PackedState",
     "Percentile",
     "Rule",
     "Summary",
@@ -60,6 +63,7 @@ __all__ = [
     "graphed_step",
     "init",
     "kept_count",
+    "load_packed",
     "mask",
     "masked_conv1d",
     "masked_conv2d",
@@ -68,6 +72,7 @@ __all__ = [
     "optim",
     "pack_mask",
     "pack_weights",
+    "save_packed",
     "select",
     "select_all",
     "share_selection",

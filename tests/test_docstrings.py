@@ -21,7 +21,7 @@ SHOWN = [
     *(ek.select, ek.mask, ek.pack_mask, ek.masked_linear),
     *(ek.FusedSubnetConv, ek.FusedSubnetLinear, ek.FusedSupermaskLinear, ek.FusedSparseLinear),
     *(ek.convert, ek.materialize, ek.summary, ek.share_selection, ek.train_weights, ek.use_backend),
-    *(ek.optim.ScoreSGD, ek.init.signed_constant_),
+    *(ek.optim.ScoreSGD, ek.init.signed_constant_, ek.save_packed, ek.load_packed),
 ]
 
 
@@ -65,7 +65,8 @@ def test_a_docstring_is_a_sentence_that_says_what_the_thing_is_or_does(name):
 
 @pytest.mark.parametrize("value", SHOWN, ids=lambda value: value.__qualname__)
 @pytest.mark.filterwarnings("ignore::edgepop_kernels.LeftDense")
-def test_examples_of_what_a_user_starts_with_show_what_happens(value):
+def test_examples_of_what_a_user_starts_with_show_what_happens(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     examples = doctest.DocTestParser().get_doctest(
         inspect.getdoc(value), {"ek": ek, "nn": nn, "torch": torch}, value.__qualname__, None, None
     )

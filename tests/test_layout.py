@@ -40,6 +40,7 @@ ORDER = [
     "packing",
     "phases",
     "graphed",
+    "export",
 ]
 # Users of the public API, who import the package itself; `also` is what else of it they may name.
 USERS = {

@@ -42,12 +42,12 @@ class Packed(Part):
             return "its weight trains"
         if weight.is_meta or weight.numel() == 0:
             return "its weight has no values"
-        if _magnitude(weight) is None:
+        if one_magnitude(weight) is None:
             return "its weight has more than one magnitude"
         return None
 
     def _pack_weight(self) -> None:
-        magnitude, signs = _packed(self.weight.detach())
+        magnitude, signs = magnitude_and_signs(self.weight.detach())
         self._hold(magnitude, signs)
 
     def _draw_packed_weight(self, magnitude: Callable[[torch.Tensor], float], seed: int) -> None:
@@ -58,7 +58,7 @@ class Packed(Part):
             raise ValueError("layer: expected one whose weight stands still, got one whose weight scores itself")
         number = torch.tensor(magnitude(was), dtype=was.dtype, device=was.device)
         key = torch.tensor(seed, dtype=torch.int64, device=was.device)
-        self._hold(number, _drawn(key, was.shape))
+        self._hold(number, drawn_signs(key, was.shape))
         self._keep_seed(key)
 
     def _hold(self, magnitude: torch.Tensor, signs: torch.Tensor) -> None:
@@ -97,16 +97,16 @@ class Packed(Part):
         shape = self._weight_shape()
         key = state.pop(seed, None) if magnitude in state else None
         if key is not None:
-            state[signs] = _drawn(key, shape)
+            state[signs] = drawn_signs(key, shape)
         if self._weight_is_packed():
             if magnitude not in state and isinstance(state.get(weight), torch.Tensor):
                 given = state.pop(weight).detach()
-                if _magnitude(given) is None:
+                if one_magnitude(given) is None:
                     raise ValueError(
                         "expected a weight of one magnitude, as this layer's is packed; call unpack_weights(model) "
                         "before it takes another"
                     )
-                state[magnitude], state[signs] = _packed(given)
+                state[magnitude], state[signs] = magnitude_and_signs(given)
             return key
         if magnitude in state and signs in state:
             state[weight] = reference.signed(state.pop(magnitude).expand(shape), state.pop(signs))
@@ -119,17 +119,17 @@ def weight_first(parameters: dict[str, nn.Parameter | None]) -> None:
         parameters[name] = parameters.pop(name)
 
 
-def _magnitude(weight: torch.Tensor) -> torch.Tensor | None:
+def one_magnitude(weight: torch.Tensor) -> torch.Tensor | None:
     """The magnitude that all elements have, a scalar; None where there is more than one, or none that is finite."""
     largest = weight.abs().max()
     one = (weight.abs() == largest).all() & largest.isfinite()
     return largest if bool(one) else None
 
 
-def _packed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def magnitude_and_signs(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return weight.abs().max(), functional.pack_mask(weight.signbit())
 
 
-def _drawn(seed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def drawn_signs(seed: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Signs of equal odds: a Bernoulli mask of scores of zero."""
     return ops.draw(torch.zeros((), device=seed.device).expand(shape), seed)

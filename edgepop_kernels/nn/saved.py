@@ -157,7 +157,7 @@ class Saved(Part):
 
 def _packed(**settings: Rule | bool | None) -> torch.Tensor:
     """uint8, on the CPU whatever torch's default device; what is None or False is left out."""
-    plain = {name: value if isinstance(value, bool) else _as_dict(value) for name, value in settings.items() if value}
+    plain = {name: value if isinstance(value, bool) else as_dict(value) for name, value in settings.items() if value}
     content = json.dumps(plain).encode()
     return torch.tensor(list(content.ljust(-(-len(content) // _SIZE) * _SIZE)), dtype=torch.uint8, device="cpu")
 
@@ -185,13 +185,13 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _as_dict(rule: Rule) -> dict[str, Any]:
+def as_dict(rule: Rule) -> dict[str, Any]:
     """The rule's fields, and its class under "kind"."""
     return {"kind": type(rule).__name__, **asdict(cast(Any, rule))}
 
 
 def _from_dict(plain: dict[str, Any]) -> Rule:
-    """The rule that ``_as_dict`` was given. Raises ValueError for what is none."""
+    """The rule that ``as_dict`` was given. Raises ValueError for what is none."""
     kinds: dict[str, Callable[..., Rule]] = {kind.__name__: kind for kind in RULES}
     name = plain.get("kind") if isinstance(plain, dict) else None
     kind = (kinds.get(name) or defined(name)) if isinstance(name, str) else None
