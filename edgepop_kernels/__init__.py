@@ -4,7 +4,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING
 
-from . import init, optim
+from . import init, interop, optim
 from .backend import backends, use_backend
 from .conversion import convert, materialize
 from .cut import Bits, Cut
@@ -62,6 +62,7 @@ __all__ = [
     "convert",
     "graphed_step",
     "init",
+    "interop",
     "kept_count",
     "load_packed",
     "mask",

@@ -4,38 +4,47 @@ import fnmatch
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from .adapters import adapter_parts
+from .interop.table import origin_of
 from .nn import KINDS, MaskedLayer
 
 _One = str | Callable[[str, nn.Module], bool]
 Wanted = _One | Iterable[_One]
 
 
-def chosen(model: nn.Module, include: Wanted, exclude: Wanted) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """({name: layer} to convert, {name: module} left out on purpose). Raises TypeError, ValueError."""
+def chosen(
+    model: nn.Module, include: Wanted | None, exclude: Wanted
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """({name: layer} to convert, {name: module} left out on purpose). Raises TypeError, ValueError.
+
+    include  None: all, or of a model with masked layers of another project those alone
+    """
     of_adapters = adapter_parts(model)
     candidates = {name: m for name, m in model.named_modules() if is_candidate(m) and m not in of_adapters}
     if not candidates:
         raise ValueError(_why_none(model))
-    include = _checked("include", include, model, candidates, candidates)
+    wanted = _checked("include", "*" if include is None else include, model, candidates, candidates)
     # What stays dense whatever one asks for may be named here, to say that it is meant.
     others = {name: m for name, m in model.named_modules() if m._parameters and not isinstance(m, MaskedLayer)}
     exclude = _checked("exclude", exclude, model, candidates | others, candidates)
-    included = [name for name, m in candidates.items() if matches(include, name, m)]
+    included = [name for name, m in candidates.items() if matches(wanted, name, m)]
     if not included:
         raise ValueError(
-            f"include: expected to choose one of the layers {listed(candidates)} to convert, got {_shown(include)}"
+            f"include: expected to choose one of the layers {listed(candidates)} to convert, got {_shown(wanted)}"
         )
     names = [name for name in included if not matches(exclude, name, candidates[name])]
     if not names:
         raise ValueError(
             f"exclude: expected to leave one of the layers {listed(included)} to convert, got {_shown(exclude)}"
         )
-    left = {name: m for name, m in candidates.items() if name not in names}
+    plain = set[str]()  # beside masked layers of another project: dense by that project's choice, not by the user's
+    if include is None and any(origin_of(candidates[name]) for name in names):
+        plain = {name for name in names if not origin_of(candidates[name])}
+        names = [name for name in names if name not in plain]
+    left = {name: m for name, m in candidates.items() if name not in names and name not in plain}
     patterns = tuple(w for w in exclude if isinstance(w, str))  # functions are written for layers
     left |= {name: m for name, m in others.items() if name not in names and matches(patterns, name, m)}
     return {name: candidates[name] for name in names}, left
@@ -43,18 +52,15 @@ def chosen(model: nn.Module, include: Wanted, exclude: Wanted) -> tuple[dict[str
 
 def is_candidate(module: nn.Module) -> bool:
     """Whether convert takes the module, or has to refuse it by name: parametrizations change a layer's class."""
-    return parametrize.type_before_parametrizations(module) in KINDS or is_hidden_networks_layer(module)
+    return parametrize.type_before_parametrizations(module) in KINDS or origin_of(module) is not None
 
 
-def is_hidden_networks_layer(module: nn.Module) -> bool:
-    """A Conv2d called SubnetConv with scores of the weight's shape: recognised without importing its project."""
-    scores = getattr(module, "scores", None)
-    return (
-        isinstance(module, nn.Conv2d)
-        and type(module).__name__ == "SubnetConv"
-        and isinstance(scores, torch.Tensor)
-        and scores.shape == module.weight.shape
-    )
+def unknown_kinds(modules: Iterable[nn.Module]) -> list[str]:
+    """The classes among those of ``modules`` that are subclasses of the layers that convert takes, but nothing that it
+    knows. torch's own are known to be none."""
+    kinds = [type(m) for m in modules if isinstance(m, tuple(KINDS)) and not isinstance(m, MaskedLayer)]
+    unknown = [kind for kind in kinds if kind not in KINDS and not kind.__module__.startswith("torch.")]
+    return list(dict.fromkeys(kind.__name__ for kind in unknown))
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
@@ -113,7 +119,10 @@ def _what(module: nn.Module) -> str:
         return f"a {kind} that has not seen an input yet: run one forward first"
     for taken in KINDS:
         if isinstance(module, taken):
-            return f"a {kind}, a subclass of nn.{taken.__name__}, which convert leaves alone"
+            return (
+                f"a {kind}, a subclass of nn.{taken.__name__}, which convert leaves alone unless "
+                "edgepop_kernels.interop.register says what it is"
+            )
     return f"a {kind}, which convert leaves alone"
 
 

@@ -3,26 +3,25 @@
 import warnings
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
 import torch
 from torch import nn
 
-from .candidates import Wanted, chosen
+from .candidates import Wanted, chosen, unknown_kinds
 from .first_forward import unwatch, watch
 from .init import Name, Scale, by_name
+from .interop.origin import Method, Origin
+from .interop.table import origin_of, subject_of
 from .nn import CLASSES, KINDS, MaskedLayer, NonAffineBatchNorm
 from .overview import LeftDense, described, left_dense
 from .refusals import refuse, refuse_materializing
-from .rules import Rule, Threshold, TopK, checked_keep, ranked_rule
+from .rules import Frozen, Rule, checked_keep, ranked_rule
 from .sharing import Model, layer_masks, unshare_selection
+from .swap import METHOD_RULES, Before, Swap
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Method = Literal["subnet", "supermask", "sparse"]
-# The rule of each method where none is given.
-_RULES: dict[str, Rule] = {"subnet": TopK(), "supermask": Threshold(), "sparse": TopK()}
 
 
 class _OfSupermasks(TypedDict, total=False):
@@ -35,8 +34,8 @@ def convert(
     model: Model,
     rule: Rule | None = None,
     *,
-    method: Method = "subnet",
-    include: "Wanted" = "*",
+    method: Method | None = None,
+    include: "Wanted | None" = None,
     exclude: "Wanted" = (),
     keep: float | None = None,
     init: Name | None = None,
@@ -49,10 +48,11 @@ def convert(
     """Turns nn.Conv2d, nn.Conv1d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
 
     rule              for every converted layer; default ``TopK(0.5)``, for supermasks ``Threshold(0.5)``
-    method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup), "supermask" (FusedSupermask*:
-                      frozen weights), "sparse" (FusedSparse*: trained weights that score themselves)
+    method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup; the default), "supermask"
+                      (FusedSupermask*: frozen weights), "sparse" (FusedSparse*: trained weights that score themselves)
     include, exclude  fnmatch patterns on the layers' qualified names, e.g. ``"layer4.*"``, ``["fc", "conv1"]``, or
-                      functions ``(name, layer) -> bool``
+                      functions ``(name, layer) -> bool``; by default every layer, but beside masked layers of another
+                      project no plain ones
     keep              fraction of weights kept, in (0, 1], in ``rule``'s place: ``TopK(keep)``; not for supermasks
     init, scale       draws the converted layers' weights anew: a name of ``edgepop_kernels.init.NAMES``; how their
                       deviation follows the fraction kept, of ``init.SCALES``. None: the weights stay, e.g. trained ones
@@ -71,17 +71,20 @@ def convert(
       "supermask", Bernoulli()   init="signed_constant", scores_init=None                   Adam 0.1
       "sparse"                   init="kaiming_normal"                                      SGD 0.1, momentum 0.9
 
-    Weights, biases, hooks and identity stay; scores are new. hidden-networks' SubnetConv layers are taken
-    too, with their scores and, where neither ``rule`` nor ``keep`` is given, their prune_rate (there the fraction
-    kept). What belongs to adapters (peft's lora_A, lora_B beside a layer, a prompt's encoder) is never converted.
+    Weights, biases, hooks and identity stay; scores are new. Masked layers of other projects are taken too, by their
+    names: hidden-networks' SubnetConv, SampleSubnetConv, FixedSubnetConv, SupermaskConv and SupermaskLinear, hydra's
+    SubnetConv and SubnetLinear, dnw's SparseConv and DNW, torchao's SupermaskLinear, what torch.nn.utils.prune has
+    pruned, and others by ``interop.register``. They keep scores, or a fixed mask, frozen; whether their weight trains;
+    and where ``method``, ``rule`` and ``keep`` are not given, what they say themselves, a rate with its meaning there.
+    What belongs to adapters (peft's lora_A, lora_B beside a layer, a prompt's encoder) is never converted.
 
     Raises TypeError or ValueError for a wrong argument, where there is no layer to convert, where a pattern in
-    ``include`` or ``exclude`` matches none, and for what would not be masked as it says: a weight that is computed
-    (torch.nn.utils.prune, weight_norm, spectral_norm, parametrize), shared with another module (a tied embedding) or
-    sharded, a layer whose forward was replaced on the instance or that carries an adapter, a model inside
-    DistributedDataParallel, fully_shard or DataParallel. An exception leaves the model as it was. The first forward of
-    ``model`` warns of converted layers that it does not call: where it reads their weight (torchvision's Swin), no mask
-    reaches that.
+    ``include`` or ``exclude`` matches none, where another project's layer does not say its rate and none is given, and
+    for what would not be masked as it says: a weight that is computed (weight_norm, spectral_norm, parametrize, a bias
+    under torch.nn.utils.prune), shared with another module (a tied embedding) or sharded, a layer whose forward was
+    replaced on the instance or that carries an adapter, a model inside DistributedDataParallel, fully_shard or
+    DataParallel. An exception leaves the model as it was. The first forward of ``model`` warns of converted layers that
+    it does not call: where it reads their weight (torchvision's Swin), no mask reaches that.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     >>> ek.convert(model, keep=0.5, init="signed_constant", exclude="2", left="ignore")
@@ -91,7 +94,9 @@ def convert(
       (2): Linear(in_features=32, out_features=10, bias=True)
     )
     """
-    default, given = _default_rule(method), cast(dict[str, Any], options)
+    given = cast(dict[str, Any], options)
+    if method is not None:
+        _check_method(method)
     allowed = {"scores_init", "mask_bias", "rescale"} if method == "supermask" else set[str]()
     for option in given.keys() - allowed:
         raise TypeError(f"{option}: method {method!r} takes {', '.join(sorted(allowed)) or 'no options'}")
@@ -109,27 +114,28 @@ def convert(
     if not isinstance(freeze_rest, bool):
         raise TypeError(f"freeze_rest: expected a bool, got {freeze_rest!r}")
     layers, meant = chosen(model, include, exclude)
-    plan: list[tuple[Any, type[MaskedLayer], Rule, Callable[[torch.Tensor], torch.Tensor]]] = []
-    module: Any
-    for module in layers.values():
-        kind = CLASSES[method, _plain(module)]
-        layer_rule = _rule(module, rule, default, method)
-        kind._check(layer_rule, **given)
-        plan.append((module, kind, layer_rule, _drawing(init, layer_rule, scale)))
     refuse(model, layers)
-    for module, _, layer_rule, _ in plan:  # after that: to read a computed weight may change it, as spectral norm's
+    plan: list[Swap] = []
+    module: Any
+    for name, module in layers.items():
+        origin = origin_of(module)
+        kind = CLASSES[method or ("subnet" if origin is None else origin.method), _plain(module)]
+        layer_rule = _rule(name, module, origin, kind, rule)
+        fixed = origin is not None and origin.mask is not None
+        kind._check(METHOD_RULES[kind._method] if fixed else layer_rule, **given)
         layer_rule.check(module.weight.shape)
+        plan.append(Swap(module, kind, layer_rule, origin, _drawing(init, layer_rule, scale)))
     norms = _batch_norms(model, norm)
     message = "" if freeze_rest or left == "ignore" else _left_message(model, layers, meant)
+    differences = _differences(layers)
     if message and left == "raise":
         raise ValueError(f"left: {message}")
     changing: list[Any] = [*layers.values(), *norms]
-    before = [_Before.of(module, writes=init is not None and module not in norms) for module in changing]
+    before = [Before.of(module, writes=init is not None and module not in norms) for module in changing]
     trained = [p for p in model.parameters() if p.requires_grad] if freeze_rest else []
     try:
-        for module, kind, layer_rule, draw in plan:
-            _convert_layer(module, kind, layer_rule, given)
-            draw(module.weight)
+        for planned in plan:
+            planned.convert(given)
         for module in norms:
             module.affine, module.weight, module.bias = False, None, None
         if freeze_rest:
@@ -143,6 +149,8 @@ def convert(
     watch(model, layers)
     if message:
         warnings.warn(message, LeftDense, stacklevel=2)
+    for difference in differences:
+        warnings.warn(difference, stacklevel=2)
     return model
 
 
@@ -185,20 +193,34 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
     return model
 
 
-def _default_rule(method: str) -> Rule:
-    if not isinstance(method, str) or method not in _RULES:
+def _check_method(method: str) -> None:
+    if not isinstance(method, str) or method not in METHOD_RULES:
         raise ValueError(
             "method: expected 'subnet' (edge-popup), 'supermask' or 'sparse' (Discovering Neural Wirings, DNW), "
             f"got {method!r}"
         )
-    return _RULES[method]
 
 
-def _rule(module: Any, rule: Rule | None, default: Rule, method: str) -> Rule:
-    if rule is not None:
-        return rule
-    kept = getattr(module, "prune_rate", None)
-    return default if kept is None or method == "supermask" else TopK(kept)
+def _rule(name: str, layer: Any, origin: Origin | None, kind: type[MaskedLayer], rule: Rule | None) -> Rule:
+    """The rule of a layer to be converted, Frozen() where its mask is fixed. Raises ValueError."""
+    default = METHOD_RULES[kind._method]
+    if origin is None:
+        return default if rule is None else rule
+    subject = subject_of(name, layer, origin)
+    if origin.mask is not None:
+        if rule is not None:
+            raise ValueError(f"rule: {subject} has a fixed mask, which follows from none; leave it out, got {rule}")
+        return Frozen()
+    # A rate says nothing about thresholds and draws.
+    if rule is not None or (kind._method == "supermask" != origin.method):
+        return default if rule is None else rule
+    try:
+        said = origin.rule(layer)
+    except ValueError as error:
+        raise ValueError(f"keep: {subject} {error}") from error
+    if said is None:
+        raise ValueError(f"keep: {subject} {origin.unsaid}; expected keep=... or rule=...")
+    return said if kind._method == origin.method or kind._takes(said) else default
 
 
 def _drawing(init: Name | None, rule: Rule, scale: Scale) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -236,64 +258,34 @@ def _left_message(model: nn.Module, layers: dict[str, nn.Module], meant: Iterabl
     if all(entry.minor for entry in left):
         return ""
     total = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
+    modules = [model.get_submodule(entry.name) for entry in left if not entry.minor]
+    more = ""
+    if any(type(m) in KINDS for m in modules):
+        more += "; include='*' masks plain layers beside those of another project"
+    if unknown := unknown_kinds(modules):
+        more += f"; where {' or '.join(unknown)} has masks, edgepop_kernels.interop.register makes it known"
     return (
         f"left dense, {weights:,} of {total:,} weights train without a mask: {described(left)}. freeze_rest=True stops "
-        "them, exclude=... says of single ones that this is meant, left='ignore' of all"
+        f"them, exclude=... says of single ones that this is meant, left='ignore' of all{more}"
     )
+
+
+def _differences(layers: dict[str, nn.Module]) -> list[str]:
+    """Warnings about layers of other projects that train otherwise than there."""
+    said: dict[str, str] = {}
+    for name, layer in layers.items():
+        origin = origin_of(layer)
+        if origin is not None and origin.differs:
+            said.setdefault(origin.differs, subject_of(name, layer, origin))
+    return [f"convert: {subject} trains on as edge-popup does: {differs}" for differs, subject in said.items()]
 
 
 def _freeze_rest(model: nn.Module) -> None:
     """Stops everything that trains but what makes masks."""
-    masks = {p for layer in _masked_layers(model) for p in layer._trained(masks=True)}
+    masks = {p for layer in _masked_layers(model) if not layer.rule.fixed for p in layer._trained(masks=True)}
     for p in model.parameters():
         if p not in masks:
             p.requires_grad_(False)
-
-
-class _Before(NamedTuple):
-    """A layer as it was, apart from values that nothing here writes."""
-
-    kind: type
-    attributes: dict[str, Any]
-    trains: list[tuple[nn.Parameter, bool]]
-    weight: torch.Tensor | None
-
-    @classmethod
-    def of(cls, layer: Any, writes: bool) -> "_Before":
-        """writes: whether the weight's values are about to be drawn anew."""
-        # Tables of hooks and parameters stay the same objects: handles of hooks point to them.
-        attributes = {key: (v, dict(v) if isinstance(v, dict) else None) for key, v in vars(layer).items()}
-        weight = layer.weight.detach().clone() if writes else None
-        return cls(type(layer), attributes, [(p, p.requires_grad) for p in layer.parameters()], weight)
-
-    def restore(self, layer: Any) -> None:
-        layer.__class__ = self.kind
-        vars(layer).clear()
-        for key, (value, entries) in self.attributes.items():
-            vars(layer)[key] = value
-            if entries is not None:
-                value.clear()
-                value.update(entries)
-        for p, trained in self.trains:
-            p.requires_grad_(trained)
-        if self.weight is not None:
-            with torch.no_grad():
-                layer.weight.copy_(self.weight)
-
-
-def _convert_layer(module: Any, kind: type[MaskedLayer], rule: Rule, options: dict[str, Any]) -> None:
-    # The class is exchanged rather than the module: hooks, references from elsewhere and the root itself stay valid.
-    scores = getattr(module, "scores", None)
-    if scores is not None:
-        module.__dict__.pop("prune_rate", None)
-        del module.scores
-    module.__dict__.pop("forward", None)  # of its class, which accelerate leaves behind
-    module.__class__ = kind
-    if options.get("mask_bias") and module.bias is None:
-        options = options | {"mask_bias": False}
-    module._mask_with(rule, **options)
-    if scores is not None and module.scores is not None:
-        module.scores = nn.Parameter(scores.detach().to(torch.float32), requires_grad=scores.requires_grad)
 
 
 def _plain(module: Any) -> type[nn.Module]:

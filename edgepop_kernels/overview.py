@@ -148,8 +148,8 @@ def left_dense(model: nn.Module, masked: Iterable[nn.Module] = (), meant: Iterab
         if name in meant:
             continue
         under_mask: tuple[str, ...] = ("weight", "scores", "bias_scores") if isinstance(module, MaskedLayer) else ()
-        if module in masked:
-            under_mask = ("weight", "scores")
+        if module in masked:  # of another project it may hold scores and weight by other names
+            under_mask = tuple(key for key in module._parameters if key != "bias")
         elif getattr(module, "bias_scores", None) is not None or getattr(module, "bias_mask", None) is not None:
             under_mask = (*under_mask, "bias")
         for key, p in module._parameters.items():

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from .adapters import adapted, called
+from .interop.table import origin_of, subject_of
 from .nn.tools import replaced_forward
 
 # Known by name, so that nothing is imported for them: torch.distributed.fsdp takes as long as this package.
@@ -33,7 +34,7 @@ def refuse(model: nn.Module, layers: dict[str, nn.Module]) -> None:
                 "network first, then wrap it"
             )
     for name, layer in layers.items():
-        _refuse_layer(_subject(name), layer)
+        _refuse_layer(name, layer)
     _refuse_adapted(model, layers)
     _refuse_tied(model, layers)
 
@@ -56,11 +57,14 @@ def _refuse_own_forward(subject: str, layer: Any, consequence: str) -> None:
         )
 
 
-def _refuse_layer(subject: str, layer: Any) -> None:
+def _refuse_layer(layer_name: str, layer: Any) -> None:
+    subject, origin = _subject(layer_name), origin_of(layer)
     _refuse_own_forward(subject, layer, "go on without a mask; convert")
-    for name in ("weight", "bias"):
+    for name in (_weight_name(layer), "bias"):
         if name not in layer._parameters:
             raise ValueError(f"{subject} has a {name} that is computed, {_by_what(layer, name)}, or exclude it")
+    if origin is not None and (problem := origin.problem(layer)):
+        raise ValueError(f"model: {subject_of(layer_name, layer, origin)} {problem}; or exclude it")
     if parametrize.is_parametrized(layer):
         raise ValueError(
             f"{subject} has parametrizations; call torch.nn.utils.parametrize.remove_parametrizations first"
@@ -70,6 +74,11 @@ def _refuse_layer(subject: str, layer: Any) -> None:
         raise ValueError(f"{subject} has a sharded weight (DTensor); convert the network first, then shard it")
     if not weight.is_floating_point():
         raise TypeError(f"{subject} has a weight of {weight.dtype}; expected a floating dtype, or exclude it")
+
+
+def _weight_name(layer: nn.Module) -> str:
+    origin = origin_of(layer)
+    return "weight" if origin is None else origin.weight
 
 
 def _by_what(layer: Any, name: str) -> str:
@@ -109,7 +118,8 @@ def _refuse_tied(model: nn.Module, layers: dict[str, nn.Module]) -> None:
             if p is not None:
                 owners.setdefault(id(p), []).append((f"{name}.{key}" if name else key, module))
     for name, layer in layers.items():
-        others = [other for other, module in owners[id(layer.weight)] if module is not layer]
+        weight = layer._parameters[_weight_name(layer)]
+        others = [other for other, module in owners[id(weight)] if module is not layer]
         if others:
             raise ValueError(
                 f"model: {name}.weight is also {others[0]}, where no mask would reach it and it would stop training; "

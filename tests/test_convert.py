@@ -69,7 +69,7 @@ def test_what_is_no_rule_is_answered_by_the_right_call(wrong, method):
             call()
 
 
-@pytest.mark.parametrize("method", ["edge-popup", "dnw", "topk", None, ["subnet"]], ids=str)
+@pytest.mark.parametrize("method", ["edge-popup", "dnw", "topk", 1, ["subnet"]], ids=str)
 def test_what_is_no_method_is_answered_by_those_there_are(method):
     with pytest.raises(ValueError, match=r"^method: expected 'subnet' \(edge-popup\), .*'sparse' \(.*DNW\), got "):
         ek.convert(network(), method=method)

@@ -21,7 +21,7 @@ SHOWN = [
     *(ek.select, ek.mask, ek.pack_mask, ek.masked_linear),
     *(ek.FusedSubnetConv, ek.FusedSubnetLinear, ek.FusedSupermaskLinear, ek.FusedSparseLinear),
     *(ek.convert, ek.materialize, ek.summary, ek.share_selection, ek.train_weights, ek.use_backend),
-    *(ek.optim.ScoreSGD, ek.init.signed_constant_, ek.save_packed, ek.load_packed),
+    *(ek.optim.ScoreSGD, ek.init.signed_constant_, ek.save_packed, ek.load_packed, ek.interop.register),
 ]
 
 
@@ -32,7 +32,9 @@ def own(value):
 def public():
     """Every public name, and the public methods and properties of every public class, by a name to show."""
     found = {name: getattr(ek, name) for name in ek.__all__}
-    modules = {"init": ek.init, "optim": ek.optim} | {name: getattr(methods, name) for name in methods.__all__}
+    modules = {"init": ek.init, "interop": ek.interop, "optim": ek.optim} | {
+        name: getattr(methods, name) for name in methods.__all__
+    }
     found |= modules
     for where, module in modules.items():
         inside = {
