@@ -11,6 +11,7 @@ from .cut import Bits, Cut
 from .export import PackedLayer, PackedState, load_packed, save_packed
 from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
 from .graphed import graphed_step
+from .interop.load import Loaded, load_checkpoint
 from .nn import (
     FusedSparseConv,
     FusedSparseConv1d,
@@ -50,6 +51,7 @@ __all__ = [
     "FusedSupermaskLinear",
     "GlobalTopK",
     "LeftDense",
+    "Loaded",
     "NonAffineBatchNorm",
     "PackedLayer",
     "PackedState",
@@ -64,6 +66,7 @@ __all__ = [
     "init",
     "interop",
     "kept_count",
+    "load_checkpoint",
     "load_packed",
     "mask",
     "masked_conv1d",

@@ -21,7 +21,8 @@ SHOWN = [
     *(ek.select, ek.mask, ek.pack_mask, ek.masked_linear),
     *(ek.FusedSubnetConv, ek.FusedSubnetLinear, ek.FusedSupermaskLinear, ek.FusedSparseLinear),
     *(ek.convert, ek.materialize, ek.summary, ek.share_selection, ek.train_weights, ek.use_backend),
-    *(ek.optim.ScoreSGD, ek.init.signed_constant_, ek.save_packed, ek.load_packed, ek.interop.register),
+    *(ek.optim.ScoreSGD, ek.init.signed_constant_, ek.save_packed, ek.load_packed),
+    *(ek.interop.register, ek.interop.hidden_networks.state_dict, ek.load_checkpoint),
 ]
 
 
@@ -32,9 +33,8 @@ def own(value):
 def public():
     """Every public name, and the public methods and properties of every public class, by a name to show."""
     found = {name: getattr(ek, name) for name in ek.__all__}
-    modules = {"init": ek.init, "interop": ek.interop, "optim": ek.optim} | {
-        name: getattr(methods, name) for name in methods.__all__
-    }
+    modules = {"init": ek.init, "interop": ek.interop, "hidden_networks": ek.interop.hidden_networks, "optim": ek.optim}
+    modules |= {name: getattr(methods, name) for name in methods.__all__}
     found |= modules
     for where, module in modules.items():
         inside = {

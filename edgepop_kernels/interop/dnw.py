@@ -1,4 +1,4 @@
-"""dnw (Wortsman et al. 2019, "Discovering Neural Wirings"): ``prune_rate`` is the fraction REMOVED."""
+"""Layers of dnw (Wortsman et al. 2019, "Discovering Neural Wirings"): ``prune_rate`` is the fraction REMOVED."""
 
 from typing import Any
 

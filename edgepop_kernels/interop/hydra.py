@@ -1,4 +1,7 @@
-"""hydra (Sehwag et al. 2020, "HYDRA: Pruning Adversarially Robust Neural Networks"): ``k`` is the fraction KEPT."""
+"""Layers of hydra (Sehwag et al. 2020, "HYDRA: Pruning Adversarially Robust Neural Networks").
+
+``k`` is the fraction KEPT.
+"""
 
 from typing import Any
 

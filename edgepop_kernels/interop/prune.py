@@ -1,4 +1,4 @@
-"""torch.nn.utils.prune: a fixed mask, which a hook multiplies into the weight before every forward."""
+"""Layers under torch.nn.utils.prune: a fixed mask, which a hook multiplies into the weight before every forward."""
 
 from typing import Any
 

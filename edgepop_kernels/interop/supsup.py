@@ -1,4 +1,7 @@
-"""supsup (Wortsman et al. 2020, "Supermasks in Superposition"): a mask for each of several tasks, refused by name."""
+"""Layers of supsup (Wortsman et al. 2020, "Supermasks in Superposition").
+
+They hold a mask for each of several tasks, and are refused by name.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""torchao.sparsity (SuperBlock), up to 0.18: ``sparsity_level`` is the fraction REMOVED, by raw scores, ties kept."""
+"""Layers of torchao.sparsity (SuperBlock), up to 0.18.
+
+``sparsity_level`` is the fraction REMOVED, by raw scores, ties kept.
+"""
 
 from typing import Any
 
