@@ -90,14 +90,14 @@ def _save(
 
 
 def _saved(ctx: _Context) -> tuple[Any, ...]:
-    """The tensors that ``_save`` kept, but for planes. An optimizer that updates the scores is asked first whether this
-    backward wants their gradient, and raises where it cannot be spent; then they are the very ones that it will
-    write."""
+    """The tensors that ``_save`` kept, asked for once, as checkpointing wants it. An optimizer that updates the scores is
+    asked first whether this backward wants their gradient, and raises where it cannot be spent; then they are the very
+    ones that it will write."""
     if ctx.update is None:
-        return ctx.saved_tensors[:-1]
+        return ctx.saved_tensors
     ctx.wants = ctx.wants[0], ctx.update.begin(ctx), ctx.wants[2]
-    x, weight, scores, cut, bits, signs, _ = ctx.saved_tensors
-    return x, weight, ctx.update.scores if ctx.wants[1] else scores, cut, bits, signs
+    x, weight, scores, *masking = ctx.saved_tensors
+    return x, weight, ctx.update.scores if ctx.wants[1] else scores, *masking
 
 
 def _mask(
@@ -107,6 +107,21 @@ def _mask(
     if bits is not None:
         return weight, bits, None, "bits"
     return weight, weight if scores is None else scores, cut, of
+
+
+def _dx_mask(
+    weight: Tensor,
+    scores: Tensor | None,
+    cut: Tensor | None,
+    bits: Tensor | None,
+    of: str,
+    signs: Tensor | None,
+    planes: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, str]:
+    """The mask of a gradient to the input: from the plane, where there is one and the weight lies in its order."""
+    if planes is not None and (weight.is_contiguous() or signs is not None):
+        return weight, planes[0], None, "bits"
+    return _mask(weight, scores, cut, bits, of)
 
 
 def _parameter_grads(
@@ -249,10 +264,10 @@ class MaskedLinear(torch.autograd.Function):
 
     @staticmethod
     def gradients(ctx: _Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
-        x, weight, scores, cut, bits, signs = _saved(ctx)
+        x, weight, scores, cut, bits, signs, planes = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
-            dx = ops.masked_linear_dx(dy, *_mask(weight, scores, cut, bits, ctx.of), signs)
+            dx = ops.masked_linear_dx(dy, *_dx_mask(weight, scores, cut, bits, ctx.of, signs, planes), signs)
         if wants_db:
             db = _bias_grad(dy, -1, ctx.bias_dtype)
         dw, ds = _parameter_grads("masked_linear", ctx, dy, x, weight, scores, cut, bits, signs)
@@ -302,12 +317,11 @@ class MaskedConv2d(torch.autograd.Function):
 
     @staticmethod
     def gradients(ctx: _Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
-        x, weight, scores, cut, bits, signs = _saved(ctx)
+        x, weight, scores, cut, bits, signs, planes = _saved(ctx)
         dx = db = None
         if ctx.wants[0]:
-            dx = ops.masked_conv2d_dx(
-                dy, *_mask(weight, scores, cut, bits, ctx.of), ctx.x_size, *ctx.geometry, ctx.x_channels_last, signs
-            )
+            mask = _dx_mask(weight, scores, cut, bits, ctx.of, signs, planes)
+            dx = ops.masked_conv2d_dx(dy, *mask, ctx.x_size, *ctx.geometry, ctx.x_channels_last, signs)
         if wants_db:
             db = _bias_grad(dy, 1, ctx.bias_dtype)
         dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, weight, scores, cut, bits, signs, *ctx.geometry)
