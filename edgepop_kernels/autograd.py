@@ -90,9 +90,9 @@ def _save(
 
 
 def _saved(ctx: _Context) -> tuple[Any, ...]:
-    """The tensors that ``_save`` kept, asked for once, as checkpointing wants it. An optimizer that updates the scores is
-    asked first whether this backward wants their gradient, and raises where it cannot be spent; then they are the very
-    ones that it will write."""
+    """The tensors that ``_save`` kept, asked for once, as checkpointing wants it. An optimizer that updates the scores
+    is asked first whether this backward wants their gradient, and raises where it cannot be spent; then they are the
+    very ones that it will write."""
     if ctx.update is None:
         return ctx.saved_tensors
     ctx.wants = ctx.wants[0], ctx.update.begin(ctx), ctx.wants[2]
