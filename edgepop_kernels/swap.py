@@ -67,7 +67,7 @@ class Swap(NamedTuple):
             options = options | {"mask_bias": False}
         layer._mask_with(METHOD_RULES[self.kind._method] if mask is not None else self.rule, **options)
         if scores is not None and layer.scores is not None:
-            if scores.dtype != torch.float32:
+            if scores.dtype != torch.float32 or not isinstance(scores, nn.Parameter):
                 scores = nn.Parameter(scores.detach().to(torch.float32), requires_grad=scores.requires_grad)
             layer.scores = scores  # the parameter itself, where it can be: an optimizer may hold it
         if mask is not None:

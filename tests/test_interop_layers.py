@@ -392,6 +392,12 @@ def test_a_registered_class_is_taken_as_it_says(registry):
         ek.convert(layer)
         assert layer.rule == rule and (layer.scores is not None) == held
         assert rule != ek.Frozen() or torch.equal(layer.mask(), chosen)
+    ek.interop.register(PopupLinear, scores="chosen", rule=ek.TopK(0.4))
+    layer = PopupLinear(17, 13)
+    chosen = layer.chosen
+    ek.convert(layer)
+    assert torch.equal(layer.scores, chosen) and "chosen" not in layer._buffers  # a buffer, which did not train
+    assert isinstance(layer.scores, nn.Parameter) and not layer.scores.requires_grad
     ek.interop.register(PopupLinear, scores="s")
     with pytest.raises(
         ValueError, match=r"^keep: it, a PopupLinear of test_interop_layers, was registered without a rule"

@@ -341,6 +341,21 @@ def test_tied_weights_and_old_batch_norms_miss_nothing():
     assert ek.load_checkpoint(model, state).missing == ()
 
 
+def test_a_checkpoint_is_left_as_it_is():
+    source = theirs()
+    state = dict(source.named_parameters())  # parameters, of which some train
+    trained = {name: p.requires_grad for name, p in state.items()}
+    content = {"state_dict": dict(state)}
+    model = ours()
+    with pytest.warns(UserWarning, match=r"not in the checkpoint, and as it was: bn1\.running_mean"):
+        ek.load_checkpoint(model, content)
+    assert content["state_dict"].keys() == state.keys() and {n: p.requires_grad for n, p in state.items()} == trained
+    assert all(p.data_ptr() != state["fc.scores"].data_ptr() for p in model.parameters())
+    with torch.no_grad():
+        model.conv1.scores.zero_()
+    assert source.conv1.scores.any()
+
+
 def test_nothing_of_the_model_is_called_or_drawn_on_the_way():
     model, calls = ours(), []
     model.conv1.register_load_state_dict_post_hook(lambda *_: calls.append("loaded"))

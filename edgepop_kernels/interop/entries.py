@@ -96,7 +96,10 @@ def _shaped(value: Any, shape: torch.Size) -> Any:
 
 def _chooses(scores: Any) -> bool:
     """Whether these are no scores but a mask: 0 and 1, both, and nothing else."""
-    return isinstance(scores, torch.Tensor) and is_binary(scores) and bool((scores == 0).any() and (scores == 1).any())
+    if not isinstance(scores, torch.Tensor) or scores.numel() == 0:
+        return False
+    first = scores[(0,) * (scores.dim() - 1)]  # which tells, as a rule, without a look at all
+    return is_binary(first) and is_binary(scores) and bool((scores == 0).any() and (scores == 1).any())
 
 
 def _packed(name: str, mask: Any, shape: torch.Size) -> torch.Tensor:

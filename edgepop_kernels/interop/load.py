@@ -180,7 +180,9 @@ def _masked(layer: MaskedLayer, own: dict[str, torch.Tensor], saved: dict[str, A
         raise ValueError("\n".join(filter(None, wrong)))
     trial = _copy(layer)
     try:
-        result = trial.load_state_dict({name: entry.value for name, entry in entries.items()}, strict=False)
+        # assign: nothing is copied. detach: of parameters it would set what trains.
+        values = {n: e.value.detach() if torch.is_tensor(e.value) else e.value for n, e in entries.items()}
+        result = trial.load_state_dict(values, strict=False, assign=True)
     except RuntimeError as error:
         raise ValueError("\n".join(line.strip() for line in str(error).splitlines()[1:])) from error
     taken = {name: entry for name, entry in entries.items() if name not in result.unexpected_keys}
@@ -213,7 +215,8 @@ def _plain(module: nn.Module, own: dict[str, torch.Tensor], saved: dict[str, Any
 
 
 def _copy(layer: MaskedLayer) -> MaskedLayer:
-    """A layer like ``layer`` with tensors of its own, that nobody else knows of."""
+    """A layer like ``layer``, over the same values, that nobody else knows of: for what replaces them, and writes
+    none."""
     twin = layer.__class__.__new__(layer.__class__)
     vars(twin).update(
         {key: value.copy() if isinstance(value, dict | set) else value for key, value in vars(layer).items()}
@@ -223,9 +226,7 @@ def _copy(layer: MaskedLayer) -> MaskedLayer:
             value.clear()
     vars(twin).update(_cuts=Cuts(), _group=None, _updater=None)
     for name, p in layer._parameters.items():
-        twin._parameters[name] = None if p is None else nn.Parameter(p.detach().clone(), p.requires_grad)
-    for name, b in layer._buffers.items():
-        twin._buffers[name] = None if b is None else b.clone()
+        twin._parameters[name] = None if p is None else nn.Parameter(p.detach(), p.requires_grad)
     return twin
 
 
