@@ -295,6 +295,37 @@ def test_an_optimizer_built_before_goes_on():
     assert optimizer.param_groups[0]["params"][0] is layer.scores and layer.scores in optimizer.state
 
 
+def training(build, rate, convert_at):
+    """Losses of ten steps of SGD on two layers and a dense one, converted before one of them."""
+    torch.manual_seed(1)
+    layers = [rated(kind(*sizes), rate) for kind, sizes in build]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.Flatten(), nn.Linear(6 * 15, 4))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.2, momentum=0.9)
+    x, y, losses = torch.randn(16, 3, 7, 9), torch.arange(16) % 4, []
+    for i in range(10):
+        if i == convert_at:
+            ek.convert(model, left="ignore")
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, [hasattr(layer, "mask_bits") for layer in layers]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate"), [(hidden_networks.SubnetConv, 0.4), (hydra.SubnetConv, 0.4), (dnw.SparseConv, 0.7)]
+)
+@pytest.mark.filterwarnings("ignore:the weight of a masked layer trains beside its scores")
+def test_a_training_that_is_converted_in_its_midst_goes_on(kind, rate):
+    build = [(kind, (3, 8, 3)), (kind, (8, 6, 3))]
+    expected, converted = training(build, rate, None)
+    assert converted == [False, False] and expected[-1] < 0.95 * expected[0]
+    for convert_at in (0, 4):
+        losses, converted = training(build, rate, convert_at)
+        assert converted == [True, True] and losses == pytest.approx(expected, rel=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_scores_become_float32(dtype):
     layer = rated(hidden_networks.SubnetConv(3, 5, 3), 0.3).to(dtype)

@@ -35,7 +35,7 @@ def read(file: File) -> Content:
         return _state_in(file, "the dict")
     if not isinstance(file, str | os.PathLike):
         raise TypeError(f"file: expected a path, or a dict of a checkpoint, got {type(file).__name__}")
-    where = os.fspath(file)
+    where = os.fsdecode(file)
     loaded = _safetensors(where) if where.endswith(".safetensors") else _pickled(where)
     if not isinstance(loaded, Mapping):
         raise ValueError(f"file: {where} holds a {type(loaded).__name__}; expected a dict")
