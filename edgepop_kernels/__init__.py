@@ -8,6 +8,7 @@ from . import init, interop, optim
 from .backend import backends, use_backend
 from .conversion import convert, materialize
 from .cut import Bits, Cut
+from .effective import masked, masked_weight
 from .export import PackedLayer, PackedState, load_packed, save_packed
 from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
 from .graphed import graphed_step
@@ -69,9 +70,11 @@ __all__ = [
     "load_checkpoint",
     "load_packed",
     "mask",
+    "masked",
     "masked_conv1d",
     "masked_conv2d",
     "masked_linear",
+    "masked_weight",
     "materialize",
     "optim",
     "pack_mask",

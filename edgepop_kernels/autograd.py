@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import ops, torch_private
-from .reference import map_derivative
+from .reference import map_derivative, parameter_grads, signed, unpack_mask
 
 
 class Spends(Protocol):
@@ -62,6 +62,7 @@ class _Context(Protocol):
     x_size: torch.Size
     x_channels_last: bool
     prepared: "Prepared"
+    weighted: bool
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
@@ -430,5 +431,53 @@ class StraightThrough(torch.autograd.Function):
         return (g.expand_as(scores) if derivative is None else g * derivative), None, None
 
 
+class MaskedWeight(torch.autograd.Function):
+    """W*M in memory, in W's dtype, for products that are not ours; its mask in bits, of the scores or fixed.
+
+    weight_grad  "kept", "all" or "none", where the weight trains
+    weighted     False: dS = dW_eff * map'(S), without W
+    """
+
+    @staticmethod
+    def compute(
+        weight: Tensor,
+        scores: Tensor | None,
+        bits: Tensor,
+        of: str,
+        weight_grad: str,
+        weighted: bool,
+        signs: Tensor | None,
+    ) -> Tensor:
+        return signed(weight, signs).masked_fill(~unpack_mask(bits, weight.shape), 0)
+
+    @staticmethod
+    def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weight, scores, bits, ctx.of, weight_grad, ctx.weighted, signs = inputs
+        dw, ds = ctx.needs_input_grad[:2]
+        ctx.wants = False, ds, weight_grad if dw else "none"
+        ctx.save_for_backward(weight, scores, bits, signs)
+
+    @staticmethod
+    def forward(ctx: _Context, *inputs: Any) -> Tensor:
+        effective = MaskedWeight.compute(*inputs)
+        MaskedWeight.save(ctx, inputs, effective)
+        return effective
+
+    @staticmethod
+    @_once
+    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scores, bits, signs = ctx.saved_tensors
+        _, wants_ds, weight_grad = ctx.wants
+        dw_eff = g.to(torch.promote_types(g.dtype, torch.float32))
+        ds = dw = None
+        if wants_ds:
+            if not ctx.weighted:
+                weight, signs = g.new_ones(()).expand(weight.shape), None
+            ds, _ = parameter_grads(dw_eff, weight, scores, None, ctx.of, True, "none", signs)
+        if weight_grad != "none":
+            _, dw = parameter_grads(dw_eff, ctx.saved_tensors[0], bits, None, "bits", False, weight_grad)
+        return dw, ds, None, None, None, None, None
+
+
 _Backward = Callable[[_Context, Tensor], tuple[Tensor | None, ...]]
-_Function = type[MaskedLinear] | type[MaskedConv2d] | type[StraightThrough]
+_Function = type[MaskedLinear] | type[MaskedConv2d] | type[StraightThrough] | type[MaskedWeight]

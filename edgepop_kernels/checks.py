@@ -198,6 +198,32 @@ def conv1d(
     return (1, _single("stride", stride)), around, (1, _single("dilation", dilation)), groups
 
 
+def masked_weight(
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule_: Rule,
+    signs: torch.Tensor | None,
+    weight_grad: str | None,
+    score_grad: str,
+) -> None:
+    _no_trace()
+    tensor("weight", weight)
+    if weight.dtype not in _ACTIVATIONS:
+        raise TypeError(f"weight: expected float32, bfloat16, float16 or float64, got {weight.dtype}")
+    rule(rule_)
+    rule_.check(weight.shape)
+    _scores(weight, scores, rule_)
+    if signs is not None:
+        _signs(weight, scores, signs)
+    if weight_grad not in (None, "all", "kept", "none"):
+        raise ValueError(f"weight_grad: expected 'all', 'kept', 'none' or None, got {_shown(weight_grad)}")
+    if score_grad not in ("weighted", "unweighted"):
+        raise ValueError(f"score_grad: expected 'weighted' or 'unweighted', got {_shown(score_grad)}")
+    for name, value in (("scores", scores), ("signs", signs)):
+        if value is not None and value.device != weight.device:
+            raise ValueError(f"{name}: expected it on weight's device {weight.device}, got {value.device}")
+
+
 def _single(name: str, value: _Single) -> int:
     if isinstance(value, (tuple, list)) and len(value) == 1:
         return value[0]

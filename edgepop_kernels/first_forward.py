@@ -42,7 +42,8 @@ class _FirstForward:
             return
         self.dissolve()
         present = {m for m in model.modules() if isinstance(m, MaskedLayer)}  # not replaced since, nor materialized
-        missed = [name for name, m in self.layers.items() if m in present - self.called]
+        taken = {m for m in present if m._weight_is_taken}
+        missed = [name for name, m in self.layers.items() if m in present - self.called - taken]
         if missed:
             names = ", ".join(missed[:8]) + (f" and {len(missed) - 8} more" if len(missed) > 8 else "")
             warnings.warn(

@@ -27,6 +27,7 @@ ORDER = [
     "ops",
     "autograd",
     "functional",
+    "effective",
     "init",
     "nn",
     "optim",

@@ -20,6 +20,7 @@ LAYERS = [
 OF_ALL = {
     *("scores", "rule", "keep", "set_prune_rate", "reset_scores"),
     *("select", "forget", "mask", "packed_mask", "mask_bits", "effective_weight", "effective_bias"),
+    "masked_weight",
     *("freeze", "thaw", "train_mask", "train_weight", "materialize"),
 }
 OF_SUPERMASKS = {"scores_init", "rescale", "bias_scores", "bias_mask"}

@@ -11,6 +11,7 @@ from torch import nn
 from .. import checks, functional, init, torch_private
 from ..autograd import Spends
 from ..cut import Cut, Selection
+from ..effective import ScoreGrad, WeightGrad, weight_under
 from ..rules import RULES, Frozen, Rule
 from .cuts import Cuts
 from .kinds import KINDS, Kind
@@ -39,7 +40,7 @@ class MaskedLayer(Packed, Saved, AmongTools):
     # What this class adds to an instance of torch's layer.
     _added: tuple[str, ...] = (
         *("scores", "mask_bits", "_rule", "_loose_rule"),
-        *("_cuts", "_group", "_updater", "_weight_stands"),
+        *("_cuts", "_group", "_updater", "_weight_stands", "_weight_is_taken"),
         *("weight_signs", "weight_magnitude", "weight_seed"),
     )
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
@@ -48,6 +49,7 @@ class MaskedLayer(Packed, Saved, AmongTools):
     _plain: type[nn.Module]  # the layer of torch that a layer is
     _kind: Kind
     _weight_stands = True  # as far as it was told: a weight that trains beside its scores is worth a word, once
+    _weight_is_taken = False  # through masked_weight, in the place of a call
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -296,8 +298,39 @@ class MaskedLayer(Packed, Saved, AmongTools):
 
     @torch.no_grad()
     def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The weight times its mask, a copy; the mask as it stands, where none is given."""
+        """The weight times its mask, a copy without gradient: what is computed with it trains nothing, and
+        ``masked_weight`` is what does. mask: the one as it stands, where none is given."""
         return self.weight.masked_fill(~(self.mask() if mask is None else mask), 0)
+
+    def masked_weight(
+        self, *, weight_grad: WeightGrad | None = None, score_grad: ScoreGrad = "weighted"
+    ) -> torch.Tensor:
+        """The weight times its mask, with the gradients of a forward: for code that slices a masked weight, bounds it
+        or multiplies in its own way, in the place of a call of the layer.
+
+        The mask is that of a forward in this mode; under Bernoulli every call draws. Written to memory, in the weight's
+        dtype. weight_grad, score_grad: as ``edgepop_kernels.masked_weight`` takes them.
+        """
+        rule, held, watched = self._forward_rule(), self._operands(), torch_private.watched()
+        if not watched:
+            self._weight_is_taken = True
+        selection = self._cuts.shared or self._selection(rule, held, watched)
+        return self._weight_under(selection, rule, held, weight_grad, score_grad)
+
+    def _weight_under(
+        self,
+        selection: Selection | None,
+        rule: Rule,
+        held: Mapping[str, Any],
+        weight_grad: WeightGrad | None,
+        score_grad: ScoreGrad,
+    ) -> torch.Tensor:
+        weight, signs = held["weight"], held.get("weight_signs")
+        scores = self.mask_bits if rule.fixed else held["scores"]
+        checks.masked_weight(weight, scores, rule, signs, weight_grad, score_grad)
+        if weight.requires_grad and self._weight_stands:
+            self._tell_that_weight_trains()
+        return weight_under(weight, scores, rule, selection, signs, weight_grad, score_grad)
 
     def effective_bias(self) -> torch.Tensor | None:
         """The bias as evaluation uses it."""

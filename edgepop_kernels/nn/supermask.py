@@ -129,9 +129,14 @@ class Supermask(MaskedLayer):
         mask = functional.mask(self.bias_scores.detach(), rule)
         return self.bias * apply(StraightThrough, self.bias_scores, mask, rule.of).to(self.bias.dtype)
 
+    def _weight_under(self, selection: Selection | None, *args: Any) -> torch.Tensor:
+        weight = super()._weight_under(selection, *args)
+        return weight * self._scale(selection).to(weight.dtype) if self.rescale else weight
+
     @torch.no_grad()
     def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The weight times its mask, and times numel / sum(M) where rescaled: a copy."""
+        """The weight times its mask, and times numel / sum(M) where rescaled: a copy without gradient, which
+        ``masked_weight`` has."""
         mask = self.mask() if mask is None else mask
         weight = super().effective_weight(mask)
         return weight * (mask.numel() / mask.sum().clamp(min=1)) if self.rescale else weight
