@@ -16,8 +16,8 @@ Common arguments
 mask of a cut.
 ``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
 
-``select_moving`` is ``select`` for compiled forwards whose keep changes: keep, of each layer a float64 scalar on the
-CPU, and the names of the rules say how many are kept.
+``select_moving`` is ``select`` for compiled forwards whose keep changes: the fraction removed, of each layer a float64
+scalar on the CPU, and the names of the rules say how many are kept.
 
 ``_update`` is no op of torch's: a backend may have it beside ``_dw``, to carry out an optimizer's update of the scores
 (``optim.step.Update``, in score_grad's place) while dS leaves the accumulators. It returns dW, or None.
@@ -32,7 +32,7 @@ import torch
 from . import flops, torch_private
 from .backend import beside, implementation
 from .masks import packed_bytes
-from .rules import RULES, Rule
+from .rules import Percentile, Ranked, TopK
 
 _library = torch.library.Library("edgepop", "DEF")
 
@@ -198,22 +198,24 @@ for _name in ("select", "draw"):  # the first of a masked layer's; what else the
 
 
 def _select_moving(
-    scores: list[torch.Tensor], keep: list[torch.Tensor], rules: list[str], of: list[str], hint: torch.Tensor | None
+    scores: list[torch.Tensor], removed: list[torch.Tensor], rules: list[str], of: list[str], hint: torch.Tensor | None
 ) -> torch.Tensor:
-    made = [_RANKED[name](k.item(), o) for name, k, o in zip(rules, keep, of, strict=True)]
-    return _select_kernel(scores, [r.kept(s.numel()) for r, s in zip(made, scores, strict=True)], of, hint)
+    kept = [_RANKED[name].removing(r.item()).kept(s.numel()) for name, r, s in zip(rules, removed, scores, strict=True)]
+    return _select_kernel(scores, kept, of, hint)
 
 
-_RANKED: dict[str, Callable[..., Rule]] = {kind.__name__: kind for kind in RULES if kind.ranks}
+_RANKED: dict[str, type[Ranked]] = {kind.__name__: kind for kind in (TopK, Percentile)}
 _select_kernel: Callable[..., torch.Tensor] = _routed("select")
 _library.define(
-    "select_moving(Tensor[] scores, Tensor[] keep, str[] rules, str[] of, Tensor? hint) -> Tensor",
-    # A CUDA graph would hold on to the number that was in keep when it was captured.
+    "select_moving(Tensor[] scores, Tensor[] removed, str[] rules, str[] of, Tensor? hint) -> Tensor",
+    # A CUDA graph would hold on to the number that was in removed when it was captured.
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
 )
 _library.impl("select_moving", _select_moving, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "edgepop::select_moving", lambda scores, keep, rules, of, hint: _fake_select(scores, None, of, hint), lib=_library
+    "edgepop::select_moving",
+    lambda scores, removed, rules, of, hint: _fake_select(scores, None, of, hint),
+    lib=_library,
 )
 
 _FLOPS: dict[torch._ops.OpOverloadPacket[..., Any], Callable[..., int]] = {

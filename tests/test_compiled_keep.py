@@ -47,13 +47,13 @@ def test_a_rule_with_another_keep_is_a_value_like_any():
     rule = ek.TopK(0.5).with_keep(0.3)
     assert rule == ek.TopK(0.3) and hash(rule) == hash(ek.TopK(0.3)) and repr(rule) == repr(ek.TopK(0.3))
     for twin in (copy.deepcopy(rule), pickle.loads(pickle.dumps(rule))):
-        assert twin == rule and twin.moving.item() == 0.3
+        assert twin == rule and twin.moving.item() == 0.7
 
 
 def test_the_op_of_a_keep_that_moves_selects_as_select_does():
-    scores, keep = torch.randn(5, 17), torch.tensor(0.3, dtype=torch.float64)
+    scores, removed = torch.randn(5, 17), torch.tensor(1 - 0.3, dtype=torch.float64)
     for rule in (ek.TopK(0.3), ek.Percentile(0.3)):
-        arguments = [scores], [keep], [type(rule).__name__], [rule.of], None
+        arguments = [scores], [removed], [type(rule).__name__], [rule.of], None
         found = torch.ops.edgepop.select_moving(*arguments)
         expected = torch.ops.edgepop.select([scores], [rule.kept(scores.numel())], [rule.of], None)
         assert torch.equal(found, expected)

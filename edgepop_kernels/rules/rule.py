@@ -52,7 +52,7 @@ class Rule:
     fresh: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
     selects: ClassVar[type[Cut] | type[Bits]] = Cut
-    moving: ClassVar[torch.Tensor | None] = None  # keep as a float64 scalar on the CPU, of a rule made by with_keep
+    moving: ClassVar[torch.Tensor | None] = None  # of a rule made by with_keep or with_drop: what moved() returns
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
@@ -88,7 +88,7 @@ class Rule:
         raise TypeError(f"rule: {self} ranks nothing")
 
     def moved(self) -> torch.Tensor:
-        """The fraction kept as a float64 scalar on the CPU, for a compiled forward; of a rule that ranks."""
+        """The fraction removed as a float64 scalar on the CPU, for a compiled forward; of a rule that ranks."""
         raise TypeError(f"rule: {self} ranks nothing")
 
     def cuts(self, scores: list[torch.Tensor], ops: Ops) -> list[Cut]:
@@ -102,6 +102,10 @@ class Rule:
     def with_keep(self, keep: float) -> "Rule":
         """This rule with another fraction to keep. Raises ValueError for a rule without one."""
         raise ValueError(f"keep: only a rule that ranks has one to set, this layer's rule is {self}")
+
+    def with_drop(self, drop: float) -> "Rule":
+        """This rule with another fraction to remove. Raises ValueError for a rule without one."""
+        raise ValueError(f"drop: only a rule that ranks has one to set, this layer's rule is {self}")
 
 
 def _ours(kind: type[Rule]) -> bool:
