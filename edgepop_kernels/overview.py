@@ -147,7 +147,9 @@ def left_dense(model: nn.Module, masked: Iterable[nn.Module] = (), meant: Iterab
     for name, module in model.named_modules():
         if name in meant:
             continue
-        under_mask: tuple[str, ...] = ("weight", "scores", "bias_scores") if isinstance(module, MaskedLayer) else ()
+        under_mask: tuple[str, ...] = ()
+        if isinstance(module, MaskedLayer):
+            under_mask = ("weight", module._scores_name, "bias_scores")
         if module in masked:  # of another project it may hold scores and weight by other names
             under_mask = tuple(key for key in module._parameters if key != "bias")
         elif getattr(module, "bias_scores", None) is not None or getattr(module, "bias_mask", None) is not None:

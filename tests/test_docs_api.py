@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import edgepop_kernels as ek
-from edgepop_kernels import methods
+from edgepop_kernels import compat, methods
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SHOWN = re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in DOCS.rglob("*.md")), re.M)
@@ -20,6 +20,9 @@ SHOWN = re.findall(r"^::: (\S+)$", "\n".join(page.read_text() for page in DOCS.r
 def test_every_public_name_has_its_place_and_one_alone():
     public = [f"edgepop_kernels.{name}" for name in ek.__all__]
     public += [f"edgepop_kernels.methods.{name}" for name in methods.__all__]
+    for name in compat.__all__:
+        classes = importlib.import_module(f"edgepop_kernels.compat.{name}").__all__
+        public += [f"edgepop_kernels.compat.{name}.{of}" for of in classes]
     public += ["edgepop_kernels.nn.MaskedLayer", "edgepop_kernels.interop.hidden_networks.state_dict"]
     assert Counter(SHOWN) == Counter(public)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 from edgepop_kernels import methods
+from edgepop_kernels.compat import dnw, hidden_networks, hidden_networks_mnist, hydra, torchao
 
 PACKAGE = ek.__name__
 # First words of phrases that leave a reader to guess what the thing is.
@@ -21,6 +22,8 @@ SHOWN = [
     *(ek.select, ek.mask, ek.pack_mask, ek.masked_linear),
     *(ek.FusedSubnetConv, ek.FusedSubnetLinear, ek.FusedSupermaskLinear, ek.FusedSparseLinear),
     *(ek.convert, ek.materialize, ek.summary, ek.share_selection, ek.train_weights, ek.use_backend),
+    *(ek.masked, ek.masked_weight, hidden_networks.SubnetConv, hidden_networks_mnist.SupermaskLinear),
+    *(dnw.SparseConv, hydra.SubnetConv, torchao.SupermaskLinear),
     *(ek.optim.ScoreSGD, ek.init.signed_constant_, ek.save_packed, ek.load_packed),
     *(ek.interop.register, ek.interop.hidden_networks.state_dict, ek.load_checkpoint),
 ]
@@ -35,6 +38,8 @@ def public():
     found = {name: getattr(ek, name) for name in ek.__all__}
     modules = {"init": ek.init, "interop": ek.interop, "hidden_networks": ek.interop.hidden_networks, "optim": ek.optim}
     modules |= {name: getattr(methods, name) for name in methods.__all__}
+    compat = (dnw, hidden_networks, hidden_networks_mnist, hydra, torchao)
+    modules |= {module.__name__.removeprefix(f"{PACKAGE}."): module for module in compat}
     found |= modules
     for where, module in modules.items():
         inside = {

@@ -44,6 +44,7 @@ ORDER = [
     "phases",
     "graphed",
     "export",
+    "compat",
 ]
 # Users of the public API, who import the package itself; `also` is what else of it they may name.
 USERS = {

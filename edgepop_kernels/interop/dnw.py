@@ -14,10 +14,7 @@ def _rule(layer: Any) -> Rule | None:
         raise ValueError(
             f"has prune_rate {removed!r}, there the fraction REMOVED; expected a number in [0, 1), or keep=..."
         )
-    numel = layer.weight.numel()
-    kept, rule = numel - int(removed * numel), TopK(1 - removed)
-    # 1 - removed is rounded: of 5,120 weights at 0.1 it would keep 4,609, which are 4,608 there.
-    return rule if rule.kept(numel) == kept else TopK((kept - 0.5) / numel)
+    return TopK(drop=removed)
 
 
 def _is_one(layer: Any) -> bool:

@@ -15,11 +15,7 @@ def _rule(layer: Any) -> Rule:
         raise ValueError(
             f"has sparsity_level {removed!r}, there the fraction REMOVED; expected a number in [0, 1), or keep=..."
         )
-    numel = layer.weight.numel()
-    dropped = round(0.01 * (100 * removed) * (numel - 1))
-    rule = Percentile(1 - removed, of="raw")
-    # 1 - removed is rounded, and moves the percentile by one score at times.
-    return rule if rule.kept(numel) == numel - dropped else Percentile(1 - dropped / (numel - 1), of="raw")
+    return Percentile(of="raw", drop=removed)
 
 
 def _is_one(layer: Any) -> bool:

@@ -50,6 +50,7 @@ class Part(nn.Module):
     _rule: Rule
     _loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
     _cuts: Cuts  # what is remembered of selections
+    _scores_name = "scores"  # of the parameter, which has another name in the layers of some projects
     _group: Group | None = None  # what share_selection put this layer in
     _updater: Updater | None = None  # of an optimizer with fused_backward
 

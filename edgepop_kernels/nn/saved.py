@@ -76,7 +76,7 @@ class Saved(Part):
         own = state_dict.pop(key, None)
 
         def saved(name: str) -> torch.Tensor | None:
-            return state_dict.get(prefix + name)
+            return state_dict.get(prefix + (self._scores_name if name == "scores" else name))
 
         fits = self._fits(saved)  # another shape is for torch to refuse, and changes nothing
         try:

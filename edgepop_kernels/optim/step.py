@@ -41,7 +41,7 @@ class _Scores:
         layer = self.layer
         if not isinstance(layer, MaskedLayer):
             return None
-        ranked = layer._parameters.get("scores")
+        ranked = layer._parameters.get(layer._scores_name)
         if (layer._parameters.get("weight") if ranked is None else ranked) is not p:
             return None
         rule = layer._rule
