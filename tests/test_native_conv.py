@@ -163,6 +163,16 @@ PATCHES = [
     ((3, 6), (5, 450), (3, 200), (2, 5), (1, 100)),
     ((2, 3), (2, 1700), (2, 1601), (1, 2), (1, 0)),  # and than a panel
 ]
+# Windows side by side that cover the images, whose input gradient is one product.
+WINDOWS = [
+    ((3, 20), (32, 48), (16, 16)),
+    ((3, 17), (35, 26), (7, 13)),
+    ((1, 33), (6, 9), (2, 3)),
+    ((5, 70), (3, 20), (3, 4)),
+    ((17, 9), (4, 10), (1, 5)),
+    ((2, 5), (64, 96), (32, 32)),
+    ((40, 3), (10, 6), (2, 2)),
+]
 NAMED = [
     BASE,
     *(replace(BASE, channels=(c, o)) for c, o in [(1, 1), (1, 64), (3, 17), (17, 3), (63, 100), (64, 64), (5, 130)]),
@@ -193,6 +203,10 @@ NAMED = [
     *(replace(BASE, channels=c, size=s, kernel=k, stride=t, padding=p, dtype=d, x=x, y=x, weight=w, of=o)
       for c, s, k, t, p in PATCHES for d in TYPES
       for x, w, o in (("nchw", "nchw", "abs"), ("nhwc", "nchw", "raw"), ("nchw", "nhwc", "bits"))),
+    *(replace(BASE, channels=c, size=s, kernel=k, stride=k, padding=(0, 0), dtype=d, x=x, y=x, weight=w, scores=r, of=o)
+      for c, s, k in WINDOWS for d in TYPES
+      for x, w, r, o in (("nchw", "nchw", "nchw", "abs"), ("nhwc", "nchw", "strided", "raw"),
+                         ("strided", "nhwc", "nchw", "bits"), ("whcn", "nchw", "nhwc", "bits"))),
     *(replace(BASE, channels=(3, 20), size=(33, 48), kernel=(16, 15), stride=(16, 15), padding=(0, 0), x=x, weight=w,
               scores=s, y=y, of=o, ties=True)
       for x in LAYOUTS for w, s, y in (("nchw", "nhwc", "whcn"), ("whcn", "nchw", "nchw"), ("strided", "nchw", "wide"))
@@ -266,6 +280,13 @@ def drawn(count):
 @pytest.mark.parametrize("case", drawn(150), ids=str)
 def test_drawn(case):
     check(case)
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_windows_on_every_instruction_set(isa):
+    run_on(isa, "from test_native_conv import NAMED, WINDOWS, check\n"
+                "for case in NAMED:\n"
+                "    if (case.channels, case.size, case.kernel) in WINDOWS: check(case)")  # fmt: skip
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

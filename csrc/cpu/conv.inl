@@ -3,7 +3,10 @@
 #include <omp.h>
 
 #include "conv_plan.inl"
+#include "few_columns.inl"
+#include "few_rows.inl"
 #include "pack.inl"
+#include "patches.inl"
 #include "rows.inl"
 #include "scratch.h"
 
@@ -329,7 +332,12 @@ class Share {
     with_type(p_.out.dtype, [&](auto type) {
       for (int64_t t = begin; t < end; ++t) {
         const Tile tile = plan_.tiles.tile(p_, t);
-        write_tile<decltype(type)>(p_, tile, from, pitch(), group_ * p_.columns + columns_.first, columns_.count);
+        const int64_t first = group_ * p_.columns + columns_.first;
+        if (p_.patch_h > 0) {
+          write_patches<decltype(type)>(p_, tile, from, pitch(), first, columns_.count);
+        } else {
+          write_tile<decltype(type)>(p_, tile, from, pitch(), first, columns_.count);
+        }
         from += tile.rows() * pitch();
       }
     });
@@ -371,6 +379,9 @@ static inline Tensor images_from(Tensor t, int64_t first) {
 
 static void conv_forward(const Conv& c, const Tensor& x, const Weight& w, const Mask& m, const float* bias,
                          const Tensor& y, int threads) {
+  const Problem one = forward_problem(c, x, w, m, bias, y, false);
+  if (has_few_rows(one)) return multiply_few_rows(one, threads);
+  if (has_few_columns(one)) return multiply_few_columns(one, threads);
   run_problems(1, threads, [&](int64_t, bool channelwise) {
     return forward_problem(c, x, w, m, bias, y, channelwise && is_channelwise(c));
   });
@@ -383,6 +394,12 @@ constexpr int64_t kPhaseBytes = 256 << 10;
 static void conv_backward_input(const Conv& c, const Tensor& dy, const Weight& w, const Mask& m, const Tensor& dx,
                                 int threads) {
   const int64_t phases = c.stride_h * c.stride_w, image_bytes = c.out_channels * c.out_h * c.out_w * bytes_of(dy.dtype);
+  Problem one = backward_problem(c, dy, w, m, dx, 0, 0, false);
+  if (phases == 1 && has_few_rows(one)) return multiply_few_rows(one, threads);
+  if (phases == 1 && has_few_columns(one)) return multiply_few_columns(one, threads);
+  if (patches_problem(c, dy, w, m, dx, one)) {
+    return run_problems(1, threads, [&](int64_t, bool) { return one; });
+  }
   const bool together = phases == 1 || !is_channelwise(c) || c.batch * image_bytes == 0;
   const int64_t images = together ? c.batch : min(c.batch, max(1, kPhaseBytes / image_bytes));
   run_problems(phases * (together ? 1 : ceil_div(c.batch, images)), threads, [&](int64_t index, bool channelwise) {

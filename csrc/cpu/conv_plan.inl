@@ -144,7 +144,7 @@ static bool make_plan(const Problem& p, int threads, bool gather, Plan& plan) {
   const bool reads_float = plan.kernel == Kernel::f32 ? !gathered : p.channelwise && p.depth > 1;
   plan.padded = plan.access == Access::kernel_rows || plan.access == Access::channel_rows;
   plan.band = !gather && taps > 0 && (plan.padded || !adjacent || (reads_float && p.in.dtype != DType::f32));
-  plan.in_place = p.out.dtype == DType::f32 && (p.out.stride[1] == 1 || p.columns == 1);
+  plan.in_place = p.out.dtype == DType::f32 && p.patch_h == 0 && (p.out.stride[1] == 1 || p.columns == 1);
 
   const int64_t panel_rows = kPanelBytes / (kMaxVectors * kLanes * (plan.kernel == Kernel::pairs ? 2 : 4));
   const int64_t long_rows = plan.kernel == Kernel::f32 ? panels_of_long_rows(p, plan.in_place) : 1;

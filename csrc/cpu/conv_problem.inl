@@ -79,6 +79,7 @@ struct Problem {
   const float* start;  // float32, columns * groups, or null for zeros
   MaskedWeight b;
   int64_t group_column, group_k;  // where B's next group begins
+  int64_t patch_h = 0, patch_w = 0;  // of a window that the columns fill, channel by channel; 0: a pixel takes them all
 
   int64_t rows() const { return batch * h.out * w.out; }
   int64_t taps() const { return h.taps * w.taps; }
