@@ -238,7 +238,11 @@ def linear_product(
         prepared = _prepare(key, MaskedLinear, x, weight, scores, rule, signs)
     scores, data, bits, of, planes = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
-        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
+        if torch.is_grad_enabled() or torch_private.tangents_go_forward():
+            return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
+        ranked = bits if bits is not None else weight if scores is None else scores
+        y: torch.Tensor = prepared.plan.forward(x, weight, ranked, data, bias, None, planes, signs)
+        return y
     return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update, signs)
 
 
@@ -301,7 +305,11 @@ def conv2d_product(
         prepared = _prepare(key, MaskedConv2d, x, weight, scores, rule, signs, (stride, padding, dilation, groups))
     scores, data, bits, of, planes = _masking(weight, scores, rule, cut)
     if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
-        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
+        if torch.is_grad_enabled() or torch_private.tangents_go_forward():
+            return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
+        ranked = bits if bits is not None else weight if scores is None else scores
+        y: torch.Tensor = prepared.plan.forward(x, weight, ranked, data, bias, None, planes, signs)
+        return y
     x_channels_last = prepared.x_channels_last
     y_channels_last = x_channels_last or _is_channels_last(weight)
     return apply(
@@ -445,6 +453,8 @@ def _autocast(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, signs: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The operands as autocast wants them; a float32 weight stays, to be rounded after masking."""
+    if type(x) in torch_private.PLAIN and x.is_cpu and not torch.is_autocast_enabled("cpu"):
+        return x, weight, bias  # nearly always; what is wrong with x the checks say
     if not isinstance(x, torch.Tensor) or x.layout is not torch.strided:
         checks.tensor("x", x)
     device = x.device.type

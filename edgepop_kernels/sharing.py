@@ -149,19 +149,21 @@ class _SharedSelection:
 
     def selection_of(self, layer: MaskedLayer) -> Selection:
         """The selection of one layer, whose rule ranks it together with others."""
-        rule = layer.rule
+        rule = layer._rule
         members = [m for m in self.layers if isinstance(m, MaskedLayer) and (m._rule is rule or m._rule == rule)]
         if layer not in members:
             raise RuntimeError(
                 "rule: a replica of a layer under GlobalTopK cannot rank it together with the others; train in several "
                 "processes (DistributedDataParallel), not with nn.DataParallel"
             )
-        ranked, watched = [torch_private.whole(m._ranked) for m in members], torch_private.watched()
-        known = None if watched else self.together.of(ranked, rule)
+        ranked: list[torch.Tensor] = [m._ranked for m in members]
+        plain = not [s for s in ranked if type(s) not in torch_private.PLAIN]
+        watched = torch_private.watched()
+        known = self.together.of(ranked, rule) if plain and not watched else None
         if known is not None:
             return known[members.index(layer)]
-        selections = functional.select_all(ranked, [m.rule for m in members])
-        if not watched and all(s is m._ranked for s, m in zip(ranked, members, strict=True)):
+        selections = functional.select_all([torch_private.whole(s) for s in ranked], [m.rule for m in members])
+        if plain and not watched and all(s is m._ranked for s, m in zip(ranked, members, strict=True)):
             self._learn(members, selections)
         return selections[members.index(layer)]
 

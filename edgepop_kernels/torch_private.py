@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.autograd import forward_ad
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -42,6 +43,11 @@ def plain(tensor: torch.Tensor) -> bool:
     """
     dense = type(tensor) in PLAIN and tensor.layout is torch.strided
     return dense and not tensor.is_neg() and not tensor._is_zerotensor()
+
+
+def tangents_go_forward() -> bool:
+    """Whether tensors may carry tangents of forward-mode differentiation, which no_grad does not hold up."""
+    return forward_ad._current_level >= 0
 
 
 def applied(function: type[torch.autograd.Function], *inputs: object) -> torch.Tensor:

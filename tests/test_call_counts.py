@@ -51,6 +51,17 @@ def test_a_forward_whose_cut_is_known_takes_32_calls_at_most(trained):
     assert calls(lambda: layer(x)) - 1 <= 32
 
 
+@torch.no_grad()
+def test_an_evaluation_takes_26_calls_at_most(trained):
+    layer, x, _ = trained
+    layer.eval()
+    layer(x)
+    assert calls(lambda: layer(x)) - 1 <= 26
+    layer.freeze()
+    layer(x)
+    assert calls(lambda: layer(x)) - 1 <= 25
+
+
 def test_a_backward_takes_25_calls_at_most(trained):
     layer, x, _ = trained
     y = layer(x).sum()

@@ -1,6 +1,7 @@
 """A cut that is known is that of the scores as they are: whatever has written them, and whether torch counted it."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from edgepop_kernels.backend import native
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 
 KEEP = 0.3
+
+
+def fingerprint(*scores):
+    return native.fingerprint(scores)()
 
 
 def kept(layer):
@@ -77,11 +82,11 @@ def test_writes_that_torch_does_not_count_are_seen(write, shared):
 def all_but_those_looked_at(scores):
     """Which of the scores no fingerprint hangs on."""
     changed = torch.ones(scores.numel(), dtype=torch.bool)
-    before = native.fingerprint(scores)
+    before = fingerprint(scores)
     for i in range(scores.numel()):
         other = scores.detach().clone()
         other.view(-1)[i] += 1
-        changed[i] = native.fingerprint(other) == before
+        changed[i] = fingerprint(other) == before
     return changed.view_as(scores)
 
 
@@ -293,13 +298,37 @@ def test_copies_have_a_memory_of_their_own():
 def test_the_fingerprint_of_few_and_of_many_scores():
     for shape in ((), (1,), (2,), (31,), (33,), (100, 7), (3, 2, 5, 5)):
         scores = torch.randn(shape)
-        before = native.fingerprint(scores)
-        assert before == native.fingerprint(scores.clone())
-        assert before != native.fingerprint(scores * 0.5)
+        before = fingerprint(scores)
+        assert before == fingerprint(scores.clone())
+        assert before != fingerprint(scores * 0.5)
         first, last = scores.clone(), scores.clone()
         first.view(-1)[0] += 1
         last.view(-1)[-1] += 1
-        assert before != native.fingerprint(first) and before != native.fingerprint(last)
-    assert native.fingerprint(torch.empty(0, 3)) == native.fingerprint(torch.empty(0, 3))
-    assert native.fingerprint(torch.randn(1, 1, 1, 1, 2)) is None
-    assert native.fingerprint(torch.randn(3, dtype=torch.complex64).conj().imag) is None
+        assert before != fingerprint(first) and before != fingerprint(last)
+    assert fingerprint(torch.empty(0, 3)) == fingerprint(torch.empty(0, 3))
+    assert native.fingerprint([torch.randn(1, 1, 1, 1, 2)]) is None
+    assert native.fingerprint([torch.randn(3, dtype=torch.complex64).conj().imag]) is None
+
+
+@torch.no_grad()
+def test_scores_that_are_told_anew_through_data_at_the_same_address_are_seen():
+    layer = ek.FusedSubnetLinear(16, 16, keep=KEEP).eval()
+    layer(torch.randn(1, 16))
+    assert layer._known_cut() is not None
+    layer.scores.data = layer.scores.data.t()  # neither counted nor moved, and the corners stay where they are
+    assert layer._known_cut() is None
+    assert torch.equal(kept(layer), expected(layer))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_layers_ranked_together_starts_with_no_cuts(copied):
+    model = ek.convert(nn.Sequential(nn.Linear(9, 12), nn.Linear(12, 7)), ek.GlobalTopK(KEEP)).eval()
+    ek.share_selection(model)
+    x = torch.randn(3, 9)
+    y = model[0](x)  # by itself, which ranks both
+    other = copied(model)
+    assert torch.equal(other[0](x), y)
+    other[1].scores.data.mul_(100)
+    assert not torch.equal(other[0](x), y)
+    assert torch.equal(model[0](x), y)

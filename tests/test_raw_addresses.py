@@ -187,5 +187,10 @@ def test_forward_mode_is_refused_in_a_sentence():
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 def test_a_dual_tensor_is_refused_in_the_same_words():
     x, weight, scores = operands()
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=r"^forward mode: masked products"):
-        ek.masked_linear(forward_ad.make_dual(x, x), weight, scores, ek.TopK(0.5))
+    for gradients in (True, False):  # tangents go forward without a graph, too
+        with (
+            torch.set_grad_enabled(gradients),
+            forward_ad.dual_level(),
+            pytest.raises(NotImplementedError, match=r"^forward mode: masked products"),
+        ):
+            ek.masked_linear(forward_ad.make_dual(x, x), weight, scores, ek.TopK(0.5))

@@ -45,6 +45,15 @@ def test_torch_watches_under_a_mode_a_transform_and_a_compiler_and_else_not():
     assert not torch_private.transformed()
 
 
+def test_tangents_go_forward_within_a_level_with_and_without_a_graph():
+    assert not torch_private.tangents_go_forward()
+    with torch.autograd.forward_ad.dual_level():
+        assert torch_private.tangents_go_forward()
+        with torch.no_grad():
+            assert torch_private.tangents_go_forward()
+    assert not torch_private.tangents_go_forward()
+
+
 def test_plain_memory_is_told_from_what_only_stands_for_values():
     x = torch.randn(3, dtype=torch.complex64)
     assert torch_private.plain(torch.ones(3))
@@ -62,7 +71,7 @@ def test_writes_are_counted():
 
 
 def test_the_tensors_among_an_ops_arguments_are_known():
-    assert torch_private.tensor_arguments(torch.ops.edgepop.masked_linear.default) == [0, 1, 2, 3, 5]
+    assert torch_private.tensor_arguments(torch.ops.edgepop.masked_linear.default) == [0, 1, 2, 3, 5, 6]
     assert torch_private.tensor_arguments(torch.ops.edgepop.select.default) == [3]
 
 

@@ -7,6 +7,7 @@ image is one row of pixels.
 import functools
 import importlib
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -105,14 +106,19 @@ def _sequence(scores):
     return (1,) * lead + tuple(scores.shape), (0,) * lead + scores.stride()
 
 
-def fingerprint(scores: torch.Tensor) -> int | None:
-    """A number that most writes of ``scores`` change; None where it cannot be had at once: on a GPU, of more than four
-    dimensions, of what is no plain memory, and without the native module."""
-    if _native is None or scores.device.type != "cpu" or scores.dim() > 4:
+def fingerprint(scores: Sequence[torch.Tensor]) -> Callable[[], int] | None:
+    """A function that makes a number of all the scores where they lie, which most writes of one change; to be called
+    while they lie there. None where it cannot be had at once: on a GPU, of more than four dimensions, of what is no
+    plain memory, and without the native module."""
+    if _native is None:
         return None
-    if type(scores) not in torch_private.PLAIN or scores.is_neg() or scores._is_zerotensor():
-        return None
-    return _native.fingerprint(scores.data_ptr(), *_sequence(scores))
+    layers = []
+    for s in scores:
+        lead = 4 - s.dim()
+        if s.device.type != "cpu" or lead < 0 or type(s) not in torch_private.PLAIN or s.is_neg() or s._is_zerotensor():
+            return None
+        layers.append((s.data_ptr(), (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()))
+    return _native.fingerprint(layers)
 
 
 def step(updates, rankings):
@@ -275,7 +281,7 @@ class Plan:
         the scores' place."""
         if self.flat:
             x = _matrix(x)
-        if bias is not None:
+        if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
             bias = bias.to(torch.float32).contiguous()
         y_stride = self.y_stride
         if y is None:

@@ -1,6 +1,6 @@
 """The memory that a layer has of its selections: it need not select again, or starts where the last one ended."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -10,46 +10,69 @@ from ..cut import Cut, Selection
 from ..rules import Rule
 
 
+class Standing:
+    """Scores as they stood when this was made.
+
+    torch counts most writes; of those that it does not see (through ``.data``, by other processes, by its own fused
+    optimizers) a few of the scores tell. On a GPU those could be looked at only by waiting for it: nothing ``holds``.
+    """
+
+    __slots__ = ("look", "seen", "stood")
+
+    def __init__(self, scores: Sequence[torch.Tensor]) -> None:
+        self.stood = []
+        self.look = fingerprint(scores)
+        if self.look is not None:
+            self.seen = self.look()
+            for s in scores:
+                self.stood.append((s, torch_private.version(s), s.data_ptr(), s.shape, s.stride()))
+
+    def holds(self, scores: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the very scores, unwritten. Not to be asked where torch watches."""
+        if len(scores) != len(self.stood):
+            return False
+        for s, (stood, version, address, size, stride) in zip(scores, self.stood, strict=True):
+            if s is not stood or torch_private.version(s) != version or s.data_ptr() != address:
+                return False
+            if s.shape != size or s.stride() != stride or s.is_neg():  # through .data, at the same address
+                return False
+        return self.look is not None and self.look() == self.seen
+
+
 class Cuts:
     """The cuts of one layer. A copy of the layer starts with none: its scores count their writes anew.
 
     shared    this forward's selection, where the network makes those of all its layers together
     last      the cut of the latest selection: a warm start for the next
     captured  cuts whose memory CUDA graphs read and write
-    known     a cut and all that it hangs on: the scores, their version, address and fingerprint, and the rule
+    known     a cut and all that it hangs on: the scores as they stood, and the rule
     """
 
     def __init__(self) -> None:
         self.shared: Selection | None = None
         self.last: Cut | None = None
         self.captured: tuple[Cut, ...] = ()
-        self.known: tuple[Cut, torch.Tensor, int, int, int, Rule] | None = None
+        self.known: tuple[Cut, torch.Tensor, Standing, Rule] | None = None
 
     def learn(self, cut: Cut, scores: torch.Tensor, rule: Rule) -> None:
         """Takes the cut under ``rule`` of ``scores`` as they stand, from who wrote or ranked them.
 
-        It serves until they change. torch counts most writes; of those that it does not see (through ``.data``, by
-        other processes, by its own fused optimizers) a few of the scores tell. On a GPU those could be looked at only
-        by waiting for it: there the cut is a warm start, exact either way. So it is in a CUDA graph under capture,
-        whose replays write scores that nothing counts.
+        It serves until they change; where that cannot be told, it is a warm start, exact either way. So it is in a CUDA
+        graph under capture, whose replays write scores that nothing counts.
         """
         self.last, self.known = cut, None
-        if capture.capturing(scores):
-            return
-        seen = fingerprint(scores)
-        if seen is not None:
-            self.known = cut, scores, torch_private.version(scores), scores.data_ptr(), seen, rule
+        if not capture.capturing(scores):
+            self.known = cut, scores, Standing([scores]), rule
 
     def of(self, scores: torch.Tensor, rule: Rule) -> Cut | None:
         """The cut of ``scores`` under ``rule``, where it is known and holds. Not to be asked where torch watches."""
         if self.known is None:
             return None
-        cut, known_scores, version, address, seen, known_rule = self.known
+        cut, known_scores, standing, known_rule = self.known
         if scores is not known_scores:
             return None
-        same_rule = rule is known_rule or rule == known_rule  # mostly the very one, and dataclasses compare slowly
-        stands = same_rule and torch_private.version(scores) == version and scores.data_ptr() == address
-        if stands and fingerprint(scores) == seen:
+        # Mostly the very rule, and dataclasses compare slowly.
+        if (rule is known_rule or rule == known_rule) and standing.holds((scores,)):
             return cut
         self.known = None
         return None
@@ -91,27 +114,25 @@ class Cuts:
 
 
 class CutsTogether:
-    """The cuts of layers that are ranked together, by their rule: each holds while the scores of all of them stand."""
+    """The cuts of layers that are ranked together, by their rule: each holds while the scores of all of them stand. A
+    copy starts with none."""
 
     def __init__(self) -> None:
-        self.known: dict[Rule, list[Cuts]] = {}
+        self.known: dict[Rule, tuple[list[Cut], Standing]] = {}
 
     def learn(self, cuts: list[Cut], scores: list[torch.Tensor], rule: Rule, rules: Collection[Rule]) -> None:
         """Takes the cuts under ``rule`` of ``scores`` as they stand. rules: all there are; others are dropped."""
-        self.known = {other: known for other, known in self.known.items() if other in rules}
-        self.known[rule] = [Cuts() for _ in cuts]
-        for known, cut, ranked in zip(self.known[rule], cuts, scores, strict=True):
-            known.learn(cut, ranked, rule)
+        self.known = {other: known for other, known in self.known.items() if other in rules and other != rule}
+        if not any(map(capture.capturing, scores)):
+            self.known[rule] = cuts, Standing(scores)
 
     def of(self, scores: list[torch.Tensor], rule: Rule) -> list[Cut] | None:
         """The cuts of ``scores`` under ``rule``, where they are known and hold. Not to be asked where torch watches."""
-        known = self.known.get(rule, [])
-        if len(known) != len(scores):
-            return None
-        cuts = []
-        for one, ranked in zip(known, scores, strict=True):
-            cut = one.of(ranked, rule)
-            if cut is None:
-                return None
-            cuts.append(cut)
-        return cuts
+        cuts, standing = self.known.get(rule, ([], None))
+        return cuts if standing is not None and standing.holds(scores) else None
+
+    def __deepcopy__(self, memo: object) -> "CutsTogether":
+        return CutsTogether()
+
+    def __reduce__(self) -> tuple[type["CutsTogether"], tuple[()]]:
+        return CutsTogether, ()

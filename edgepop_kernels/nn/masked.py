@@ -127,6 +127,9 @@ class MaskedLayer(Packed, Saved, AmongTools):
     @property
     def _ranked(self) -> nn.Parameter:
         """The tensor that the rule ranks: the scores; the weight where it scores itself."""
+        scores = self._parameters.get("scores")  # without torch's __getattr__, where they are a plain parameter
+        if scores is not None:
+            return scores
         return self.weight if self.scores is None else self.scores
 
     @property
