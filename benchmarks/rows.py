@@ -267,14 +267,14 @@ class ConvRow(LayerRow):
 
 @dataclass(frozen=True)
 class PatchRow(ConvRow):
-    """A vision transformer's first layer: windows side by side in contiguous images, and nobody asks for dx."""
+    """A vision transformer's first layer: windows side by side in contiguous images; mostly nobody asks for dx."""
 
+    wants_dx: bool = field(default=False, kw_only=True)
     memory_format = torch.contiguous_format
     padding = 0
-    wants_dx = False
 
     def __str__(self):
-        return f"ViT patch embedding {ConvRow.__str__(self)}"
+        return f"ViT patch embedding{' with dx' if self.wants_dx else ''} {ConvRow.__str__(self)}"
 
     @property
     def one_row(self):

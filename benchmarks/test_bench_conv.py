@@ -23,6 +23,7 @@ ROWS += [
     for dtype in (torch.float32, torch.bfloat16)
     for backward in (False, True)
 ]
+ROWS += [PatchRow(torch.float32, True, (8, 3, 224, 384, size, size), wants_dx=True) for size in (16, 32)]
 GPU_ROWS = [
     ConvRow(
         torch.bfloat16,

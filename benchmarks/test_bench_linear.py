@@ -10,6 +10,7 @@ ROWS = [
         ((128, 8192, 256), False),
         ((512, 2048, 2048), False),
         ((32, 4096, 4096), True),
+        ((4096, 32, 1), False),
     )
     for dtype in (torch.float32, torch.bfloat16)
     for backward in (False, True)
