@@ -9,7 +9,7 @@ from .backend import backends, use_backend
 from .conversion import convert, materialize
 from .cut import Bits, Cut
 from .effective import masked, masked_weight
-from .export import PackedLayer, PackedState, load_packed, save_packed
+from .export import PackedLayer, PackedState, load_packed, model_card, save_onnx, save_packed
 from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
 from .graphed import graphed_step
 from .interop.load import Loaded, load_checkpoint
@@ -76,9 +76,11 @@ __all__ = [
     "masked_linear",
     "masked_weight",
     "materialize",
+    "model_card",
     "optim",
     "pack_mask",
     "pack_weights",
+    "save_onnx",
     "save_packed",
     "select",
     "select_all",

@@ -206,7 +206,7 @@ def _table(rows: list[Row]) -> list[str]:
         share = f"{100 * row.kept / max(row.total, 1):.1f}"
         shape = "x".join(map(str, row.shape))
         trains = ", ".join(row.trains) or "nothing"
-        rule = _shortened(_brief(row.rule), 18)
+        rule = _shortened(brief(row.rule), 18)
         kept, total = f"{row.kept:,}", f"{row.total:,}"
         cells.append((row.name or "(itself)", row.kind.removeprefix("Fused"), shape, rule, kept, total, share, trains))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -221,7 +221,7 @@ def _table(rows: list[Row]) -> list[str]:
     return lines
 
 
-def _brief(rule: Rule) -> str:
+def brief(rule: Rule) -> str:
     """The rule without what is as ever: TopK(0.3), Threshold(0.5, of='raw')."""
     said = []
     for i, f in enumerate(fields(cast(Any, rule))):

@@ -4,10 +4,12 @@
 them fails there, by name.
 """
 
+import contextlib
 import gc
+import logging
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, cast
 
@@ -177,6 +179,18 @@ def exports_onnx() -> bool:
     """Whether torch.onnx exports; asked of what is loaded, as asking torch.onnx loads packages that may be missing."""
     flags = sys.modules.get("torch.onnx._internal.exporter._flags")
     return flags is not None and flags._is_onnx_exporting
+
+
+@contextlib.contextmanager
+def quiet_onnx() -> Iterator[None]:
+    """Within it torch's ONNX exporter does not tell of libraries that it would know operators of, were they here."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def tell_flop_counters(formulas: Mapping[torch._ops.OpOverloadPacket, Callable[..., int]]) -> None:

@@ -24,7 +24,7 @@ SHOWN = [
     *(ek.convert, ek.materialize, ek.summary, ek.share_selection, ek.train_weights, ek.use_backend),
     *(ek.masked, ek.masked_weight, hidden_networks.SubnetConv, hidden_networks_mnist.SupermaskLinear),
     *(dnw.SparseConv, hydra.SubnetConv, torchao.SupermaskLinear),
-    *(ek.optim.ScoreSGD, ek.init.signed_constant_, ek.save_packed, ek.load_packed),
+    *(ek.optim.ScoreSGD, ek.init.signed_constant_, ek.save_packed, ek.load_packed, ek.model_card),
     *(ek.interop.register, ek.interop.hidden_networks.state_dict, ek.load_checkpoint),
 ]
 

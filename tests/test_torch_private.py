@@ -173,6 +173,15 @@ def test_flops_of_masked_layers_are_those_of_dense_ones(device):
     assert min(counted(dense)) > 0
 
 
+def test_the_onnx_exporter_is_quiet_about_libraries_that_are_not_here(caplog):
+    registration = importlib.import_module("torch.onnx._internal.exporter._registration")
+    with torch_private.quiet_onnx():
+        registration.logger.warning("torchvision is not installed")
+    assert not caplog.records
+    registration.logger.warning("again")
+    assert [record.message for record in caplog.records] == ["again"]
+
+
 def test_an_onnx_export_is_seen_by_its_flag(monkeypatch):
     assert not torch_private.exports_onnx()
     flags = importlib.import_module("torch.onnx._internal.exporter._flags")

@@ -33,7 +33,7 @@ def write(file: Path, tensors: Tensors, about: dict[str, Any]) -> None:
     crc32 = _parsed(library.torch.save(tensors)).crc32
     text = json.dumps(about | {"crc32": crc32}, allow_nan=False)
     metadata = {"format": FORMAT, "about": text, "about_crc32": str(zlib.crc32(text.encode()))}
-    _replace(file, library.torch.save(tensors, metadata))
+    replace(file, library.torch.save(tensors, metadata))
 
 
 def read(file: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -70,7 +70,7 @@ def _parsed(content: bytes) -> _Parsed:
     return _Parsed(metadata, crc32)
 
 
-def _replace(file: Path, content: bytes) -> None:
+def replace(file: Path, content: bytes) -> None:
     """Writes to a name beside it and renames: a reader finds the old file or the new one, never a part."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:

@@ -1,7 +1,7 @@
 """The outline of a network as packed files and those who read them see it: layers, places of tensors, their names."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,3 +97,18 @@ def path(file: object) -> Path:
 def join(prefix: str, key: str) -> str:
     """A name in a state_dict: that of the network itself is empty."""
     return f"{prefix}.{key}" if prefix else key
+
+
+def check_plain_data(meta: Mapping[str, object]) -> None:
+    """Raises TypeError for what JSON has no words for."""
+    for key, value in meta.items():
+        if not _plain_data(value):
+            raise TypeError(f"{key}: expected finite numbers, strings, None, lists and dicts of them, got {value!r}")
+
+
+def _plain_data(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _plain_data(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_plain_data, value))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and value - value == 0)

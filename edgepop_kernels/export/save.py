@@ -1,7 +1,6 @@
 """Masked networks into packed files: a bit a weight for the mask, and of the weights what cannot be drawn again."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from ..nn.saved import as_dict
 from ..sharing import layer_masks
 from . import container
 from .container import Tensors
-from .outline import Entry, PackedLayer, entries_of, geometry, join, named_layers, path, unwrapped
+from .outline import Entry, PackedLayer, check_plain_data, entries_of, geometry, join, named_layers, path, unwrapped
 
 
 @torch.no_grad()
@@ -46,9 +45,7 @@ def save_packed(model: nn.Module, file: str | os.PathLike[str], **meta: Any) -> 
     named = named_layers(model)
     if not named:
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")
-    for key, value in meta.items():
-        if not _plain_data(value):
-            raise TypeError(f"{key}: expected finite numbers, strings, None, lists and dicts of them, got {value!r}")
+    check_plain_data(meta)
     entries = list(entries_of(model))
     for entry in entries:
         _check_saves(entry)
@@ -127,14 +124,6 @@ def _memory(value: torch.Tensor) -> object:
     if value.numel() == 0:
         return object()
     return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
-
-
-def _plain_data(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(key, str) and _plain_data(inner) for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return all(map(_plain_data, value))
-    return value is None or isinstance(value, str | int) or (isinstance(value, float) and value - value == 0)
 
 
 def _name(dtype: torch.dtype) -> str:
