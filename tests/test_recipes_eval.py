@@ -96,6 +96,22 @@ def test_an_export_is_evaluated_by_what_it_says_of_itself(edgepop, trained, tmp_
     )
 
 
+@pytest.mark.parametrize("recipe", [NAME, "supermask-bernoulli-digits", "wirings-digits"])
+def test_a_packed_export_is_evaluated_under_its_masks(edgepop, tmp_path, recipe):
+    assert edgepop("train", recipe, *QUICK).exit_code == 0
+    assert edgepop("export", f"runs/{recipe}", "--packed", "--output", "net.safetensors").exit_code == 0
+    row = state(tmp_path / "runs" / recipe, "best")["history"][-1]
+    result = edgepop("eval", "net.safetensors")
+    assert result.exit_code == 0, result.output
+    assert f"net.safetensors, from best-test.pt, epoch {row['epoch']}: mlp on digits" in result.stdout
+    drawn = recipe.startswith("supermask")
+    assert f"{row['test_accuracy']:.2%}" in result.stdout and ("masks drawn anew" in result.stdout) == drawn
+    content = bytearray((tmp_path / "net.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "net.safetensors").write_bytes(content)
+    assert_refused(edgepop("eval", "net.safetensors"), "net.safetensors is damaged", "its checksum is another")
+
+
 def test_what_was_not_evaluated_in_training_is_said(edgepop, trained):
     result = edgepop("eval", trained, "--checkpoint", "first")
     assert result.exit_code == 0, result.output

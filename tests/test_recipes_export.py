@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from test_recipes_resnets import torchvisions
 from typer.testing import CliRunner
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import cli, data, dense, exported, registry, resnets
+from edgepop_kernels.export import onnx
+from edgepop_kernels.recipes import cli, data, dense, exported, machine, registry, resnets
 from edgepop_kernels.recipes.errors import UserError
 
 
@@ -241,6 +243,111 @@ def test_an_export_that_cannot_be_written_is_one_sentence(edgepop, trained):
     for output in ("/proc/net.pt", "/proc/net.safetensors"):
         assert_refused(edgepop("export", trained, "--output", output), "cannot write /proc/net.")
     assert_refused(edgepop("export", trained, "--output", "/dev/null/net.pt"), "cannot make the folder /dev/null")
+
+
+@pytest.mark.parametrize("recipe", ["edge-popup-digits", "supermask-bernoulli-digits", "wirings-digits"])
+def test_a_packed_export_has_the_network_itself(edgepop, tmp_path, recipe):
+    options = [] if recipe != "supermask-bernoulli-digits" else ["--rescale"]
+    assert edgepop("train", recipe, *QUICK, *options).exit_code == 0
+    run = tmp_path / "runs" / recipe
+    result = edgepop("export", run, "--packed", "--checkpoint", "last")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split() == [str(run / "last-packed.safetensors")]
+    assert edgepop("export", run, "--packed", "--output", "net.safetensors", "--checkpoint", "last").exit_code == 0
+    assert edgepop("export", run, "--output", "plain.safetensors", "--checkpoint", "last").exit_code == 0
+    state_dict, plain = ek.load_packed("net.safetensors"), load_file("plain.safetensors")
+    assert state_dict.keys() == plain.keys() and all(torch.equal(state_dict[name], plain[name]) for name in plain)
+    about = read(tmp_path / "plain.safetensors")[1]
+    assert about.pop("tensors_sha256")
+    assert state_dict.meta == about | {"holds": "packed network"}
+    network = registry.from_dict(state_dict.meta["config"]).network((1, 8, 8), 10)
+    ek.load_packed("net.safetensors", network)
+    assert all(layer.rule == ek.Frozen() for layer in network.modules() if hasattr(layer, "packed_mask"))
+    assert os.path.getsize("net.safetensors") < os.path.getsize("plain.safetensors")
+
+
+def test_options_of_an_export_that_do_not_go_together_are_refused(edgepop, trained, tmp_path):
+    assert_refused(edgepop("export", trained, "--packed", "--output", "net.pt"), "net.pt", "ending in .safetensors")
+    assert_refused(edgepop("export", trained, "--packed", "--masks"), "--masks: ", "beside --packed, which has them")
+    assert_refused(edgepop("export", trained, "--onnx", "net.onnx", "--masks"), "--masks: ", "beside --onnx alone")
+    assert_refused(edgepop("export", trained, "--onnx", "net.pt"), "cannot export to net.pt", "ending in .onnx")
+    assert edgepop("train", "dense-digits", *DENSE).exit_code == 0
+    assert_refused(edgepop("export", "runs/dense-digits", "--packed"), "has no masks to export")
+    for name in ("net.onnx", "card.md"):
+        (tmp_path / name).write_text("somebody's")
+    assert_refused(edgepop("export", trained, "--onnx", "net.onnx"), "net.onnx is there and is no export")
+    for options in (["--output", "card.pt"], ["--onnx", "card.onnx"], ["--packed", "--output", "card.safetensors"]):
+        assert_refused(edgepop("export", trained, *options), "card.md is there and is no export")
+    assert_refused(
+        edgepop("export", trained, "--packed", "--output", "/proc/net.safetensors"), "cannot write /proc/net"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["card.md", "net.onnx", "runs"]
+
+
+def test_a_card_says_what_is_known_of_the_run(edgepop, trained, tmp_path):
+    result = edgepop("export", trained, "--output", "net.pt", "--masks", "--checkpoint", "last")
+    assert "net.md: a card for people" in result.stderr
+    card = (tmp_path / "net.md").read_text()
+    row, record = state(trained)["history"][-1], json.loads((trained / "config.json").read_text())
+    for line in (
+        "# mlp on digits",
+        f"| recipe | {NAME} |",
+        f"| trained on | digits, SHA-256 {data.load('digits', None).digest()} |",
+        "| checkpoint | last.pt, epoch 2 |",
+        f"| test accuracy | {row['test_accuracy']:.2%} |",
+        "| seed | 0 |",
+        f"| trained with | edgepop_kernels {ek.__version__}, torch {torch.__version__} |",
+        f"| weights under masks | {308 + 48:,} of {1024 + 160:,} kept (30.1 %) |",
+        "| fc1 | SubnetLinear | 16x64 | TopK(0.3) | 308 | 1,024 | 30.1 |",
+        f"- net.pt: {(tmp_path / 'net.pt').stat().st_size:,} bytes",
+        f"- net-masks.pt: {(tmp_path / 'net-masks.pt').stat().st_size:,} bytes",
+    ):
+        assert line in card.splitlines(), card
+    assert "keep 0.3" in card and "epochs 2" in card and "validation accuracy" not in card
+    assert record["commit"] == machine.commit()
+    assert (f"| commit | {record['commit']} |" in card) == (record["commit"] is not None)
+    assert edgepop("export", trained / "first.pt", "--output", "net.pt").exit_code == 0
+    first = (tmp_path / "net.md").read_text()
+    assert "accuracy" not in first and "| checkpoint | first.pt, epoch 0 |" in first
+    # Of a checkpoint that is nowhere near its run, less is known, and less is said.
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "last.pt").write_bytes((trained / "last.pt").read_bytes())
+    assert edgepop("export", "alone", "--output", "net.pt", "--checkpoint", "last").exit_code == 0
+    alone = (tmp_path / "net.md").read_text()
+    assert not [word for word in ("| recipe |", "| trained with |", "| commit |") if word in alone]
+    assert edgepop("train", "dense-digits", *DENSE).exit_code == 0
+    assert edgepop("export", "runs/dense-digits", "--output", "dense.pt").exit_code == 0
+    dense_card = (tmp_path / "dense.md").read_text()
+    assert "| method | dense |" in dense_card and "under masks" not in dense_card
+
+
+def test_the_commit_is_that_of_a_source_checkout_and_of_nothing_else(tmp_path, monkeypatch):
+    commit = machine.commit()
+    assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
+    monkeypatch.setenv("PATH", "")
+    assert machine.commit() is None  # without git
+    monkeypatch.undo()
+    monkeypatch.setattr(ek, "__file__", str(tmp_path / "edgepop_kernels" / "__init__.py"))
+    assert machine.commit() is None  # an installed copy
+
+
+@pytest.mark.parametrize("packed", [[], ["--packed"]])
+def test_an_onnx_export_is_checked_or_says_what_it_lacks(edgepop, trained, tmp_path, packed):
+    missing = [name for name in ("onnx", "onnxscript") if not onnx.installed(name)]
+    result = edgepop("export", trained, "--onnx", "new/net.onnx", *packed, "--output", "plain.safetensors")
+    if missing:
+        assert_refused(result, f"ONNX needs {missing[0]}, which is not installed")
+        pytest.skip(f"{', '.join(missing)} not installed")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split() == ["plain.safetensors", "new/net.onnx"]
+    assert "new/net.onnx: onnxruntime answers as torch does, to " in result.stderr
+    assert (tmp_path / "new" / "net.md").read_text().count("net.onnx: ") == 1
+    size = (tmp_path / "new" / "net.onnx").stat().st_size
+    assert (size < 8_000) == bool(packed)
+    assert edgepop("export", trained, "--onnx", "new/net.onnx").stdout.split() == ["new/net.onnx"]  # replaced
+    library = pytest.importorskip("onnx")
+    said = {entry.key: json.loads(entry.value) for entry in library.load("new/net.onnx").metadata_props}
+    assert said["class_names"] == list("0123456789") and said["preprocessing"]["image"] == [1, 8, 8]
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from . import checkpoint, evaluation, export, exported
+from . import checkpoint, evaluation, export
 from .errors import ConfigError
 from .report import Report
 
@@ -23,12 +23,21 @@ def export_run(
     ] = None,
     which: Which = None,
     masks: Annotated[bool, typer.Option(help="Write the masks too, packed to 1 bit per weight.")] = False,
+    packed: Annotated[
+        bool,
+        typer.Option(help="Write the masked network itself, 1 bit per weight for its masks: a .safetensors file."),
+    ] = False,
+    onnx: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write an .onnx file, checked with onnxruntime; with --packed of bits."),
+    ] = None,
 ):
-    """Write a trained run as plain torch weights (W * M), and what one has to know to use them."""
-    for file in export.export(run, _known(which), output, masks):
+    """Write a trained run as plain torch weights (W * M), and what one has to know to use them, with a model card."""
+    written = export.export(run, _known(which), output, masks, packed, onnx)
+    for file in written.files:
         typer.echo(file)
-        if exported.description(file) != file:
-            typer.echo(f"{exported.description(file)}: what one has to know to use {file.name}", err=True)
+    for note in written.notes:
+        typer.echo(note, err=True)
 
 
 def eval_run(

@@ -139,13 +139,17 @@ def _of_run(place: Path, name: str | None) -> Subject:
 
 def _of_export(file: Path) -> Subject:
     tensors, about = exported.read(file)
-    if about.get("holds") != "weights":
+    if about.get("holds") not in ("weights", exported.PACKED):
         raise UserError(f"{file} holds {about.get('holds')}, expected an export of weights")
     try:
         origin, architecture = about["checkpoint"], about["architecture"]
         recipe = registry.from_dict(about["config"])
-        model = export.plain(recipe.network(tuple(architecture["image"]), architecture["classes"]), recipe)
-        model.load_state_dict(tensors)
+        model = recipe.network(tuple(architecture["image"]), architecture["classes"])
+        if about["holds"] == exported.PACKED:
+            model = exported.read_packed(file, model)
+        else:
+            model = export.plain(model, recipe)
+            model.load_state_dict(tensors)
         return Subject(
             what=f"{file}, from {origin['name']}.pt, epoch {origin['epoch']}",
             recipe=recipe,

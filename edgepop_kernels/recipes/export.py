@@ -1,7 +1,8 @@
-"""A trained run as plain torch weights: W * M where the mask was, nothing of this package needed to load it."""
+"""A trained run as files for elsewhere: plain torch weights, W * M where the mask was, or packed, or ONNX."""
 
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,41 +16,116 @@ from .files import make_folder
 from .masks import masked_layers
 from .saved import Saved
 
+_TOLD = ("method", "dataset", "model", "seed")  # settings that a card has places of their own for
 # Settings that a network follows from, beside those of its method.
 _SIZES = ("widths", "width_multiplier")
 
 
-def export(place: Path, name: str | None, output: Path | None, masks: bool) -> list[Path]:
-    """Write a checkpoint, ``saved.find(place, name)``, to ``output``; returns the files written.
+class Written(NamedTuple):
+    """The files of an export, and lines on what lies beside them and how they were checked."""
+
+    files: list[Path]
+    notes: list[str]
+
+
+def export(
+    place: Path,
+    name: str | None,
+    output: Path | None,
+    masks: bool = False,
+    packed: bool = False,
+    onnx: Path | None = None,
+) -> Written:
+    """Write a checkpoint, ``saved.find(place, name)``, to ``output``.
 
     output: a .pt (a state_dict) or .safetensors file, default ``<checkpoint>-plain.pt`` beside it. The state_dict is
     that of ``plain(network)``, and what one has to know to use it goes with it: ``description``. masks: a second file
     ``<stem>-masks`` with each layer's mask, that of the weights in the first, as ``edgepop_kernels.pack_mask`` packs
-    it, 1 bit per weight. Raises UserError, also where a file would be replaced that is no export.
+    it, 1 bit per weight. packed: ``output``, default ``<checkpoint>-packed.safetensors``, is a packed file of the
+    masked network. onnx: another file, of the plain network as ONNX, its weights as bits with ``packed``; plain weights
+    are written beside it only where ``output`` asks for them. Each has a card beside it. Raises UserError, also where a
+    file would be replaced that is no export.
     """
-    if output is not None and output.suffix not in exported.SUFFIXES:
-        raise UserError(f"cannot export to {output}: expected a name ending in {' or '.join(exported.SUFFIXES)}")
-    if output is not None and _is_checkpoint(output, place):
-        raise UserError(f"cannot export to {output}: that is a checkpoint of a run, expected another name or folder")
     found = saved.find(place, name)
-    output = output or found.file.with_name(f"{found.file.stem}-plain.pt")
-    mask_file = output.with_name(f"{output.stem}-masks{output.suffix}")
-    for file in (output, mask_file)[: 1 + masks]:
-        exported.check_free(file)
+    main = output
+    if main is None and (packed or onnx is None):
+        main = found.file.with_name(f"{found.file.stem}-{'packed.safetensors' if packed else 'plain.pt'}")
+    mask_file = main.with_name(f"{main.stem}-masks{main.suffix}") if masks and main is not None else None
+    files = [file for file in (main, mask_file, onnx) if file is not None]
+    _check_names(main, onnx, masks, packed, files, place)
     with torch.random.fork_rng(devices=[]):
         # What a rule draws follows from the run: exported twice, the same weights.
         torch.manual_seed(found.recipe.seed)
         trained = _network(found)
+        if (masks or packed) and not masked_layers(trained):
+            raise UserError(f"{found.file} is of a {found.recipe.method} network: it has no masks to export")
         drawn = any(layer.rule == ek.Bernoulli("sample") for _, layer in masked_layers(trained))
-        packed = _frozen_masks(found, trained) if masks else {}
-        model = plain(trained, found.recipe)
-    about = description(found, model, drawn)
-    make_folder(output.parent)
-    exported.write(output, {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, about)
-    if not masks:
-        return [output]
-    exported.write(mask_file, packed, about | {"holds": "masks"})
-    return [output, mask_file]
+        facts = _facts(found, drawn)
+        text = ek.model_card(trained, f"{found.recipe.model} on {found.recipe.dataset}", **facts)
+        if masked_layers(trained):
+            ek.train_weights(trained)  # keeps the masks: a rule that draws would have others for each file
+        model = plain(deepcopy(trained), found.recipe)
+    about, notes = description(found, model, drawn), []
+    for folder in dict.fromkeys(file.parent for file in files):
+        make_folder(folder)
+    if main is not None and packed:
+        exported.write_packed(main, trained, about)
+    elif main is not None:
+        exported.write(main, {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, about)
+    if mask_file is not None:
+        bits = {name: layer.packed_mask() for name, layer in masked_layers(trained)}
+        exported.write(mask_file, bits, about | {"holds": "masks"})
+    for file in (main, mask_file):
+        if file is not None and exported.description(file) != file:
+            notes.append(f"{exported.description(file)}: what one has to know to use {file.name}")
+    if onnx is not None:
+        notes.append(exported.write_onnx(onnx, trained, tuple(found.state["image"]), packed, about))
+    sizes = "".join(f"- {file.name}: {file.stat().st_size:,} bytes\n" for file in files)
+    for file in dict.fromkeys(exported.card(file) for file in (main, onnx) if file is not None):
+        exported.write_card(file, f"{text}\n{sizes}")
+        notes.append(f"{file}: a card for people")
+    return Written(files, notes)
+
+
+def _check_names(
+    main: Path | None, onnx: Path | None, masks: bool, packed: bool, files: list[Path], place: Path
+) -> None:
+    """Raises UserError where these files cannot be written."""
+    allowed = (".safetensors",) if packed else exported.SUFFIXES
+    if main is not None and main.suffix not in allowed:
+        raise UserError(f"cannot export to {main}: expected a name ending in {' or '.join(allowed)}")
+    if onnx is not None and onnx.suffix != ".onnx":
+        raise UserError(f"cannot export to {onnx}: expected a name ending in .onnx")
+    if masks and (packed or main is None):
+        other = "--packed, which has them" if packed else "--onnx alone"
+        raise UserError(f"--masks: they go along with plain weights, leave it out beside {other}")
+    for file in files:
+        if _is_checkpoint(file, place):
+            raise UserError(f"cannot export to {file}: that is a checkpoint of a run, expected another name or folder")
+        exported.check_free(file)
+
+
+def _facts(found: Saved, drawn: bool) -> dict[str, Any]:
+    """The known of a run, for its card."""
+    recipe, state, row = found.recipe, found.state, found.row or {}
+    folder = found.file.parent
+    record = runs.read_record(folder) if runs.is_run(folder) else {}
+    environment = record.get("environment", {})
+    step = f" and {state['step']} steps" if state["step"] else ""
+    accuracies = {part: row.get(f"{part}_accuracy") for part in ("validation", "test")}
+    anew = ", under masks drawn anew" if drawn else ""
+    versions = [f"{name} {environment[name]}" for name in ("edgepop_kernels", "torch") if name in environment]
+    return {
+        "recipe": record.get("recipe"),
+        "method": None if recipe.masks else recipe.method,
+        "trained_on": f"{recipe.dataset}, SHA-256 {state['data_digest']}",
+        "checkpoint": f"{found.file.name}, epoch {state['epoch']}{step}",
+        **{f"{part}_accuracy": None if a is None else f"{a:.2%}{anew}" for part, a in accuracies.items()},
+        "seed": recipe.seed,
+        "settings": ", ".join(f"{n} {v}" for n, v in recipe.to_dict().items() if n not in _TOLD),
+        "trained_with": ", ".join(versions) or None,
+        "commit": record.get("commit"),
+    }
 
 
 def plain(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -98,14 +174,6 @@ def _network(found: Saved) -> nn.Module:
     model = found.recipe.network(tuple(found.state["image"]), found.state["classes"])
     model.load_state_dict(found.state["model"])
     return model
-
-
-def _frozen_masks(found: Saved, model: nn.Module) -> exported.Tensors:
-    """The packed masks by layer, which ``model`` keeps: a rule that draws would have others for the weights."""
-    if not masked_layers(model):
-        raise UserError(f"{found.file} is of a {found.recipe.method} network: it has no masks to export")
-    ek.train_weights(model)
-    return {name: layer.packed_mask() for name, layer in masked_layers(model)}
 
 
 def _is_checkpoint(output: Path, place: Path) -> bool:

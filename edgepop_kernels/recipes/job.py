@@ -108,6 +108,7 @@ def _record(name: str, recipe: Recipe, images: Path | None, environment: dict) -
         "data": None if images is None else str(images.resolve()),
         "config": recipe.to_dict(),
         "environment": environment,
+        "commit": machine.commit(),
     }
 
 

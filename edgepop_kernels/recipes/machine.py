@@ -2,6 +2,8 @@
 
 import os
 import platform
+import subprocess
+from pathlib import Path
 
 import torch
 
@@ -61,6 +63,26 @@ def environment(device: torch.device, world: World) -> dict:
         "cores": os.cpu_count(),
         "processes": world.size,
     }
+
+
+def commit() -> str | None:
+    """The commit of the source checkout that this package runs from, with "-dirty" where files differ from it; None for
+    an installed copy, or where git is not installed."""
+    root = Path(ek.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def moved(recipe: Recipe, cores: int | None) -> Recipe:

@@ -64,7 +64,8 @@ def create(runs: Path, name: str) -> Path:
 
 
 def write_record(folder: Path, record: dict) -> None:
-    """config.json: recipe name, start, data folder, every setting under "config", versions under "environment"."""
+    """config.json: recipe name, start, data folder, every setting under "config", versions under "environment",
+    and the commit of the source checkout, None where that is not known."""
     write_atomic(folder / "config.json", (json.dumps(record, indent=2) + "\n").encode())
 
 
