@@ -198,19 +198,9 @@ uint32_t read(const std::vector<RangeArg>& args, int threads) {
   return cpu::read(ranges, threads);
 }
 
-// address, sizes and strides of float32 scores
-using ScoresArg = std::tuple<uintptr_t, Strides, Strides>;
-
-// A function, as a layer asks in each of its forwards: what it looks at is told once.
-py::cpp_function fingerprint(const std::vector<ScoresArg>& layers) {
-  for (const auto& [scores, size, stride] : layers) check("scores", scores, size[0] * size[1] * size[2] * size[3]);
-  return [layers] {
-    uint64_t all = 0;
-    for (const auto& [scores, size, stride] : layers) {
-      all = all * 31 + cpu::fingerprint(reinterpret_cast<const uint32_t*>(scores), size.data(), stride.data());
-    }
-    return all;
-  };
+uint64_t fingerprint(uintptr_t scores, const Strides& size, const Strides& stride) {
+  check("scores", scores, size[0] * size[1] * size[2] * size[3]);
+  return cpu::fingerprint(reinterpret_cast<const uint32_t*>(scores), size.data(), stride.data());
 }
 
 // addresses of value and gradient, moments, number of elements, and the update
@@ -330,7 +320,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
   m.def("isa_passed_over", &edgepop::cpu::passed_over);
   m.def("read", &edgepop::read, "The bits that any of the scores has: the read that benchmarks measure selection by.");
-  m.def("fingerprint", &edgepop::fingerprint, "A function, which gives a number that most writes to the scores change.");
+  m.def("fingerprint", &edgepop::fingerprint, "A number that writes to most of the scores change.");
   m.def("select", &edgepop::select);
   m.def("step", &edgepop::step);
   m.def("draw", &edgepop::draw);

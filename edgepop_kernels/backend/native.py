@@ -106,19 +106,20 @@ def _sequence(scores):
     return (1,) * lead + tuple(scores.shape), (0,) * lead + scores.stride()
 
 
-def fingerprint(scores: Sequence[torch.Tensor]) -> Callable[[], int] | None:
-    """A function that makes a number of all the scores where they lie, which most writes of one change; to be called
-    while they lie there. None where it cannot be had at once: on a GPU, of more than four dimensions, of what is no
-    plain memory, and without the native module."""
+def fingerprint(scores: Sequence[torch.Tensor]) -> Callable[[], object] | None:
+    """A function that makes something to compare of all the scores where they lie, which most writes of one change; to
+    be called while they lie there. None where it cannot be had at once: on a GPU, of more than four dimensions, of what
+    is no plain memory, and without the native module."""
     if _native is None:
         return None
-    layers = []
+    looks = []
     for s in scores:
         lead = 4 - s.dim()
         if s.device.type != "cpu" or lead < 0 or type(s) not in torch_private.PLAIN or s.is_neg() or s._is_zerotensor():
             return None
-        layers.append((s.data_ptr(), (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()))
-    return _native.fingerprint(layers)
+        size, stride = (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()
+        looks.append(functools.partial(_native.fingerprint, s.data_ptr(), size, stride))
+    return looks[0] if len(looks) == 1 else lambda: [look() for look in looks]
 
 
 def step(updates, rankings):
