@@ -18,7 +18,7 @@ from edgepop_kernels.tuning.table import write_table
 
 # The masked operand goes to wgmma from registers; the weight gradient, masked after its product, from shared memory.
 # float32 without tf32 has no tensor cores.
-WITHOUT_WGMMA = {"linear, float32"}
+WITHOUT_WGMMA = {"linear, float32", "linear, float32, signs and bits"}
 KERNELS = {
     name
     for source in Path(backend.__file__).with_name("kernels").glob("*.py")

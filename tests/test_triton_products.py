@@ -151,7 +151,8 @@ def test_nothing_is_written_outside_the_output(splits):
     weight, scores = torch.randn(2, 21, 19, device=DEVICE)
     cut = reference.select([scores], [200], ["abs"], None)[0]
     src = torch.randn(1, 19, 1, 23, device=DEVICE)
-    view = (weight[:, :, None, None], 0, scores[:, :, None, None], 0, (19, 1, 0, 0, 0, 0), cut, "abs", False)
+    index = (19, 1, 0, 0, 0, 0)
+    view = (weight[:, :, None, None], 0, scores[:, :, None, None], 0, index, index, cut, "abs", False)
     image = torch.zeros(1, 25, 2, 23, device=DEVICE)[:, :21, :1]  # gaps between the strides, also canaries
     with pytest.MonkeyPatch.context() as patch, guarded(out=image) as (out,):
         small_tiles(patch, dataclasses.replace(SMALL, splits=splits))

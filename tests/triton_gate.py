@@ -14,6 +14,7 @@ import torch
 from edgepop_kernels import tune
 from edgepop_kernels.backend import triton
 from edgepop_kernels.backend.triton import conv, depthwise, grads, launch, linear, product, selection, stage
+from edgepop_kernels.masks import packed_bytes
 from edgepop_kernels.tuning import H200, Device, offline
 from edgepop_kernels.tuning.table import read_table
 from edgepop_kernels.tuning.workloads import WORKLOADS
@@ -30,30 +31,46 @@ def cut():
     return torch.zeros(2, dtype=torch.int64)
 
 
-def run_linear(rows, inputs, outputs, dtype, weight_dtype=FP32, of="abs"):
+def packed(numel):
+    return torch.empty(packed_bytes(numel), dtype=torch.uint8)
+
+
+def weight_and_mask(shape, weight_dtype=FP32, layout=torch.contiguous_format, of="abs", signed=False):
+    """((weight, scores, cut, of), signs) as the ops take them."""
+    weight, scores = (torch.empty(shape, dtype=d, memory_format=layout) for d in (weight_dtype, FP32))
+    signs = None
+    if signed:
+        weight, signs = torch.ones((), dtype=weight_dtype).expand(shape), packed(weight.numel())
+    mask = (weight, packed(weight.numel()), None, of) if of == "bits" else (weight, scores, cut(), of)
+    return mask, signs
+
+
+def run_linear(rows, inputs, outputs, dtype, weight_dtype=FP32, of="abs", signed=False):
     x, dy = torch.empty(rows, inputs, dtype=dtype), torch.empty(rows, outputs, dtype=dtype)
-    weight, scores = torch.empty(outputs, inputs, dtype=weight_dtype), torch.empty(outputs, inputs)
-    if of == "bits":
-        scores = torch.empty(outputs * inputs // 8 + 8, dtype=torch.uint8)
-    mask = (weight, scores, None if of == "bits" else cut(), of)
-    linear.masked_linear(x, *mask, torch.empty(outputs))
-    linear.masked_linear_dx(dy, *mask)
-    linear.masked_linear_dw(dy, x, *mask, of != "bits", "kept" if of == "bits" else "none")
+    mask, signs = weight_and_mask((outputs, inputs), weight_dtype, of=of, signed=signed)
+    linear.masked_linear(x, *mask, torch.empty(outputs), signs)
+    linear.masked_linear_dx(dy, *mask, signs)
+    if of != "bits":
+        linear.masked_linear_dw(dy, x, *mask, True, "none", signs)
+    elif not signed:
+        linear.masked_linear_dw(dy, x, *mask, False, "kept")
 
 
-def run_conv(batch, channels, size, out, kernel, stride, groups=1, dtype=BF16, layout=torch.channels_last):
+def run_conv(
+    batch, channels, size, out, kernel, stride, groups=1, dtype=BF16, layout=torch.channels_last, of="abs", signed=False
+):
     shape = (out, channels // groups, kernel, kernel)
     images = {"dtype": dtype, "memory_format": layout}
     x = torch.empty(batch, channels, size, size, **images)
     padding = kernel // 2
     spatial = (size + 2 * padding - kernel) // stride + 1
     dy = torch.empty(batch, out, spatial, spatial, **images)
-    weight, scores = (torch.empty(shape, memory_format=layout) for _ in range(2))
-    mask = (weight, scores, cut(), "abs")
+    mask, signs = weight_and_mask(shape, layout=layout, of=of, signed=signed)
     geometry = ((stride, stride), (padding, padding), (1, 1), groups)
-    conv.masked_conv2d(x, *mask, None, *geometry, True)
-    conv.masked_conv2d_dx(dy, *mask, x.shape, *geometry, True)
-    conv.masked_conv2d_dw(dy, x, *mask, True, "none", *geometry)
+    conv.masked_conv2d(x, *mask, None, *geometry, True, signs)
+    conv.masked_conv2d_dx(dy, *mask, x.shape, *geometry, True, signs)
+    if of != "bits":
+        conv.masked_conv2d_dw(dy, x, *mask, True, "none", *geometry, signs)
 
 
 def run_selection():
@@ -66,13 +83,15 @@ def run_selection():
 
 
 def run_stage():
-    weight, scores = torch.empty(2, 512, 512, 3, 3)
-    stage.stage(weight, scores, cut(), "abs", torch.empty(512, 512, 3, 3, dtype=BF16))
+    shape = (512, 512, 3, 3)
+    for of, signed in (("abs", False), ("bits", True)):
+        mask, signs = weight_and_mask(shape, of=of, signed=signed)
+        stage.stage(*mask, torch.empty(shape, dtype=BF16), signs)
 
 
-def tf32(function, *args):
+def tf32(function, *args, **options):
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    function(*args)
+    function(*args, **options)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
@@ -81,6 +100,14 @@ CASES = {
     "linear, small batch": lambda: run_linear(32, 4096, 4096, BF16),
     "linear, half weight": lambda: run_linear(1024, 4096, 4096, BF16, BF16),
     "linear, frozen": lambda: run_linear(1024, 4096, 4096, BF16, of="bits"),
+    "linear, signs": lambda: run_linear(1024, 4096, 4096, BF16, signed=True),
+    "linear, small batch, bits": lambda: run_linear(32, 4096, 4096, BF16, of="bits"),
+    "linear, signs and bits": lambda: run_linear(1024, 4096, 4096, BF16, of="bits", signed=True),
+    "linear, small batch, signs and bits": lambda: run_linear(32, 4096, 4096, BF16, of="bits", signed=True),
+    "linear, signs and bits in two words": lambda: run_linear(128, 784, 304, BF16, of="bits", signed=True),
+    "linear, odd, signs and bits": lambda: run_linear(77, 301, 101, BF16, of="bits", signed=True),
+    "linear, float32, signs and bits": lambda: run_linear(128, 784, 300, FP32, of="bits", signed=True),
+    "linear, tf32, signs and bits": lambda: tf32(run_linear, 1024, 4096, 4096, FP32, of="bits", signed=True),
     "linear, odd": lambda: run_linear(77, 301, 101, BF16),
     "linear, float32": lambda: run_linear(128, 784, 300, FP32),
     "linear, tf32": lambda: tf32(run_linear, 1024, 4096, 4096, FP32),
@@ -90,6 +117,13 @@ CASES = {
     "1x1, wider": lambda: run_conv(32, 64, 56, 256, 1, 1),
     "1x1": lambda: run_conv(32, 256, 56, 64, 1, 1),
     "7x7 of an image": lambda: run_conv(32, 3, 224, 64, 7, 2),
+    "3x3, signs": lambda: run_conv(32, 64, 56, 64, 3, 1, signed=True),
+    "3x3, bits": lambda: run_conv(32, 64, 56, 64, 3, 1, of="bits"),
+    "3x3, stride 2, signs and bits": lambda: run_conv(32, 128, 56, 256, 3, 2, of="bits", signed=True),
+    "1x1, signs and bits": lambda: run_conv(32, 256, 56, 64, 1, 1, of="bits", signed=True),
+    "7x7 of an image, signs and bits": lambda: run_conv(32, 3, 224, 64, 7, 2, of="bits", signed=True),
+    "grouped, signs and bits": lambda: run_conv(32, 128, 28, 128, 3, 1, groups=4, of="bits", signed=True),
+    "depthwise, signs and bits": lambda: run_conv(32, 96, 28, 96, 3, 1, groups=96, of="bits", signed=True),
     "grouped": lambda: run_conv(32, 128, 28, 128, 3, 1, groups=4),
     "depthwise": lambda: run_conv(32, 96, 28, 96, 3, 1, groups=96),
     "selection": run_selection,
@@ -102,6 +136,9 @@ ELSEWHERE = {
     "linear, odd",
     "linear, float32",
     "linear, tf32",
+    "linear, signs and bits",
+    "linear, odd, signs and bits",
+    "3x3, stride 2, signs and bits",
     "3x3",
     "3x3, contiguous",
     "1x1, wider",
@@ -110,7 +147,7 @@ ELSEWHERE = {
     "selection",
     "staged",
 }
-LAUNCHERS = [product, grads, depthwise, selection, stage]
+LAUNCHERS = [product, conv, grads, depthwise, selection, stage]
 
 
 def of_cases(capability):

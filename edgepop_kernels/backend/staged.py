@@ -93,17 +93,16 @@ def _format(channels_last):
 
 def _effective_weight(weight, scores, cut, of, dtype, signs, channels_last=False):
     """W*M in the workspace: good until the next call on this thread and stream."""
-    weight = reference.signed(weight, signs)
     workspace = _workspace(weight.device, dtype, weight.numel())
     strides = torch.empty(weight.shape, device="meta").contiguous(memory_format=_format(channels_last)).stride()
     workspace = workspace.as_strided(weight.shape, strides)
     if weight.is_cuda and triton.unavailable() is None and triton.refuses(weight.device, weight.dtype) is None:
         from .triton.stage import stage  # imports triton, where there is one
 
-        stage(weight, scores, cut, of, workspace)
+        stage(weight, scores, cut, of, workspace, signs)
     else:
         keep = reference.unpack_mask(scores, weight.shape) if of == "bits" else reference.mask(scores, cut, of)
-        workspace.copy_(weight).masked_fill_(~keep, 0)
+        workspace.copy_(reference.signed(weight, signs)).masked_fill_(~keep, 0)
     return workspace
 
 

@@ -23,6 +23,12 @@ class Device:
     multiprocessors: int
     shared: int  # bytes a block may have
 
+    @property
+    def warpgroups(self) -> bool:
+        """Whether its tensor cores work for four warps at once, each with rows of its own (sm_90 and sm_100, which are
+        told from others by their shared memory)."""
+        return self.shared >= 200 * 1024
+
 
 H200 = Device("NVIDIA H200", multiprocessors=132, shared=227 * 1024)
 
@@ -92,9 +98,7 @@ def default_tile(problem: Problem, device: Device) -> Tile:
     tiles = -(-problem.m // m) * -(-problem.n // n) * problem.groups
     steps = -(-problem.k // k)
     splits = max(1, min(device.multiprocessors // max(tiles, 1), steps // 4, MOST_SPLITS))
-    return Tile(
-        m, n, k, warps, 3 if device.shared >= 200 * 1024 else 2, _power_of_two(splits, 1, MOST_SPLITS, down=True)
-    )
+    return Tile(m, n, k, warps, 3 if device.warpgroups else 2, _power_of_two(splits, 1, MOST_SPLITS, down=True))
 
 
 def _power_of_two(value, least, most, down=False):

@@ -10,8 +10,8 @@ _MOST_SPLITS = 64
 
 def depthwise_product(src, filters, bias, out, rows, columns, groups: int) -> None:
     """out (n, c, h, w) at the pixels of the two axes; filters: views (o, taps_h, taps_w) of all groups, as tuple
-    (weight, scores or packed mask, index strides, cut, of)."""
-    weight, scores, index, cut, of = filters
+    (weight, scores or packed mask, index strides, cut, of, signs)."""
+    weight, scores, index, cut, of, signs = filters
     channels, pixels = out.shape[1], pixels_of(out, src)
     forward = src.shape[1] == groups
     multiplier = weight.shape[0] // groups
@@ -19,8 +19,7 @@ def depthwise_product(src, filters, bias, out, rows, columns, groups: int) -> No
         src,
         src.stride(),
         tuple(src.shape[2:]),
-        weight,
-        weight.stride(),
+        *((weight, weight.stride(), None) if signs is None else signs.args),
         scores,
         None if of == "bits" else scores.stride(),
         index,

@@ -3,24 +3,26 @@
 import torch
 
 from .kernels.weight_grad import sum_grads_kernel
-from .launch import launch
+from .launch import launch, words
 
 _BLOCK = 1024  # weights of a program that adds splits
 
 
 class ParameterGrads:
-    """mask: (weight (o, c, kh, kw), scores likewise or the packed mask, cut, of); the other two as in ``ops.py``."""
+    """mask: (weight (o, c, kh, kw), scores likewise or the packed mask, cut, of, signs); the other two as in
+    ``ops.py``."""
 
     def __init__(self, mask, score_grad: bool, weight_grad: str):
-        weight, scores, cut, of = mask
+        weight, scores, cut, of, signs = mask
         self.shape = weight.shape
-        self.ds = torch.empty_like(scores) if score_grad else weight.new_empty(0)
-        self.dw = torch.empty_like(weight) if weight_grad != "none" else weight.new_empty(0)
+        weight_args = (weight, weight.stride(), None) if signs is None else signs.args
+        nothing = weight_args[0].new_empty(0)
+        self.ds = torch.empty_like(scores) if score_grad else nothing
+        self.dw = torch.empty_like(weight) if weight_grad != "none" else nothing
         c, kh, kw = weight.shape[1:]
         self.args = (
-            weight,
-            weight.stride(),
-            scores,
+            *weight_args,
+            words(scores) if of == "bits" else scores,
             None if of == "bits" else scores.stride(),
             (c * kh * kw, kh * kw, kw, 1),
             cut,

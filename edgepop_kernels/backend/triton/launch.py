@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import triton.language as tl
@@ -35,6 +36,33 @@ def operands(dtype: torch.dtype, switch: str) -> dict:
     return {"DOT": tl.float32 if INTERPRETED else _DOT[dtype], "PRECISION": "tf32" if switch == "tf32" else "ieee"}
 
 
+class Signs(NamedTuple):
+    """A weight of one magnitude: that number, and the packed signs as kernels read them."""
+
+    magnitude: torch.Tensor
+    words: torch.Tensor
+
+    @property
+    def args(self):
+        """(weight, weight_strides, signs) of a kernel."""
+        return self.magnitude, None, self.words
+
+
+def taken_apart(weight, scores, of, signs) -> tuple[torch.Tensor, Signs | None]:
+    """(weight, signs of it). Beside signs the weight is without memory, for its shape and the strides that it would
+    have, those of the scores: by these tiles are chosen, and sums are in the order that they have with a float weight.
+    """
+    if signs is None:
+        return weight, None
+    laid_out = torch.empty(weight.shape, device="meta") if of == "bits" else torch.empty_like(scores, device="meta")
+    return laid_out, Signs(weight, words(signs))
+
+
+def words(bits: torch.Tensor) -> torch.Tensor:
+    """Packed bits as kernels read them, by 32; a copy where no word can begin at their address."""
+    return (bits if bits.data_ptr() % 4 == 0 else bits.clone()).view(torch.int32)
+
+
 def kind(dtype: torch.dtype, switch: str) -> str:
     """The precision of a product as a ``Problem`` names it."""
     return "half" if dtype != torch.float32 else "tf32" if switch == "tf32" else "float32"
@@ -43,6 +71,10 @@ def kind(dtype: torch.dtype, switch: str) -> str:
 def tile(problem: Problem, device: torch.device) -> Tile:
     chosen = tile_for(problem, device_of(device))
     return chosen if _trial is None else _trial.tiles.setdefault(problem, chosen)
+
+
+def warpgroups(device: torch.device) -> bool:
+    return device_of(device).warpgroups
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 import torch
 
-from ... import reference
 from .grads import ParameterGrads
+from .launch import taken_apart, words
 from .product import INT32, POINT, Filters, masked_product, weight_grad
 
 
@@ -20,38 +20,35 @@ def _image(t):
     return rows.as_strided((*rows.shape, 1, 1), (*rows.stride(), 0, 0))
 
 
-def _filters(weight, scores, cut, of, transposed):
-    index = (weight.shape[1], 1)
-    if transposed:
-        index = index[::-1]
+def _filters(weight, scores, cut, of, signs, transposed):
+    weight, signs = taken_apart(weight, scores, of, signs)
+    index = (1, weight.shape[1]) if transposed else (weight.shape[1], 1)
+    index += (0, 0, 0, 0)
 
     def view(t):
         return (t.t() if transposed else t)[:, :, None, None]
 
-    same = scores is weight
-    return Filters(view(weight), 0, scores if of == "bits" else view(scores), 0, (*index, 0, 0, 0, 0), cut, of, same)
+    ranked = words(scores) if of == "bits" else view(scores)
+    return Filters(view(weight), 0, ranked, 0, index, index, cut, of, scores is weight, signs)
 
 
 def masked_linear(x, weight, scores, cut, of, bias, signs=None):
-    weight = reference.signed(weight, signs)
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    filters = _filters(weight, scores, cut, of, transposed=False)
+    filters = _filters(weight, scores, cut, of, signs, transposed=False)
     masked_product(_image(x), filters, bias, _image(y), POINT, POINT, 1, _switch())
     return y
 
 
 def masked_linear_dx(dy, weight, scores, cut, of, signs=None):
-    weight = reference.signed(weight, signs)
     dx = dy.new_empty(*dy.shape[:-1], weight.shape[1])
-    filters = _filters(weight, scores, cut, of, transposed=True)
+    filters = _filters(weight, scores, cut, of, signs, transposed=True)
     masked_product(_image(dy), filters, None, _image(dx), POINT, POINT, 1, _switch())
     return dx
 
 
 def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of, signs=None):
-    weight = reference.signed(weight, signs)
-    filters = weight[:, :, None, None]
-    mask = (filters, scores if of == "bits" else scores[:, :, None, None], cut, of)
+    laid_out, signs = taken_apart(weight, scores, of, signs)
+    mask = (laid_out[:, :, None, None], scores if of == "bits" else scores[:, :, None, None], cut, of, signs)
     grads = ParameterGrads(mask, score_grad, weight_grad_of)
     ds, dw = weight_grad(_image(dy), _image(x), grads, POINT, POINT, 1, _switch())
     return ds.view(scores.shape) if score_grad else ds, dw.view(weight.shape) if weight_grad_of != "none" else dw

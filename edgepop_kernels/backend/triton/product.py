@@ -8,7 +8,7 @@ from ...tuning import Problem
 from .grads import ParameterGrads
 from .kernels.masked_product import masked_product_kernel, sum_splits_kernel
 from .kernels.weight_grad import weight_grad_kernel
-from .launch import kind, launch, operands, tile
+from .launch import Signs, kind, launch, operands, tile, warpgroups
 
 LEAST_K = 16  # of a product; a convolution with fewer channels folds its taps into them
 INT32 = 2**31  # offsets within an image, and within a row of the weight, stay below
@@ -42,19 +42,21 @@ class Filters:
     scores: torch.Tensor  # likewise, or the packed mask
     score_group: int
     index: tuple[int, ...]  # m, k, tap row, tap column, group, first
+    bits: tuple[int, ...]  # likewise, where the packed mask and the signs have a weight's bit: 1 along k or m
     cut: torch.Tensor | None
     of: str
     same: bool  # the weight scores itself
+    signs: Signs | None = None  # of a weight that is not in memory
 
 
 def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: int, switch: str) -> None:
     """out (n, groups * m, h, w) = filters applied to src (n, groups * k, H, W) at the pixels of the two axes."""
     m, k, taps_h, taps_w = filters.weight.shape
     pixels = pixels_of(out, src)
-    for strides in (filters.weight.stride(), filters.index):
+    for strides in (filters.weight.stride(), filters.index, filters.bits):
         _check_offsets("weight", "one row", (k, taps_h, taps_w), strides[1:4])
     fold = k < LEAST_K and taps_h * taps_w > 1
-    packed = filters.of == "bits"
+    packed, signs = filters.of == "bits", filters.signs
     scattered = fold or not (
         _in_vectors(src, 1) and _in_vectors(filters.weight, 0, 1) and (packed or _in_vectors(filters.scores, 0, 1))
     )
@@ -73,11 +75,11 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
         src,
         (*src.stride(), k * src.stride(1)),
         tuple(src.shape[2:]),
-        filters.weight,
-        (*filters.weight.stride(), filters.weight_group),
+        *((filters.weight, (*filters.weight.stride(), filters.weight_group), None) if signs is None else signs.args),
         filters.scores,
         None if packed else (*filters.scores.stride(), filters.score_group),
         filters.index,
+        filters.bits,
         filters.cut,
         None if splits > 1 else bias,
         target,
@@ -97,6 +99,8 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
         TAPS_W=taps_w,
         OF=filters.of,
         SAME=filters.same,
+        **_runs(filters, fold, t.m, block_k),
+        LOADED=warpgroups(src.device),
         BIAS=bias is not None and splits == 1,
         FOLD=fold,
         STEPS=per_split,
@@ -114,6 +118,15 @@ def masked_product(src, filters, bias, out, rows: Axis, columns: Axis, groups: i
         launch(sum_splits_kernel, grid, src, args, SPLITS=splits, BIAS=bias is not None, BLOCK=_BLOCK)
 
 
+def _runs(filters, fold, block_m, block_k):
+    """How a tile reads packed bits, of which its rows or its columns are runs."""
+    along_m, along_k, taps_h, taps_w, group, first = filters.bits
+    by_k = along_k == 1
+    run = min(32, block_k if by_k else block_m)
+    apart = [along_m if by_k else along_k, group, first] + ([] if by_k and fold else [taps_h, taps_w])
+    return {"RUN_M": 1 if by_k else run, "RUN_K": run if by_k else 1, "WITHIN": all(s % run == 0 for s in apart)}
+
+
 def weight_grad(dy, x, grads: ParameterGrads, rows: Axis, columns: Axis, groups: int, switch: str):
     """(dS, dW) of filters (o, c, kh, kw) from dy (n, o, h, w) and x (n, groups * c, H, W)."""
     o, c, kh, kw = grads.shape
@@ -121,10 +134,12 @@ def weight_grad(dy, x, grads: ParameterGrads, rows: Axis, columns: Axis, groups:
     pixels = pixels_of(dy, x)
     if pixels == 0:
         return grads.of_nothing()
+    _check_offsets("weight", "one row", (c, kh, kw), (taps, kw, 1))
     fold = c < LEAST_K and taps > 1
     scattered = fold or not all(_in_vectors(t, 1) for t in (dy, x, *grads.epilogue))
     t = tile(Problem("grad", kind(x.dtype, switch), m, c * taps, pixels, groups, scattered), x.device)
     block_n = t.n if fold else min(t.n, max(LEAST_K, _power_of_two(c)))
+    run = min(32, block_n)
     tiles_n = -(-c * taps // block_n) if fold else taps * -(-c // block_n)
     per_split = rounded_up(-(-pixels // (t.k * t.splits)))
     splits = -(-pixels // (t.k * per_split))
@@ -140,6 +155,8 @@ def weight_grad(dy, x, grads: ParameterGrads, rows: Axis, columns: Axis, groups:
         KW=kw,
         TAPS=taps,
         FOLD=fold,
+        RUN=run,
+        WITHIN=c % run == 0,
         STEPS=per_split,
         BLOCK_M=t.m,
         BLOCK_N=block_n,

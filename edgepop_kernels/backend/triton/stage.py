@@ -3,12 +3,12 @@
 import torch
 
 from .kernels.stage import stage_kernel
-from .launch import launch
+from .launch import launch, words
 
 _BLOCK = 1024
 
 
-def stage(weight, scores, cut, of, workspace: torch.Tensor) -> None:
+def stage(weight, scores, cut, of, workspace: torch.Tensor, signs=None) -> None:
     """Writes W*M into ``workspace``, of the weight's shape, contiguous or channels_last, in the workspace's dtype."""
     order = [0, 2, 3, 1] if weight.dim() == 4 and not workspace.is_contiguous() else list(range(weight.dim()))
     index_strides = torch.empty(weight.shape, device="meta").stride()
@@ -19,7 +19,8 @@ def stage(weight, scores, cut, of, workspace: torch.Tensor) -> None:
     args = (
         weight,
         four(weight.stride(), 0),
-        scores,
+        None if signs is None else words(signs),
+        words(scores) if of == "bits" else scores,
         None if of == "bits" else four(scores.stride(), 0),
         four(index_strides, 0),
         four(weight.shape, 1)[1:],

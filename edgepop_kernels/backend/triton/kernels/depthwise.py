@@ -10,7 +10,8 @@ once per tile and tap; the source is read once per tap, through L1. Pixels, phas
 import triton
 import triton.language as tl
 
-from .mask import bounds, kept, kept_bits
+from .bits import bit_of
+from .mask import bounds, kept
 
 
 @triton.jit
@@ -20,6 +21,7 @@ def depthwise_product_kernel(
     src_size,  # h, w
     weight,
     weight_strides,  # o, tap row, tap column
+    signs,  # of the weight, packed, or None
     scores,  # as the weight, or the packed mask
     score_strides,
     index_strides,  # logical index of a weight: o, tap row, tap column, first
@@ -49,6 +51,8 @@ def depthwise_product_kernel(
     image = (p // (out_size[0] * out_size[1])).to(tl.int64)
     h0 = o_h * geometry[0] + geometry[2]
     w0 = o_w * geometry[1] + geometry[3]
+    if signs is not None:
+        magnitude = tl.load(weight).to(tl.float32)
     if OF != "bits":
         cut_bounds = bounds(cut, OF)
 
@@ -57,12 +61,14 @@ def depthwise_product_kernel(
         kh = (i // TAPS_W) % TAPS_H
         kw = i % TAPS_W
         o = c * FILTERS + i // (TAPS_H * TAPS_W)  # [BC]
-        b_weight = tl.load(
-            weight + o * weight_strides[0] + kh * weight_strides[1] + kw * weight_strides[2], mask=c_inside, other=0.0
-        )
         index = o * index_strides[0] + kh * index_strides[1] + kw * index_strides[2] + index_strides[3]
+        if signs is None:
+            p_weight = weight + o * weight_strides[0] + kh * weight_strides[1] + kw * weight_strides[2]
+            b_weight = tl.load(p_weight, mask=c_inside, other=0.0)
+        else:
+            b_weight = tl.where(bit_of(signs, index, c_inside), -magnitude, magnitude)
         if OF == "bits":
-            keep = kept_bits(scores, index, c_inside)
+            keep = bit_of(scores, index, c_inside)
         else:
             p_scores = scores + o * score_strides[0] + kh * score_strides[1] + kw * score_strides[2]
             keep = kept(tl.load(p_scores, mask=c_inside, other=0.0), index <= cut_bounds[2], cut_bounds, OF)

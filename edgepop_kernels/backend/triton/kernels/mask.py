@@ -48,10 +48,3 @@ def bounds(cut, OF: tl.constexpr):
 def kept(scores, tied, cut_bounds, OF: tl.constexpr):
     """Bool tile: which scores the cut keeps. ``tied``: bool tile, logical index not above the cut's."""
     return rank(scores, OF) < tl.where(tied, cut_bounds[0], cut_bounds[1])
-
-
-@triton.jit
-def kept_bits(packed, flat, inside):
-    """Bool tile from the packed mask: flat logical index i is bit i % 8 of byte i // 8."""
-    byte = tl.load(packed + (flat >> 3), mask=inside, other=0).to(tl.int32)
-    return ((byte >> (flat & 7).to(tl.int32)) & 1) != 0

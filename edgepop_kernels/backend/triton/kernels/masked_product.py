@@ -19,15 +19,22 @@ compiler: with a bound known only at run time, ptxas makes every wgmma wait for 
 channels into one axis, for layers whose channels would leave most of a step empty.
 Traffic: each tile of W and S is read once per column of tiles, src once per row of tiles, both through L2.
 
-The mask follows from the scores here even though a packed one has 1/32 of their bytes: for sm_90 (tiles 128x128x64,
-triton 3.9, 4096 x 4096, bfloat16 x) a step of the loop has 438 instructions with scores and 832 with bits forward, 456
-and 694 backward, bits being gathered a byte at a time; and who packs reads all the scores once more.
+The mask follows from scores and a cut, or is packed; a weight of one magnitude is that number and packed signs. Bits
+are read by the word (``bits``), where all else is loaded in the layout that the tensor cores read. Instructions in a
+step of the loop, and shared memory, for sm_90 (tiles 128x128x64, triton 3.9, 4096 x 4096, bfloat16 x):
+
+                                  forward   backward
+    weight and scores                 430        455    192 KB
+    weight and packed mask            279        308    114 KB    (gathered by the byte: 828 and 698)
+    signs and scores                  439        449    130 KB
+    signs and packed mask             256        261     52 KB
 """
 
 import triton
 import triton.language as tl
 
-from .mask import bounds, kept, kept_bits
+from .bits import places, tile_of_bits
+from .mask import bounds, kept
 
 
 @triton.jit
@@ -45,11 +52,13 @@ def masked_product_kernel(
     src,
     src_strides,  # n, c, h, w, group
     src_size,  # h, w
-    weight,
+    weight,  # or, where there are signs, one number
     weight_strides,  # m, k, tap row, tap column, group
+    signs,  # of the weight, packed, or None
     scores,  # as the weight, or the packed mask
     score_strides,
     index_strides,  # logical index of a weight: m, k, tap row, tap column, group, first
+    bit_strides,  # likewise, of its bit in the packed mask and in signs: 1 along k, or along m
     cut,
     bias,
     out,
@@ -63,6 +72,10 @@ def masked_product_kernel(
     TAPS_W: tl.constexpr,
     OF: tl.constexpr,
     SAME: tl.constexpr,  # the weight scores itself
+    RUN_M: tl.constexpr,  # how a tile reads packed bits: ``tile_of_bits``
+    RUN_K: tl.constexpr,
+    WITHIN: tl.constexpr,
+    LOADED: tl.constexpr,  # as in ``places``
     BIAS: tl.constexpr,
     FOLD: tl.constexpr,
     STEPS: tl.constexpr,  # of one split
@@ -91,11 +104,23 @@ def masked_product_kernel(
 
     src_p = src + group * src_strides[4] + (image * src_strides[0])[None, :]  # [1, BN]
     row = m.to(tl.int64)[:, None]  # [BM, 1]
-    weight_m = weight + group * weight_strides[4] + row * weight_strides[0]
-    index_m = row * index_strides[0] + group * index_strides[4] + index_strides[5]
+    if signs is None:
+        weight_m = weight + group * weight_strides[4] + row * weight_strides[0]
+    else:
+        magnitude = tl.load(weight + tl.zeros((1, 1), tl.int32)).to(tl.float32)
+        plus = magnitude.to(src.dtype.element_ty).to(DOT)
+        minus = (-magnitude).to(src.dtype.element_ty).to(DOT)
+    if OF == "bits" or signs is not None:
+        place = places(scores if signs is None else signs, RUN_M, RUN_K, BLOCK_M, BLOCK_K, LOADED)
+        run_m = i_m * BLOCK_M + RUN_M * tl.arange(0, BLOCK_M // RUN_M)
+        run_m_inside = run_m < MC
+        bit_m = run_m.to(tl.int64)[:, None] * bit_strides[0] + group * bit_strides[4] + bit_strides[5]
+        word_m = bit_m >> 5  # [BM / RUN_M, 1]
+        bit_m = (bit_m & 31).to(tl.int32)
     if OF != "bits":
         scores_m = scores + group * score_strides[4] + row * score_strides[0]
         cut_bounds = bounds(cut, OF)
+        index_m = row * index_strides[0] + group * index_strides[4] + index_strides[5]
         # The largest index within a row that still counts as tied: one 32-bit comparison per weight in the loop.
         room = tl.minimum(tl.maximum(cut_bounds[2] - index_m, -1), 0x7FFFFFFF).to(tl.int32)  # [BM, 1]
 
@@ -103,21 +128,23 @@ def masked_product_kernel(
     for i in range(STEPS):
         step = split * STEPS + i
         if FOLD:
-            folded = step * BLOCK_K + tl.arange(0, BLOCK_K)
+            first_k, end_k = step * BLOCK_K, TAPS * KC
+            folded = first_k + tl.arange(0, BLOCK_K)
             k = folded % KC  # [BK]
-            k_inside = folded < TAPS * KC
+            k_inside = folded < end_k
             tap_src = (folded // KC)[:, None]  # [BK, 1]
             tap_weight = (folded // KC)[None, :]  # [1, BK]
-        elif TAPS == 1:
-            k = step * BLOCK_K + tl.arange(0, BLOCK_K)  # [BK]
-            k_inside = k < KC
-            tap_src = 0
-            tap_weight = 0
         else:
-            k = (step % PER_TAP) * BLOCK_K + tl.arange(0, BLOCK_K)  # [BK]
-            tap_src = step // PER_TAP
+            if TAPS == 1:
+                first_k, end_k = step * BLOCK_K, KC
+                tap_src = 0
+            else:
+                first_k = (step % PER_TAP) * BLOCK_K
+                tap_src = step // PER_TAP
+                end_k = tl.where(tap_src < TAPS, KC, 0)  # the last split may end early
+            k = first_k + tl.arange(0, BLOCK_K)  # [BK]
+            k_inside = k < end_k
             tap_weight = tap_src
-            k_inside = k < tl.where(tap_src < TAPS, KC, 0)  # the last split may end early
 
         h = h0 + (tap_src // TAPS_W) * geometry[4]  # [1, BN], or [BK, BN] where folded
         w = w0 + (tap_src % TAPS_W) * geometry[5]
@@ -128,17 +155,35 @@ def masked_product_kernel(
         kh = tap_weight // TAPS_W
         kw = tap_weight % TAPS_W
         inside = m_inside[:, None] & k_inside[None, :]  # [BM, BK]
-        p_weight = weight_m + kh * weight_strides[2] + kw * weight_strides[3] + k[None, :] * weight_strides[1]
-        b_weight = tl.load(p_weight, mask=inside, other=0.0)
-        position = kh * index_strides[2] + kw * index_strides[3] + k[None, :] * index_strides[1]  # [1, BK]
-        if OF == "bits":
-            keep = kept_bits(scores, index_m + position, inside)
-        elif SAME:
-            keep = kept(b_weight, position <= room, cut_bounds, OF)
+        if OF == "bits" or signs is not None:
+            if RUN_K > 1:
+                run_k = first_k + RUN_K * tl.arange(0, BLOCK_K // RUN_K)
+                bit = bit_m + run_k[None, :]
+                if not FOLD:
+                    bit += kh * bit_strides[2] + kw * bit_strides[3]
+                runs_inside = run_m_inside[:, None] & (run_k < end_k)[None, :]  # [BM, BK / RUN_K]
+            else:
+                bit = bit_m + kh * bit_strides[2] + kw * bit_strides[3] + k[None, :] * bit_strides[1]
+                runs_inside = run_m_inside[:, None] & k_inside[None, :]  # [BM / RUN_M, BK]
+        if signs is None:
+            p_weight = weight_m + kh * weight_strides[2] + kw * weight_strides[3] + k[None, :] * weight_strides[1]
+            b_weight = tl.load(p_weight, mask=inside, other=0.0)
         else:
-            p_scores = scores_m + kh * score_strides[2] + kw * score_strides[3] + k[None, :] * score_strides[1]
-            keep = kept(tl.load(p_scores, mask=inside, other=0.0), position <= room, cut_bounds, OF)
-        masked = tl.where(keep, b_weight, 0.0).to(src.dtype.element_ty).to(DOT)  # [BM, BK]
+            negative = tile_of_bits(signs + word_m, bit, runs_inside, place, RUN_M, RUN_K, WITHIN, BLOCK_M, BLOCK_K)
+            b_weight = tl.where(negative, minus, plus)
+        if OF == "bits":
+            keep = tile_of_bits(scores + word_m, bit, runs_inside, place, RUN_M, RUN_K, WITHIN, BLOCK_M, BLOCK_K)
+        else:
+            if SAME:
+                b_scores = b_weight
+            else:
+                p_scores = scores_m + kh * score_strides[2] + kw * score_strides[3] + k[None, :] * score_strides[1]
+                b_scores = tl.load(p_scores, mask=inside, other=0.0)
+            position = kh * index_strides[2] + kw * index_strides[3] + k[None, :] * index_strides[1]  # [1, BK]
+            keep = kept(b_scores, position <= room, cut_bounds, OF)
+        masked = tl.where(keep, b_weight, 0.0)
+        if signs is None:
+            masked = masked.to(src.dtype.element_ty).to(DOT)  # [BM, BK]
         acc = tl.dot(masked, b_src.to(DOT), acc, input_precision=PRECISION)  # [BM, BN]
 
     if BIAS:

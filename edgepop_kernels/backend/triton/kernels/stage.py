@@ -6,14 +6,16 @@ Reads W and S once, writes once, in the order of the workspace: 4 + 4 + 2 bytes 
 import triton
 import triton.language as tl
 
-from .mask import bounds, kept, kept_bits
+from .bits import bit_of
+from .mask import bounds, kept
 
 
 @triton.jit
 def stage_kernel(
     weight,
     weight_strides,  # a, b, c, d: the dimensions in the order of the workspace's memory
-    scores,
+    signs,  # of the weight, packed, or None
+    scores,  # as the weight, or the packed mask
     score_strides,
     index_strides,
     size,  # b, c, d
@@ -30,10 +32,14 @@ def stage_kernel(
     b = (i // (size[2] * size[1])) % size[0]
     a = i // (size[2] * size[1] * size[0])
     index = a * index_strides[0] + b * index_strides[1] + c * index_strides[2] + d * index_strides[3]
-    p_weight = weight + a * weight_strides[0] + b * weight_strides[1] + c * weight_strides[2] + d * weight_strides[3]
-    b_weight = tl.load(p_weight, mask=inside, other=0.0)
+    if signs is None:
+        weight_d = a * weight_strides[0] + b * weight_strides[1] + c * weight_strides[2] + d * weight_strides[3]
+        b_weight = tl.load(weight + weight_d, mask=inside, other=0.0)
+    else:
+        magnitude = tl.load(weight).to(tl.float32)
+        b_weight = tl.where(bit_of(signs, index, inside), -magnitude, magnitude)
     if OF == "bits":
-        keep = kept_bits(scores, index, inside)
+        keep = bit_of(scores, index, inside)
     else:
         p_scores = scores + a * score_strides[0] + b * score_strides[1] + c * score_strides[2] + d * score_strides[3]
         cut_bounds = bounds(cut, OF)

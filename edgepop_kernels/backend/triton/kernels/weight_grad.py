@@ -16,7 +16,8 @@ epilogue. FOLD packs taps and channels into the columns of one tile, for layers 
 import triton
 import triton.language as tl
 
-from .mask import bounds, kept, kept_bits
+from .bits import bit_of, places, tile_of_bits
+from .mask import bounds, kept
 from .masked_product import tile_of
 
 
@@ -46,6 +47,7 @@ def store_grads(
     kw,
     weight,
     weight_strides,
+    negative,  # bool tile, the signs of a weight that is one number; or None
     scores,  # as the weight, or the packed mask
     score_strides,
     index_strides,
@@ -61,14 +63,18 @@ def store_grads(
     if SCORE_GRAD or (WEIGHT_GRAD == "kept" and OF != "bits"):
         b_scores = tl.load(at(scores, score_strides, o, c, kh, kw), mask=inside, other=0.0)
     if SCORE_GRAD:
-        b_weight = tl.load(at(weight, weight_strides, o, c, kh, kw), mask=inside, other=0.0).to(tl.float32)
+        if negative is None:
+            b_weight = tl.load(at(weight, weight_strides, o, c, kh, kw), mask=inside, other=0.0).to(tl.float32)
+        else:
+            magnitude = tl.load(weight).to(tl.float32)
+            b_weight = tl.where(negative, -magnitude, magnitude)
         b_ds = dw_eff * b_weight * score_map_derivative(b_scores, OF)
         tl.store(at(ds, ds_strides, o, c, kh, kw), b_ds, mask=inside)
     if WEIGHT_GRAD != "none":
         if WEIGHT_GRAD == "kept":
             index = at(0, index_strides, o, c, kh, kw)
             if OF == "bits":
-                keep = kept_bits(scores, index, inside)
+                keep = bit_of(scores, index, inside)
             else:
                 cut_bounds = bounds(cut, OF)
                 keep = kept(b_scores, index <= cut_bounds[2], cut_bounds, OF)
@@ -90,6 +96,7 @@ def weight_grad_kernel(
     numel,
     weight,
     weight_strides,
+    signs,  # of the weight, packed, or None
     scores,
     score_strides,
     index_strides,
@@ -106,6 +113,8 @@ def weight_grad_kernel(
     SCORE_GRAD: tl.constexpr,
     WEIGHT_GRAD: tl.constexpr,
     FOLD: tl.constexpr,
+    RUN: tl.constexpr,  # how a tile reads packed signs: ``tile_of_bits``
+    WITHIN: tl.constexpr,
     STEPS: tl.constexpr,  # of one split
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -166,6 +175,18 @@ def weight_grad_kernel(
         p_partial = at(partials + split.to(tl.int64) * numel, index_strides, o, column, kh, kw)
         tl.store(p_partial, acc, mask=inside)
     else:
+        negative = None
+        if SCORE_GRAD and signs is not None:
+            row = o.to(tl.int64) * index_strides[0]  # [BM, 1]
+            words, bit = signs + (row >> 5), (row & 31).to(tl.int32)
+            if TAPS == 1:
+                run = i_n * BLOCK_N + RUN * tl.arange(0, BLOCK_N // RUN)
+                runs_inside = m_inside[:, None] & (run < KC)[None, :]  # [BM, BN / RUN]
+                place = places(signs, 1, RUN, BLOCK_M, BLOCK_N, False)
+                negative = tile_of_bits(words, bit + run[None, :], runs_inside, place, 1, RUN, WITHIN, BLOCK_M, BLOCK_N)
+            else:
+                bit += kh * index_strides[2] + kw * index_strides[3] + c[None, :] * index_strides[1]
+                negative = bit_of(words, bit, inside)
         store_grads(
             acc,
             inside,
@@ -175,6 +196,7 @@ def weight_grad_kernel(
             kw,
             weight,
             weight_strides,
+            negative,
             scores,
             score_strides,
             index_strides,
@@ -196,6 +218,7 @@ def sum_grads_kernel(
     numel,
     weight,
     weight_strides,
+    signs,  # of the weight, packed, or None
     scores,
     score_strides,
     index_strides,
@@ -211,7 +234,8 @@ def sum_grads_kernel(
     BLOCK: tl.constexpr,
 ):
     """Adds the splits in their order, the same bits on every run, and stores the straight-through gradients."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [B]
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    index = first + tl.arange(0, BLOCK)  # [B]
     inside = index < numel
     acc = tl.zeros((BLOCK,), dtype=tl.float32)
     for split in range(SPLITS):
@@ -220,6 +244,9 @@ def sum_grads_kernel(
     kh = (index // size[2]) % size[1]
     c = (index // (size[2] * size[1])) % size[0]
     o = index // (size[2] * size[1] * size[0])
+    negative = None
+    if SCORE_GRAD and signs is not None:
+        negative = bit_of(signs + first // 32, tl.arange(0, BLOCK), inside)
     store_grads(
         acc,
         inside,
@@ -229,6 +256,7 @@ def sum_grads_kernel(
         kw,
         weight,
         weight_strides,
+        negative,
         scores,
         score_strides,
         index_strides,
