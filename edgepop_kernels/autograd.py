@@ -4,7 +4,8 @@
 
 Saved for backward: x, weight, scores as they are, and the cut (16 bytes) or the packed mask (1 bit per weight); where
 the selection wrote planes beside the cut, these as well (mask and signs, 2 bits per weight). ``signs`` (None: there are
-none) are those of a weight of one magnitude, as ``ops`` takes it; nothing of it trains.
+none) are those of a weight of one magnitude, as ``ops`` takes it; nothing of it trains. A cut may come with ``bits``,
+its mask: the forward pass and dX read these, dS and dW the scores and the cut.
 
 ``update`` (None: there is none) is how an optimizer spends dS inside backward: ``optim.backward.Use``.
 
@@ -148,7 +149,7 @@ def _parameter_grads(
         return None, ctx.update.spend(op, dy, x, weight, cut, of, weight_grad, signs, *geometry)
 
     ds = dw = None
-    if wants_ds and bits is None:
+    if wants_ds and cut is not None:
         ds, dw = with_ds(cut, weight_grad)
     else:
         if weight_grad != "none":

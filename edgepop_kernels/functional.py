@@ -243,6 +243,7 @@ def linear_product(
         ranked = bits if bits is not None else weight if scores is None else scores
         y: torch.Tensor = prepared.plan.forward(x, weight, ranked, data, bias, None, planes, signs)
         return y
+    bits = bits if planes is None else planes[0]
     return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update, signs)
 
 
@@ -310,6 +311,7 @@ def conv2d_product(
         ranked = bits if bits is not None else weight if scores is None else scores
         y: torch.Tensor = prepared.plan.forward(x, weight, ranked, data, bias, None, planes, signs)
         return y
+    bits = bits if planes is None else planes[0]
     x_channels_last = prepared.x_channels_last
     y_channels_last = x_channels_last or _is_channels_last(weight)
     return apply(

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from edgepop_kernels.tuning import roofline
+from edgepop_kernels.tuning import H200, roofline
 from edgepop_kernels.tuning.roofline import Peak, Work
 
 PEAK = Peak(bandwidth=100.0, flops={"half": 10.0}, source="made up")
@@ -62,6 +62,26 @@ def test_the_floor_is_the_longer_of_the_two_times():
 def test_bytes_of_what_only_moves():
     assert roofline.draw(64).traffic == 64 * 4 + 8
     assert roofline.stage(64, element=2).traffic == 64 * (4 + 4 + 2)
+
+
+@pytest.mark.parametrize("rows", [32, 128])
+def test_bytes_of_a_layer_of_4096_by_scores_and_by_bits(rows):
+    """bfloat16, in MB of its weight, half or in bits, with its mask; signs and mask are 2 MB each."""
+    mib, activations = 2**20, 2 * 2 * rows * 4096
+    sizes = {"scores": (2, 32, 96), "bits": (2, 1, 34), "signs and bits": (1 / 8, 1, 4)}
+    for weight_element, mask_bits, expected in sizes.values():
+        layer = roofline.linear(rows, 4096, 4096, element=2, weight_element=weight_element, mask_bits=mask_bits)
+        assert layer.forward().traffic - activations == expected * mib
+
+
+def test_masks_are_packed_for_training_steps_of_large_layers():
+    large, few = 4096 * 4096, 16384 * 131
+    assert roofline.packing_pays(large, H200, backward=True)
+    assert not roofline.packing_pays(large, H200, backward=False)
+    assert not roofline.packing_pays(few, H200, backward=True)
+    # By hand: packing reads 4 bytes and writes 2 bits; each of two products then reads 1 bit and not 32.
+    assert roofline.planes(large).traffic == 4.25 * large < 2 * (4 - 1 / 8) * large
+    assert roofline.planes(large).traffic > (4 - 1 / 8) * large
 
 
 @pytest.mark.parametrize("name", roofline.PEAKS)

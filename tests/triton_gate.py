@@ -77,6 +77,8 @@ def run_selection():
     scores, kinds = [torch.empty(512, 512, 3, 3), torch.empty(64, 64)], ["abs", "raw"]
     for hint in (None, torch.zeros(2, 2, dtype=torch.int64)):
         selection.select(scores, [1000, 100], kinds, hint)
+    with torch.enable_grad():
+        selection.planes(2 * scores[:1], torch.zeros(2, 2, dtype=torch.int64), kinds, [True, True])
     selection.draw(scores[0], torch.zeros((), dtype=torch.int64))
     for of in ("abs", "raw"):
         selection.mask_bits(scores[0], cut(), of)

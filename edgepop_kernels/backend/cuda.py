@@ -84,6 +84,13 @@ def select(scores, kept, of, hint):
     return cuts
 
 
+def select_planes(scores, kept, of, hint, wanted):
+    from .triton.selection import planes  # imports triton
+
+    cuts = select(scores, kept, of, hint)
+    return cuts, planes(scores, cuts, of, wanted)
+
+
 def mask_bits(scores, cut, of):
     if scores.numel() >= 2**31:
         raise ValueError(f"scores: expected at most 2**31 - 1 scores in a layer, got {scores.numel()}")

@@ -12,6 +12,7 @@ import torch
 
 _MODULE_OF = {
     "select": "selection",
+    "select_planes": "selection",
     "draw": "selection",
     "mask_bits": "selection",
     "masked_linear": "linear",

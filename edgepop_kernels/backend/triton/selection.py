@@ -1,4 +1,4 @@
-"""Launches the selection of all layers: tables of where the scores lie, then two kernels.
+"""Launches the selection of all layers: tables of where the scores lie, then two kernels, and one for planes.
 
 And the packed masks, of a Bernoulli draw or of a cut: one kernel each.
 """
@@ -9,12 +9,15 @@ from typing import NamedTuple
 import torch
 
 from ... import capture
+from ...masks import packed_bytes
+from ...tuning import roofline
 from ..memory_order import Places, filling
 from .kernels.draw import draw_kernel
 from .kernels.mask_bits import mask_bits_kernel
+from .kernels.planes import ALIGNED, planes_kernel
 from .kernels.select import STATE, select_compact_kernel, select_sample_kernel
 from .kernels.select_scan import BINS, SHELF
-from .launch import launch
+from .launch import device_of, launch
 
 _CHUNK = 16384  # scores a block reads
 _TILE = 4096
@@ -29,7 +32,7 @@ _ROOM = 512  # candidates that are searched in registers
 _WORDS = 16  # of packed bits that a block draws: 1024 weights
 _LEAST_CAPACITY = 4096  # candidates of a layer: an eighth of it, at least this many
 _MOST_SCORES = 2**31 - 2**16  # of a layer: positions are int32, up to a chunk past the end
-_captured: set["_Plan"] = set()  # tables that CUDA graphs read: these outlive the cache
+_captured: set[NamedTuple] = set()  # tables that CUDA graphs read: these outlive the cache
 
 
 class _Layer(NamedTuple):
@@ -94,6 +97,50 @@ def select(scores, kept, of, hint):
     return cuts
 
 
+def select_planes(scores, kept, of, hint, wanted):
+    cuts = select(scores, kept, of, hint)
+    return cuts, planes(scores, cuts, of, wanted)
+
+
+class _Planes(NamedTuple):
+    layers: torch.Tensor  # int64 [layers, FIELDS]
+    chunks: torch.Tensor  # int32 [chunks, 2]: layer, which chunk of it
+
+
+def planes(scores, cuts, of, wanted):
+    """The planes of each layer (``Cut``) where they are wanted and the scores lie in logical order, if reading them
+    once more pays (``roofline.packing_pays``); else None."""
+    written = [None] * len(scores)
+    alignment = 4 * ALIGNED.value
+    found = [i for i, s in enumerate(scores) if wanted[i] and s.is_contiguous() and s.data_ptr() % alignment == 0]
+    numel = sum(scores[i].numel() for i in found)
+    if not roofline.packing_pays(numel, device_of(cuts.device), torch.is_grad_enabled()):
+        return written
+    base, rows, words = scores[found[0]], [], 0
+    for i in found:
+        offset, count = (scores[i].data_ptr() - base.data_ptr()) // 4, 1 + (of[i] == "abs")
+        rows.append((i, offset, scores[i].numel(), int(of[i] != "abs"), words))
+        words += count * packed_bytes(scores[i].numel()) // 4
+    plan = _planes_plan(tuple(rows), cuts.device, _CHUNK)
+    if capture.capturing(base):
+        _captured.add(plan)
+    memory = torch.zeros(words, dtype=torch.int32, device=cuts.device)
+    args = (base, plan.layers, plan.chunks, cuts, memory)
+    launch(planes_kernel, (len(plan.chunks),), cuts, args, CHUNK=_CHUNK, TILE=_TILE, num_warps=_WARPS)
+    starts = [4 * first for *_, first in rows] + [4 * words]
+    for i, start, end in zip(found, starts, starts[1:], strict=False):
+        written[i] = memory.view(torch.uint8)[start:end].view(-1, packed_bytes(scores[i].numel()))
+    return written
+
+
+@functools.lru_cache(maxsize=1024)
+def _planes_plan(rows, device, chunk):
+    _check_made_before(device)
+    chunks = [[n, j] for n, (_, _, numel, *_) in enumerate(rows) for j in range(-(-numel // chunk))]
+    tables = torch.tensor(rows), torch.tensor(chunks, dtype=torch.int32).reshape(-1, 2)
+    return _Planes(*(t.to(device) for t in tables))
+
+
 def draw(scores, seed):
     return _packed(draw_kernel, scores, seed)
 
@@ -115,8 +162,7 @@ def _packed(kernel, scores, argument, **meta):
 def _plan(layers, device, chunk, room, least_capacity):
     """The tables on the device; made when a network's scores are first seen, so that there is nothing to copy while a
     CUDA graph is captured."""
-    if capture.capturing(torch.empty(0, device=device)):
-        raise RuntimeError("select: run the step once before it is captured: its tables are copied from the host")
+    _check_made_before(device)
     rows, chunks, first = [], [], 0
     for i, layer in enumerate(layers):
         if layer.numel > _MOST_SCORES:
@@ -129,6 +175,11 @@ def _plan(layers, device, chunk, room, least_capacity):
     # Waited for: every stream reads what is cached, not only the one that copies it.
     table = torch.tensor(rows, dtype=torch.int64).to(device)
     return _Plan(table, torch.tensor(chunks, dtype=torch.int32).reshape(-1, 2).to(device), first)
+
+
+def _check_made_before(device):
+    if capture.capturing(torch.empty(0, device=device)):
+        raise RuntimeError("select: run the step once before it is captured: its tables are copied from the host")
 
 
 def _inverse(sizes, index_strides):
