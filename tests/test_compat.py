@@ -589,6 +589,47 @@ def test_fused_backward_trains_hydras_layers():
     torch.testing.assert_close(layer.popup_scores, twin.popup_scores)
 
 
+def test_a_fixed_subnet_keeps_its_mask_however_it_came():
+    def made():
+        layer = hidden_networks.FixedSubnetConv(3, 7, 3)
+        layer.set_prune_rate(0.5)
+        return layer
+
+    read, frozen, dropped = made(), made(), made()
+    theirs = PlainFixedConv(3, 7, 3)
+    theirs.set_prune_rate(0.5)
+    theirs.set_subnet()
+    ek.load_checkpoint(read, {"state_dict": {f"module.{name}": t for name, t in theirs.state_dict().items()}})
+    assert torch.equal(read.scores, theirs.scores) and not read.scores.requires_grad
+    frozen.freeze(keep_scores=True)  # this package's own way: scores stay what they were
+    dropped.freeze()
+    for layer, names in ((read, ["scores"]), (frozen, ["scores", "mask_bits"]), (dropped, ["mask_bits"])):
+        x, again = torch.randn(2, 3, 9, 9), made()
+        assert list(layer.state_dict()) == ["weight", "bias", *names]
+        assert again.load_state_dict(layer.state_dict()) == ([], [])
+        assert torch.equal(again.mask(), layer.mask()) and torch.equal(again(x), layer(x))
+
+
+@pytest.mark.filterwarnings("error")
+def test_checkpoints_and_packed_files_know_hydras_scores(tmp_path):
+    def made():
+        model = nn.Sequential(hydra.SubnetConv(3, 8, 3), nn.Flatten(), hydra.SubnetLinear(8 * 49, 5))
+        for m in (model[0], model[2]):
+            m.set_prune_rate(0.3)
+        return model
+
+    model, other, x = made(), made(), torch.randn(2, 3, 9, 9)
+    ours = {name.replace("popup_scores", "scores"): t for name, t in model.state_dict().items()}
+    for saved in (model.state_dict(), {f"module.{name}": t for name, t in ours.items()}):
+        other = made()
+        loaded = ek.load_checkpoint(other, saved)
+        assert not loaded.missing and not loaded.left and torch.equal(other(x), model(x))
+    ek.save_packed(model, tmp_path / "masks.safetensors")
+    assert (tmp_path / "masks.safetensors").stat().st_size < 0.6 * sum(p.nbytes for p in model.parameters())
+    back = ek.load_packed(tmp_path / "masks.safetensors", made())
+    assert torch.equal(back(x), model(x))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -135,14 +135,25 @@ class FixedSubnetConv(Theirs, FusedSubnetConv):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.pop(f"{prefix}mask_bits", None)  # which the scores are
+        if _is_mask(destination.get(f"{prefix}scores")):
+            destination.pop(f"{prefix}mask_bits", None)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Scores of nothing but 0 and 1 are a mask, which is fixed from then on; with others ``set_subnet`` is due."""
-        scores = state_dict.get(f"{prefix}scores")
-        if isinstance(scores, torch.Tensor) and bool(((scores == 0) | (scores == 1)).all()):
-            state_dict = {**state_dict, f"{prefix}mask_bits": functional.pack_mask(scores != 0)}
+        scores, bits = f"{prefix}scores", f"{prefix}mask_bits"
+        if _is_mask(state_dict.get(scores)):
+            state_dict = {**state_dict, bits: functional.pack_mask(state_dict[scores] != 0)}
+        elif scores not in state_dict and bits in state_dict and self.scores is not None:
+            mask = functional.unpack_mask(state_dict[bits], self._weight_shape())
+            state_dict = {**state_dict, scores: mask.to(torch.float32)}
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_mask(scores: object) -> bool:
+    """Whether these are no scores but a mask: nothing but 0 and 1."""
+    if not isinstance(scores, torch.Tensor) or scores.is_meta:
+        return False
+    return bool(((scores == 0) | (scores == 1)).all())
 
 
 def _rate(layer: Theirs) -> Ranked:

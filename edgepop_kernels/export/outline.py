@@ -12,7 +12,7 @@ from ..nn import MaskedLayer
 # The names in a masked layer's state_dict of which a packed file has its own forms.
 _OF_LAYERS = frozenset(
     (
-        *("weight", "scores", "bias", "bias_scores", "bias_mask", "mask_bits", "_extra_state"),
+        *("weight", "scores", "popup_scores", "bias", "bias_scores", "bias_mask", "mask_bits", "_extra_state"),
         *("weight_signs", "weight_magnitude", "weight_seed"),
     )
 )

@@ -45,6 +45,8 @@ def for_masked(layer: MaskedLayer, saved: Mapping[str, Any]) -> Entries:
     if fixed is not None and "mask_bits" not in entries:
         mask = entries.pop(fixed)
         entries["mask_bits"] = mask._replace(value=_packed(fixed, mask.value, shape))
+    if "scores" in entries:
+        entries[layer._scores_name] = entries.pop("scores")
     return entries
 
 

@@ -19,7 +19,7 @@ from .entries import for_masked, for_plain, problem
 
 _EXTRA = "_extra_state"  # torch's name
 # What a mask is made of: a dense checkpoint has none of it, and the layer's own stays.
-_OF_MASKS = {"scores", "bias_scores", "mask_bits", "bias_mask"}
+_OF_MASKS = {"scores", "popup_scores", "bias_scores", "mask_bits", "bias_mask"}
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _masked(layer: MaskedLayer, own: dict[str, torch.Tensor], saved: dict[str, A
     entries = for_masked(layer, saved)
     shape = layer._weight_shape()
     bits = torch.Size(checks.packed_shape(shape))
-    shapes = {"weight": shape, "scores": shape, "mask_bits": bits, "weight_signs": bits, "bias": None}
+    shapes = {"weight": shape, layer._scores_name: shape, "mask_bits": bits, "weight_signs": bits, "bias": None}
     wrong = [
         problem(name, own.get(name), entries[name].value, expected)
         for name, expected in shapes.items()
