@@ -102,6 +102,7 @@ def test_a_state_dict_has_it(rule):
     layer, other = ek.FusedSubnetLinear(64, 80, rule=rule), ek.FusedSubnetLinear(64, 80)
     assert other.load_state_dict(layer.state_dict()) == ([], [])
     assert other.rule == rule and torch.equal(other.mask(), layer.mask())
+    assert ("drop" in bytes(layer.state_dict()["_extra_state"].tolist()).decode()) == (rule.drop is not None)
     layer.freeze(keep_scores=True)
     other.load_state_dict(layer.state_dict())
     other.thaw()

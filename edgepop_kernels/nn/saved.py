@@ -7,7 +7,7 @@ that the network has already, so spaces fill the bytes up to one size.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, cast
 
 import torch
@@ -186,8 +186,10 @@ def _shown(value: object) -> str:
 
 
 def as_dict(rule: Rule) -> dict[str, Any]:
-    """The rule's fields, and its class under "kind"."""
-    return {"kind": type(rule).__name__, **asdict(cast(Any, rule))}
+    """The rule's fields but those left at None, and its class under "kind"."""
+    values = asdict(cast(Any, rule))
+    unsaid = {f.name for f in fields(cast(Any, rule)) if f.default is None and values[f.name] is None}
+    return {"kind": type(rule).__name__} | {name: v for name, v in values.items() if name not in unsaid}
 
 
 def _from_dict(plain: dict[str, Any]) -> Rule:
@@ -201,9 +203,9 @@ def _from_dict(plain: dict[str, Any]) -> Rule:
             f"{_shown(plain)}"
         )
     # JSON has lists alone; a rule's values are tuples, so that rules can be compared and hashed.
-    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in plain.items()}
-    del fields["kind"]
+    values = {field: tuple(value) if isinstance(value, list) else value for field, value in plain.items()}
+    del values["kind"]
     try:
-        return kind(**fields)
+        return kind(**values)
     except TypeError as error:
         raise ValueError(f"rule: {name} cannot be made of {_shown(plain)}: {error}") from error
