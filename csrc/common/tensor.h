@@ -19,9 +19,9 @@ struct Tensor {
   int64_t stride[4] = {0, 0, 0, 0};
 };
 
-// The weight of a layer. With `signs` it is of one magnitude c >= 0 and not stored as a tensor: `data` is the address of
-// c, of `dtype`, and element i of the logical order is -c where bit i of `signs`, packed as a mask's bits are, is set,
-// else c. Its mask is bits then wherever a product asks for it, and it has no gradient.
+// The weight of a layer. With `signs` it is of one magnitude c >= 0 and not stored as a tensor: `data` is the address
+// of c, of `dtype`, and element i of the logical order is -c where bit i of `signs`, packed as a mask's bits are, is
+// set, else c. Its mask is bits then wherever a product asks for it, and it has no gradient.
 struct Weight : Tensor {
   const uint8_t* signs = nullptr;
 };

@@ -145,7 +145,7 @@ class Share {
     if (plan_.kernel != Kernel::pairs && !by_group && !by_channel) {
       float* const out = reinterpret_cast<float*>(ws_.panels);
       pack(p_, all, columns_, out);
-      return round_rows(p_.in.dtype, r.taps * r.depth * pitch(), out);
+      return round_rows(p_, r.taps * r.depth * pitch(), out);
     }
     char* out = ws_.panels;
     for (int64_t i = 0; i < columns_.panels; ++i) {
@@ -155,7 +155,7 @@ class Share {
       slab.columns = min(width, columns_.count - begin);
       if (by_group) {
         pack_groups(slab, width, reinterpret_cast<float*>(out));
-        round_rows(p_.in.dtype, r.taps * r.depth * width, reinterpret_cast<float*>(out));
+        round_rows(p_, r.taps * r.depth * width, reinterpret_cast<float*>(out));
       } else if (by_channel) {
         pack_channels(slab, width, out);
       } else {
@@ -216,7 +216,7 @@ class Share {
         out += runs.count * round_up(runs.depth, 2) * width * 2;
       } else {
         pack(p_, slab, width, reinterpret_cast<float*>(out));
-        round_rows(p_.in.dtype, slab.taps * width, reinterpret_cast<float*>(out));
+        round_rows(p_, slab.taps * width, reinterpret_cast<float*>(out));
         out += slab.taps * width * 4;
       }
     }

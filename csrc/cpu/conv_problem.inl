@@ -67,7 +67,7 @@ struct MaskedWeight {
   Steps index_steps;         // of the logical flat index
   Interval up_to, after;     // what is kept up to the cut's index, and behind it
   int64_t cut_index;
-  float magnitude;           // of a weight of signs
+  float magnitude;           // of a weight of signs, rounded already
 };
 
 struct Problem {
@@ -91,7 +91,14 @@ static inline bool is_channelwise(const Conv& c) {
   return c.groups > 1 && c.in_channels == c.out_channels && width > 0 && width < kLanes && kLanes % width == 0;
 }
 
-static inline MaskedWeight masked_weight(const Conv& c, const Weight& w, const Mask& m, bool backward) {
+// The magnitude of a weight of signs in the activations' precision, to which all products round the weight.
+static inline float rounded_magnitude(const Weight& w, DType in) {
+  float lanes[kLanes] = {};
+  with_type(in, [&](auto type) { store(lanes, round_to(broadcast(magnitude_of(w)), type)); });
+  return lanes[0];
+}
+
+static inline MaskedWeight masked_weight(const Conv& c, DType in, const Weight& w, const Mask& m, bool backward) {
   const int64_t taps = c.kernel_h * c.kernel_w;
   const int64_t index_stride[4] = {c.in_channels / c.groups * taps, taps, c.kernel_w, 1};
   const auto steps = [&](const int64_t* s) {
@@ -99,7 +106,7 @@ static inline MaskedWeight masked_weight(const Conv& c, const Weight& w, const M
   };
   MaskedWeight b = {w.data, w.signs, w.dtype, steps(w.signs == nullptr ? w.stride : index_stride),
                     m.data, steps(m.stride), m.of, steps(index_stride), {}, {}, 0, 0.0f};
-  if (w.signs != nullptr) b.magnitude = magnitude_of(w);
+  if (w.signs != nullptr) b.magnitude = rounded_magnitude(w, in);
   if (m.of == Of::bits) return b;
   b.up_to = up_to(m.of, *m.cut);
   b.after = after(m.of, *m.cut);
@@ -120,7 +127,7 @@ static inline Problem forward_problem(const Conv& c, const Tensor& x, const Weig
   p.in = x;
   p.out = y;
   p.start = bias;
-  p.b = masked_weight(c, w, m, false);
+  p.b = masked_weight(c, x.dtype, w, m, false);
   p.group_column = p.columns;
   p.group_k = 0;
   return p;
@@ -147,7 +154,7 @@ static inline Problem backward_problem(const Conv& c, const Tensor& dy, const We
   p.start = nullptr;
   // Depthwise: the channel is the weight's first dimension in both directions.
   const bool depthwise = p.channelwise && p.depth == 1;
-  p.b = masked_weight(c, w, m, !depthwise);
+  p.b = masked_weight(c, dy.dtype, w, m, !depthwise);
   p.group_column = 0;
   p.group_k = depthwise ? 0 : p.depth;
   return p;

@@ -75,7 +75,7 @@ static void read_runs(const Problem& p, int64_t column, int64_t k, bool along_k,
       read_run(weight, first, step, first + kRunsAhead * next, length, to);
     }
   });
-  for (int64_t run = 0; run < runs; ++run) round_rows(p.in.dtype, length, out + run * pitch);
+  for (int64_t run = 0; run < runs; ++run) round_rows(p, length, out + run * pitch);
 }
 
 // Channels [k, k + depth) of rows [row, row + rows) of a linear layer's activations, `pitch` apart, and zeros up to a

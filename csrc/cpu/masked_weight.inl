@@ -134,15 +134,8 @@ struct Reader<Signs, Of::bits> {
 
   Vec run(Place p, Place step, int64_t n) const {
     if (step.index != 1) return gather(p, step, n);
-    const uint32_t there = n == kLanes ? ~0u : (1u << n) - 1u;
-    return keep_bits(negate_bits(magnitudes, load_bits_at(negative, p.index)), load_bits_at(kept, p.index) & there);
-  }
-
-  // Of each of some columns the 32 bits from p on, shifted up by `up`.
-  IntVec words(const uint8_t* bits, Place p, int64_t columns, int64_t up) const {
-    uint32_t words[kLanes] = {};
-    for (int64_t i = 0; i < columns; ++i) words[i] = load_32_bits_at(bits, p.index + i * column.index) << up;
-    return load_bits(words);
+    const uint32_t there = load_bits_at(kept, p.index) & low_bits(n);
+    return keep_bits(negate_bits(magnitudes, load_bits_at(negative, p.index)), there);
   }
 };
 

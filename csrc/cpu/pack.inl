@@ -7,6 +7,7 @@
 #pragma once
 
 #include "pack_runs.inl"
+#include "pack_signs.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA::brgemm {
 
@@ -24,10 +25,6 @@ struct Columns {
   int widest() const { return static_cast<int>(ceil_div(vectors, panels)); }
 };
 
-// How far ahead of use the weight is fetched: in elements of a run, in channels of whole kernels.
-// 48 elements instead of 128 pack 4096 x 4096 a tenth faster for the forward pass (Ice Lake, 2 cores); pairs have kept
-// the distance that was measured on a CPU that has them.
-constexpr int64_t kAhead = 48, kPairedAhead = 128, kChannelsAhead = 6;
 // Rows of contiguous columns that are read side by side. One by one, a page of W and one of S at a time, the input
 // gradient of 32 rows by 4096 x 4096 took a tenth longer (Ice Lake, 2 cores).
 constexpr int64_t kRowsTogether = 8;
@@ -147,61 +144,42 @@ struct Packer {
   }
 
   void straight_rows(const Columns& panels, Place at, int64_t first_row, int64_t count, float* out) const {
-    const IntervalVec* kept = nullptr;
-    if constexpr (of != Of::bits) {
-      kept = read.interval(at.index, (at + (count - 1) * read.k + (slab.columns - 1) * read.column).index);
-    }
     const int64_t rows = slab.taps * slab.depth;
-    for (int64_t panel = 0, begin = 0, end; panel < panels.panels; ++panel, begin = end) {
-      end = panels.begin(panel + 1);
-      for (int64_t column = begin; column < min(end, slab.columns); column += kLanes) {
-        const int64_t n = min(kLanes, slab.columns - column), step = end - begin;
-        float* to = out + begin * rows + first_row * step + column - begin;
-        const Place p = at + column * read.column;
-        if constexpr (of != Of::bits) {
-          if (kept != nullptr && n == kLanes) {
-            read.decided(p, *kept, count, to, step);
-            continue;
-          }
-        }
-        for (int64_t row = 0; row < count; ++row) store(to + row * step, read.run(p + row * read.k, read.column, n));
-      }
+    for (int64_t panel = 0; panel < panels.panels; ++panel) {
+      const int64_t begin = panels.begin(panel), step = panels.begin(panel + 1) - begin;
+      copy_rows(read, at + begin * read.column, count, min(step, slab.columns - begin),
+                out + begin * rows + first_row * step, step);
     }
   }
 
 #if defined(__AVX512BF16__)
-  // Two vectors of a column's channels become one of pairs before the transpose: half as many of those, and no second
-  // pass over float32 rows. 1024 x 1024 packs in 120 us instead of 170 (Zen 5, 2 cores).
+  // Only where channels are contiguous. Rows that are contiguous in a weight of floats gain nothing from it: paired as
+  // they are read, instead of from the stage, they packed three times slower (1024 x 1024, 4 KB apart, Zen 5).
+  bool pack_paired(bf16* out) const {
+    const Layout layout = layout_of(problem, slab);
+    if (layout == Layout::channels) {
+      for (int64_t column = 0; column < slab.columns; column += kLanes) paired_channels(column, out + 2 * column);
+      return true;
+    }
+    if constexpr (kIsSigns<T>) {
+      if (layout == Layout::columns) return paired_columns(out), true;
+    }
+    return false;
+  }
+
   void paired_channels(int64_t column, bf16* out) const {
     const int64_t columns = min(kLanes, slab.columns - column);
     for (int64_t t = 0; t < slab.taps; ++t, out += round_up(slab.depth, 2) * width) {
-      const Place first = place(column, 0, t);
-      for (int64_t k = 0; k < slab.depth; k += 2 * kLanes) {
-        const int64_t low = min(kLanes, slab.depth - k), high = min(kLanes, slab.depth - k - kLanes);
-        Vec tile[kLanes];
-        for (int64_t i = 0; i < kLanes; ++i) {
-          const Place p = first + k * read.k + i * read.column, next = p + kLanes * read.k;
-          read.prefetch(p + kPairedAhead * read.k);
-          read.prefetch(next + kPairedAhead * read.k);
-          if (i < columns) {
-            tile[i] = (Vec)narrow_joined(read.run(p, read.k, low), high > 0 ? read.run(next, read.k, high) : zero());
-          } else {
-            tile[i] = zero();
-          }
-        }
-        transpose(tile);
-        const int64_t rows = ceil_div(min(2 * kLanes, slab.depth - k), 2);
-        for (int64_t i = 0; i < rows; ++i) store_pairs(out + (k + 2 * i) * width, bits_of(tile[i]));
-      }
+      runs_to_pairs(read, place(column, 0, t), slab.depth, columns, out, width);
     }
   }
 
-  // Only where channels are contiguous. Rows that are contiguous in the weight gain nothing from it: paired as they are
-  // read, instead of from the stage, they packed three times slower (1024 x 1024, 4 KB apart, Zen 5).
-  bool pack_paired(bf16* out) const {
-    if (layout_of(problem, slab) != Layout::channels) return false;
-    for (int64_t column = 0; column < slab.columns; column += kLanes) paired_channels(column, out + 2 * column);
-    return true;
+  void paired_columns(bf16* out) const {
+    for (int64_t t = 0; t < slab.taps; ++t) {
+      for (int64_t k = 0; k < slab.depth; k += 2, out += 2 * width) {
+        copy_pair(read, place(0, k, t), k + 1 < slab.depth, slab.columns, out);
+      }
+    }
   }
 #endif
 
@@ -254,9 +232,9 @@ static void pack(const Problem& p, const Slab& slab, const Columns& panels, floa
 }
 
 // The weight takes the activations' precision before the product, as under autocast.
-static void round_rows(DType dtype, int64_t count, float* rows) {
-  if (dtype == DType::f32) return;
-  with_type(dtype, [&](auto type) {
+static void round_rows(const Problem& p, int64_t count, float* rows) {
+  if (p.in.dtype == DType::f32 || p.b.signs != nullptr) return;
+  with_type(p.in.dtype, [&](auto type) {
     for (int64_t i = 0; i < count; i += kLanes) store(rows + i, round_to(load(rows + i), type));
   });
 }

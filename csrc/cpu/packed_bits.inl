@@ -36,6 +36,8 @@ static inline uint32_t load_32_bits_at(const uint8_t* bits, int64_t index) {
   return static_cast<uint32_t>(word >> (index & 7));
 }
 
+static inline uint32_t low_bits(int64_t n) { return n < 32 ? (1u << n) - 1u : ~0u; }
+
 static inline IntVec load_bits(const uint32_t (&words)[kLanes]) {
   IntVec a;
   std::memcpy(&a, words, sizeof a);

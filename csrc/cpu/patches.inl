@@ -23,7 +23,7 @@ static inline bool patches_problem(const Conv& c, const Tensor& dy, const Weight
                             c.in_h == c.out_h * c.kernel_h && c.in_w == c.out_w * c.kernel_w;
   if (!side_by_side || c.kernel_h * c.kernel_w == 1 || c.kernel_w == 1 || c.groups > 1) return false;
   if (c.dilation_h > 1 || c.dilation_w > 1) return false;
-  p.b = masked_weight(c, w, m, true);
+  p.b = masked_weight(c, dy.dtype, w, m, true);
   Steps* const all[] = {&p.b.weight_steps, &p.b.index_steps, &p.b.score_steps};
   for (Steps* s : all) {
     const int64_t step = step_of_patches(c, *s);

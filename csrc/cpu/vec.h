@@ -31,8 +31,9 @@ namespace edgepop::cpu::EDGEPOP_ISA {
 // stream(p, a) stores past the caches; p is aligned to a vector. finish_streams() makes a thread's streams visible in
 // order with its later stores.
 
-// Numbers of one magnitude from two bits each: signed_lanes(kept, negative, c) is c where bit 31 of `kept` is set, negated
-// where that of `negative` is, and +0 elsewhere; twice(a) shifts the lanes left by one.
+// Numbers of one magnitude from two bits each: signed_lanes(kept, negative, c) is c where bit 31 of `kept` is set,
+// negated where that of `negative` is, and +0 elsewhere. Bits get there by twice(a), which shifts the lanes left by
+// one, or by raise_lanes(a, first), which brings the bit `first` + i of lane i.
 
 // An element is kept iff image(score) - lo <= span (keys.h).
 struct IntervalVec {
@@ -96,6 +97,10 @@ static inline IntVec narrow_pairs(Vec even, Vec odd) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
                                          5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, halves);
+}
+// The same of numbers that bfloat16 has.
+static inline IntVec pairs_of(Vec even, Vec odd) {
+  return _mm512_or_si512(_mm512_srli_epi32(bits_of(even), 16), bits_of(odd));
 }
 static inline void store_pairs(bf16* p, IntVec a) { _mm512_storeu_si512(p, a); }
 #else

@@ -91,6 +91,10 @@ static inline Vec keep_bits(Vec a, uint32_t bits) {
 }
 
 static inline IntVec twice(IntVec a) { return _mm256_add_epi32(a, a); }
+static inline IntVec raise_lanes(IntVec a, int first) {
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_sllv_epi32(a, _mm256_sub_epi32(_mm256_set1_epi32(31 - first), lanes));
+}
 static inline Vec signed_lanes(IntVec kept, IntVec negative, Vec c) {
   const Vec sign = _mm256_and_ps(_mm256_castsi256_ps(negative), _mm256_set1_ps(-0.0f));
   return _mm256_and_ps(_mm256_castsi256_ps(_mm256_srai_epi32(kept, 31)), _mm256_xor_ps(sign, c));

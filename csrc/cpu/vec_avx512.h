@@ -87,6 +87,10 @@ static inline IntVec subtract(IntVec a, IntVec b) { return _mm512_sub_epi32(a, b
 static inline Vec keep_bits(Vec a, uint32_t bits) { return _mm512_maskz_mov_ps(static_cast<__mmask16>(bits), a); }
 
 static inline IntVec twice(IntVec a) { return _mm512_add_epi32(a, a); }
+static inline IntVec raise_lanes(IntVec a, int first) {
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  return _mm512_sllv_epi32(a, _mm512_sub_epi32(_mm512_set1_epi32(31 - first), lanes));
+}
 static inline Vec signed_lanes(IntVec kept, IntVec negative, Vec c) {
   constexpr int kNegated = 0x6a;  // (negative & sign) ^ c
   const __m512i sign = _mm512_set1_epi32(INT32_MIN), bits = _mm512_castps_si512(c);

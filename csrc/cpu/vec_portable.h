@@ -68,6 +68,10 @@ static inline Vec keep_bits(Vec a, uint32_t bits) {
 }
 
 static inline IntVec twice(IntVec a) { return a + a; }
+static inline IntVec raise_lanes(IntVec a, int first) {
+  const uint32_t up = 31 - static_cast<uint32_t>(first);
+  return a << IntVec{up, up - 1, up - 2, up - 3};
+}
 static inline Vec signed_lanes(IntVec kept, IntVec negative, Vec c) {
   return (Vec)((IntVec)(kept > 0x7fffffffu) & ((IntVec)c ^ (negative & 0x80000000u)));
 }
