@@ -174,6 +174,7 @@ def test_flops_of_masked_layers_are_those_of_dense_ones(device):
 
 
 def test_the_onnx_exporter_is_quiet_about_libraries_that_are_not_here(caplog):
+    pytest.importorskip("onnxscript")
     registration = importlib.import_module("torch.onnx._internal.exporter._registration")
     with torch_private.quiet_onnx():
         registration.logger.warning("torchvision is not installed")
