@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from . import capture, functional, torch_private
+from . import capture, checks, functional, torch_private
 from .cut import Cut, Selection
 from .masks import popcount
 from .nn import MaskedLayer
@@ -98,7 +98,9 @@ class _SharedSelection:
             return
         rules = [m._forward_rule() for m in layers]
         hints = None if watched else [m._hint() for m in layers]
-        selections = functional.select_all(ranked, rules, hints)
+        checks.selections(ranked, rules, hints)
+        planes = [m.scores is not None for m in layers]  # nobody reads those of a weight that scores itself
+        selections = functional.selections(ranked, rules, hints or [None] * len(ranked), planes)
         for layer, scores, rule, selection in zip(layers, ranked, rules, selections, strict=True):
             layer._cuts.shared = selection
             if not watched:
