@@ -154,8 +154,8 @@ def test_one_selection_serves_all_steps(monkeypatch):
     """The weights stand still within a forward, so their cut is found once, however often they are applied."""
     model = DiscreteGraph(NODES, EDGES, OUTPUTS, steps=4)
     calls = []
-    select_all = functional.select_all
-    monkeypatch.setattr(functional, "select_all", lambda *args: calls.append(args) or select_all(*args))
+    selections = functional.selections
+    monkeypatch.setattr(functional, "selections", lambda *args: calls.append(args) or selections(*args))
     monkeypatch.setattr(functional, "select", lambda *args: calls.append(args))
     model(torch.randn(1, INPUTS, 4, 4))
     assert len(calls) == 1
