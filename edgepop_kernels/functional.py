@@ -64,10 +64,17 @@ def selection(scores: torch.Tensor, rule: Rule, hint: Cut | None, planes: bool =
 
 
 def _select_moving(scores: list[torch.Tensor], rules: list[Rule], hint: torch.Tensor | None) -> torch.Tensor:
-    """``ops.select`` of a compiled forward that holds for other ``keep`` of the same rules."""
-    return ops.select_moving(
-        scores, [r.moved() for r in rules], [type(r).__name__ for r in rules], [r.of for r in rules], hint
-    )
+    """``ops.select`` of a compiled forward that holds for other ``keep`` of the same rules. Of a rule whose keep the op
+    does not know how to count, a user's, the count is handed on, which holds for this one."""
+    numbers, names = [], []
+    for rule, s in zip(rules, scores, strict=True):
+        if type(rule) is ops.COUNTS.get(type(rule).__name__):
+            names.append(type(rule).__name__)
+            numbers.append(rule.moved())
+        else:
+            names.append("")
+            numbers.append(torch.tensor(checked_kept(rule, s.numel()), dtype=torch.float64, device="cpu"))
+    return ops.select_moving(scores, numbers, names, [r.of for r in rules], hint)
 
 
 def select_all(

@@ -17,7 +17,7 @@ mask of a cut.
 ``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
 
 ``select_moving`` is ``select`` for compiled forwards whose keep changes: the fraction removed, of each layer a float64
-scalar on the CPU, and the names of the rules say how many are kept.
+scalar on the CPU, and the names of the rules say how many are kept; beside an empty name it is the number kept.
 
 ``_update`` is no op of torch's: a backend may have it beside ``_dw``, to carry out an optimizer's update of the scores
 (``optim.step.Update``, in score_grad's place) while dS leaves the accumulators. It returns dW, or None.
@@ -200,11 +200,14 @@ for _name in ("select", "draw"):  # the first of a masked layer's; what else the
 def _select_moving(
     scores: list[torch.Tensor], removed: list[torch.Tensor], rules: list[str], of: list[str], hint: torch.Tensor | None
 ) -> torch.Tensor:
-    kept = [_RANKED[name].removing(r.item()).kept(s.numel()) for name, r, s in zip(rules, removed, scores, strict=True)]
+    kept = [
+        COUNTS[name].removing(number.item()).kept(s.numel()) if name else int(number.item())
+        for name, number, s in zip(rules, removed, scores, strict=True)
+    ]
     return _select_kernel(scores, kept, of, hint)
 
 
-_RANKED: dict[str, type[Ranked]] = {kind.__name__: kind for kind in (TopK, Percentile)}
+COUNTS: dict[str, type[Ranked]] = {kind.__name__: kind for kind in (TopK, Percentile)}
 _select_kernel: Callable[..., torch.Tensor] = _routed("select")
 _library.define(
     "select_moving(Tensor[] scores, Tensor[] removed, str[] rules, str[] of, Tensor? hint) -> Tensor",

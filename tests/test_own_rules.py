@@ -206,3 +206,13 @@ def test_a_file_whose_rule_nobody_has_defined_says_so():
     ek.rules.rule._DEFINED.pop("Gone")
     with pytest.raises(RuntimeError, match=r"or a rule of your own whose class is imported, got \{'kind': 'Gone'"):
         network(ek.TopK()).load_state_dict(state)
+
+
+def test_one_beside_a_keep_that_moved_compiles_in_a_shared_selection():
+    torch.manual_seed(0)
+    body = nn.Sequential(ek.FusedSubnetLinear(9, 11, rule=Few(0.7, most=30)), ek.FusedSubnetLinear(11, 5, keep=0.5))
+    compiled = torch.compile(ek.share_selection(body), backend="eager", fullgraph=True)
+    x = torch.randn(3, 9)
+    for keep in (0.4, 0.3):
+        body[1].keep = keep
+        assert torch.equal(compiled(x), body(x)) and body[0].mask().sum() == 30
