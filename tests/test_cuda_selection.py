@@ -113,7 +113,7 @@ def test_layers_together_are_layers_apart_in_any_order_of_blocks(host):
 
 
 def test_nothing_kept_at_all(host):
-    assert_exact([torch.randn(0, 4), torch.randn(9)], [0, 0], ["abs", "raw"])
+    assert_exact([torch.randn(0, 4), torch.randn(9), torch.randn(3, 0, 5)], [0, 0, 0], ["abs", "raw", "abs"])
 
 
 def test_a_hint_saves_passes_until_the_cut_has_left_its_bracket(host, monkeypatch):

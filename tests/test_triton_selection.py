@@ -195,7 +195,7 @@ def test_tables_of_other_constants_are_not_found(monkeypatch):
 
 
 def test_an_empty_layer_keeps_nothing():
-    assert_exact([torch.randn(0, 4), torch.randn(9)], [0, 4], ["abs", "abs"])
+    assert_exact([torch.randn(0, 4), torch.randn(9), torch.randn(2, 0)], [0, 4, 0], ["abs", "abs", "raw"])
 
 
 @pytest.mark.parametrize("numel", [1, 63, 1025])
