@@ -42,14 +42,21 @@ Name = Literal[
 ]
 Layer = TypeVar("Layer", bound=nn.Module)
 SCALES: tuple[str, ...] = get_args(Scale)
+MODES: tuple[str, ...] = get_args(Fan)
+NONLINEARITIES: tuple[str, ...] = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu")
 
 
 def _std(weight: Tensor, keep: float | None, scale: Scale, mode: Fan, nonlinearity: Nonlinearity) -> float:
     fan_in, fan_out = _fans("weight", weight)
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
+    gain = _gain(mode, nonlinearity)
     fan = (fan_in if mode == "fan_in" else fan_out) * _fan_factor(keep, scale)
-    return _torch_init.calculate_gain(nonlinearity) / math.sqrt(fan)
+    return gain / math.sqrt(fan)
+
+
+def _gain(mode: Fan, nonlinearity: Nonlinearity) -> float:
+    if mode not in MODES:
+        raise ValueError(f"mode: expected 'fan_in' or 'fan_out', got {mode!r}")
+    return _torch_init.calculate_gain(nonlinearity)
 
 
 def _fan_factor(keep: float | None, scale: Scale) -> float:
@@ -219,16 +226,24 @@ NAMES = tuple(_FUNCTIONS)
 SCALED = NAMES[:4]
 
 
-def by_name(name: Name, keep: float | None = None, scale: Scale = "none") -> Callable[[Tensor], Tensor]:
-    """The function ``name``, one of ``NAMES``, as one of a weight alone, with ``keep`` and ``scale`` filled in.
+def by_name(
+    name: Name,
+    keep: float | None = None,
+    scale: Scale = "none",
+    mode: Fan = "fan_in",
+    nonlinearity: Nonlinearity = "relu",
+) -> Callable[[Tensor], Tensor]:
+    """The function ``name``, one of ``NAMES``, as one of a weight alone, with all else filled in; ``mode`` and
+    ``nonlinearity`` where it is one of ``SCALED``, the others have neither.
 
     Raises ValueError, and TypeError for a ``keep`` that is no number, before there is a weight.
     """
     if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"init: expected one of {', '.join(map(repr, NAMES))}, got {name!r}")
     _fan_factor(keep, scale)
+    _gain(mode, nonlinearity)
     if name in SCALED:
-        return partial(_FUNCTIONS[name], keep=keep, scale=scale)
+        return partial(_FUNCTIONS[name], keep=keep, scale=scale, mode=mode, nonlinearity=nonlinearity)
     if scale != "none":
         raise ValueError(f"scale: init={name!r} has none that follows keep, expected 'none', got {scale!r}")
     return _FUNCTIONS[name]

@@ -94,9 +94,19 @@ def test_a_name_stands_for_its_function(name):
     assert torch.equal(by_name, function(weight(), 0.3, scale="paper") if scaled else function(weight()))
 
 
+def test_a_name_stands_for_its_function_with_mode_and_gain():
+    torch.manual_seed(0)
+    by_name = ek.init.by_name("kaiming_uniform", None, "none", "fan_out", "tanh")(weight())
+    torch.manual_seed(0)
+    assert torch.equal(by_name, ek.init.kaiming_uniform_(weight(), mode="fan_out", nonlinearity="tanh"))
+    for nonlinearity in ek.init.NONLINEARITIES:
+        ek.init.by_name("kaiming_normal", nonlinearity=nonlinearity)
+
+
 @pytest.mark.parametrize(
     ("arguments", "argument", "error"),
     [
+        (("kaiming_normal", None, "none", "fan"), "mode", ValueError),
         (("signed_constant_",), "init", ValueError),
         ((None,), "init", ValueError),
         (("xavier_normal", 0.5, "paper"), "scale", ValueError),

@@ -1,5 +1,7 @@
 """training.png shows what a run has an answer to; log.csv says what share of the mask bits changed in an epoch."""
 
+import json
+
 import pytest
 import torch
 from recipe_runs import NAME, RECIPE, quiet, rows, start, state
@@ -84,11 +86,20 @@ def test_a_masked_run_shows_losses_churn_and_scores_with_their_cut(drawn, tmp_pa
     assert set(cut.get_xdata()) == {1}
 
 
-def test_layers_that_keep_different_shares_are_shown_by_name(drawn):
-    panels = drawn("wirings-digits", epochs=1, first_dense=True, widths=(16, 12))
+def layers(run):
+    return json.loads((run / "summary.json").read_text())["layers"]
+
+
+def test_layers_that_keep_different_shares_are_shown_by_name(drawn, tmp_path):
+    panels = drawn("supermask-digits", epochs=1, scores_init="kaiming", lr=1.0, widths=(16, 12))
     kept = panels["weights kept in each layer"]
     assert [tick.get_text() for tick in kept.get_xticklabels()] == ["fc1", "fc2", "fc3"]
-    assert [bar.get_height() for bar in kept.patches] == pytest.approx([100, 10, 10], abs=1)
+    shares = [100 * layer["kept"] / layer["weights"] for layer in layers(tmp_path / "supermask-digits")]
+    assert [bar.get_height() for bar in kept.patches] == pytest.approx(shares)
+
+
+def test_weights_that_score_themselves_are_shown_beside_the_smallest_kept(drawn):
+    panels = drawn("wirings-digits", epochs=1, widths=(16, 12))
     assert panels["scores at the end"].get_xlabel().startswith("|weight| / smallest kept of the layer")
 
 

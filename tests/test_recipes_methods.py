@@ -32,7 +32,7 @@ def test_settings_reach_the_layers():
     assert isinstance(layer, ek.FusedSupermaskConv) and layer.rescale and (layer.scores == 0.5).all()
     assert layer.rule == ek.Bernoulli("round")
     model = registry.find("wirings-digits").recipe.override(first_dense=True).network((1, 8, 8), 10)
-    assert [m.keep for m in model.modules() if hasattr(m, "mask")] == [1.0, 0.1, 0.1]
+    assert [m.keep for m in model.modules() if hasattr(m, "mask")] == [0.1, 0.1]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

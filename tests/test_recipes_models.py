@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import dense, models, registry
+from edgepop_kernels.recipes import dense, models, registry, resnets
 from edgepop_kernels.recipes.edge_popup import EdgePopup
 from edgepop_kernels.recipes.layers import INITS
 
@@ -46,6 +46,18 @@ def test_the_width_multiplier_scales_hidden_sizes_only():
     network = dense.plain_network(dense.Dense(model="conv4", width_multiplier=0.5), CIFAR, 10)
     shapes = [tuple(p.shape) for p in network.parameters()]
     assert shapes == [(32, 3, 3, 3), (32, 32, 3, 3), (64, 32, 3, 3), (64, 64, 3, 3), (128, 4096), (128, 128), (10, 128)]
+
+
+def test_widths_are_rounded_down():
+    """As hidden-networks' wide networks: 0.3 * 256 is 76.8."""
+    shapes = [
+        p.shape[0]
+        for p in dense.plain_network(dense.Dense(model="conv4", width_multiplier=0.3), CIFAR, 10).parameters()
+    ]
+    assert shapes == [19, 19, 38, 38, 76, 76, 10]
+    with torch.device("meta"):
+        shapes = resnets.build("resnet18", 3, 10, width_multiplier=0.99).conv1.weight.shape
+    assert shapes == (63, 3, 7, 7)
 
 
 @pytest.mark.parametrize(("model", "count"), [("conv2", 5), ("lenet", 4), ("cifar-resnet18", 21), ("resnet50", 54)])

@@ -22,7 +22,13 @@ def weights(model):
 @pytest.mark.parametrize(
     ("name", "published"),
     # Of the usual dense models, classifier bias and batch norms included.
-    [("resnet18", 11_689_512), ("resnet50", 25_557_032), ("resnet101", 44_549_160), ("wide-resnet50-2", 68_883_240)],
+    [
+        ("resnet18", 11_689_512),
+        ("resnet50", 25_557_032),
+        ("resnet101", 44_549_160),
+        ("wide-resnet50-2", 68_883_240),
+        ("wide-resnet101-2", 126_886_696),
+    ],
 )
 def test_imagenet_networks_have_the_published_number_of_parameters(name, published):
     with torch.device("meta"):
@@ -54,10 +60,10 @@ def torchvisions(name):
     conv("conv1", 64, 3, 7)
     norm("bn1", 64)
     inputs = 64
-    counts = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3)}.get(name, (3, 4, 6, 3))
+    counts = (2, 2, 2, 2) if name == "resnet18" else (3, 4, 23, 3) if "101" in name else (3, 4, 6, 3)
     for stage, count in enumerate(counts):
         width = 64 << stage
-        inner = 2 * width if name == "wide-resnet50-2" else width
+        inner = 2 * width if name.startswith("wide") else width
         outputs = width if name == "resnet18" else 4 * width
         for block in range(count):
             key = f"layer{stage + 1}.{block}"
@@ -103,6 +109,14 @@ def test_a_completed_network_has_the_keys_of_torchs_own_layers_and_the_same_answ
     torch.testing.assert_close(model(x), before)
     torch.testing.assert_close(plain(x), before)
     assert not [m for m in model.modules() if type(m) is ek.NonAffineBatchNorm]
+
+
+@pytest.mark.parametrize(("name", "published"), [("cifar-resnet50", 23_520_842), ("cifar-resnet101", 42_512_970)])
+def test_deeper_residual_networks_of_cifar(name, published):
+    with torch.device("meta"):
+        model = resnets.build(name, 3, 10)
+        assert model(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+    assert parameters(model) == published
 
 
 def test_cifar_resnet18():

@@ -13,12 +13,13 @@ import torch
 from ..methods import bayesian
 from . import models
 from .checkpoint import seed_everything
-from .config import Entry, choice, positive, setting
+from .config import Entry
 from .data import Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .layers import Layers
 from .masks import kept_per_layer
 from .session import Outcome, Session
+from .settings import choice, positive, setting
 
 
 @dataclass(frozen=True, kw_only=True)

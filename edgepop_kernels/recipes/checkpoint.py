@@ -8,6 +8,7 @@ so one flipped bit in a weight is an error and not another result.
 import io
 import pickle
 import random
+import re
 import struct
 import zipfile
 import zlib
@@ -23,10 +24,16 @@ FORMAT = 6
 NAMES = ("last", "best", "first")  # the order in which a reader wants them
 BEST = ("best-validation", "best-test")  # files of "best", named by the images that it was picked on; a run has one
 FILES = tuple(f"{stem}.pt" for stem in ("last", *BEST, "first"))
+_KEPT = re.compile(r"epoch-\d+\.pt")  # those of save_every
+
+
+def is_name(file: str) -> bool:
+    """Whether a run calls a checkpoint so."""
+    return file in FILES or _KEPT.fullmatch(file) is not None
 
 
 def path(folder: Path, name: str) -> Path:
-    """File of the checkpoint ``name``: of NAMES, where "best" is whichever the run has, or of BEST."""
+    """File of the checkpoint ``name``: of NAMES, where "best" is whichever the run has, of BEST, or epoch-N."""
     files = [folder / f"{stem}.pt" for stem in (BEST if name == "best" else [name])]
     return next((file for file in files if file.exists()), files[-1])
 

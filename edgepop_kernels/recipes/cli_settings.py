@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from . import config, registry
-from .config import ALWAYS, Recipe, panel
+from .config import Recipe, panel
+from .settings import ALWAYS
 
 # Those of `edgepop train`; a method's own settings follow in a panel of its name.
 PANELS = ("Run", "Data", "Network", "Training", "Machine")

@@ -6,7 +6,6 @@ made. Everything a run's numbers depend on is a field, so a saved configuration 
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -18,6 +17,21 @@ import edgepop_kernels as ek
 from .data import DATASETS, usual_validation
 from .errors import ConfigError
 from .models import MODELS
+from .settings import (
+    MASKED,
+    ONE_TRAINING,
+    but,
+    checked,
+    choice,
+    decay,
+    flag,
+    fraction,
+    held_out,
+    only,
+    positive,
+    setting,
+    whole,
+)
 
 BACKENDS = ("auto", *ek.backends())
 OPTIMIZERS = ("sgd", "adam", "score-sgd", "score-adam")
@@ -26,87 +40,10 @@ OPTIMIZERS = ("sgd", "adam", "score-sgd", "score-adam")
 # a segmentation fault at 100,000; 4,096 trained. The CPUs here are no bound: checkpoints of larger machines are read.
 MOST_THREADS = 1024
 
-# Of a rate: steps are computed in float32, which ends at 3.4e38, and Adam divides a rate by up to 0.001 before.
-MOST = 1e30
+SCHEDULES = ("cosine", "constant", "multistep")
 
-
-@dataclass(frozen=True)
-class When:
-    """The condition under which a setting has an effect: with ``words``, if ``holds`` of the recipe."""
-
-    words: str
-    holds: Callable[["Recipe"], bool]
-
-
-ALWAYS = When("every recipe", lambda recipe: True)
-
-
-def only(name: str, *values: Any) -> When:
-    """The condition that the setting ``name`` has one of these values."""
-    words = " or ".join(filter(None, (", ".join(map(str, values[:-1])), str(values[-1]))))
-    return When(f"{name} {words}", lambda recipe: getattr(recipe, name) in values)
-
-
-def but(name: str, value: Any) -> When:
-    """The condition that the setting ``name`` has any other value."""
-    return When(f"a {name} other than {value}", lambda recipe: getattr(recipe, name) != value)
-
-
-def setting(
-    default: Any,
-    text: str,
-    allowed: str,
-    check: Callable[[Any], bool],
-    *,
-    kind: type | None = None,
-    panel: str | None = None,
-    when: When = ALWAYS,
-) -> Any:
-    """A field: its default, its help text, and what values are allowed, in words and as a test.
-
-    kind: type of its values, where the default is a word for a value that is known later. panel: the group of the
-    command line's help that it stands in; None: that of the field which it redefines, else the method's. when: where it
-    has an effect; elsewhere it may not be asked for.
-    """
-    kind = kind or type(default)
-    metadata = {"help": text, "allowed": allowed, "check": check, "kind": kind, "panel": panel, "when": when}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-def choice(default: str, names: tuple[str, ...], text: str, **where: Any) -> Any:
-    return setting(default, text, f"one of {', '.join(names)}", lambda value: value in names, **where)
-
-
-def whole(default: int, least: int, text: str, **where: Any) -> Any:
-    return setting(default, text, f"a whole number, at least {least}", lambda value: value >= least, **where)
-
-
-def positive(default: float, text: str, **where: Any) -> Any:
-    return setting(default, text, f"a number above 0, at most {MOST:g}", lambda value: 0 < value <= MOST, **where)
-
-
-def decay(default: float, **where: Any) -> Any:
-    text = "weight decay on what trains"
-    return setting(default, text, f"a number in [0, {MOST:g}]", lambda value: 0 <= value <= MOST, **where)
-
-
-def fraction(default: float, text: str, **where: Any) -> Any:
-    return setting(default, text, "a number in [0, 1)", lambda value: 0 <= value < 1, **where)
-
-
-def flag(default: bool, text: str, **where: Any) -> Any:
-    return setting(default, text, "true or false", lambda value: True, **where)
-
-
-def held_out(what: str) -> Any:
-    return setting(
-        "auto",
-        f"training images held out to pick the best {what} by; 0: the test set picks it; auto: 5000 of 50000 or more",
-        "auto or a whole number, at least 0",
-        lambda value: value >= 0,
-        kind=int,
-        panel="Data",
-    )
+_SGD = only("optimizer", "sgd", "score-sgd")
+_MULTISTEP = only("schedule", "multistep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +81,20 @@ class Recipe:
         "sgd", OPTIMIZERS, "optimizer; score-*: the same steps, with the next masks' cuts", panel="Training"
     )
     lr: float = positive(0.1, "learning rate at its highest", panel="Training")
-    momentum: float = fraction(0.9, "momentum of sgd", panel="Training", when=only("optimizer", "sgd", "score-sgd"))
+    schedule: str = choice("cosine", SCHEDULES, "how lr goes on after the warm-up, set once an epoch", panel="Training")
+    multistep_every: int = whole(
+        30, 1, "epochs after which lr falls, and again after as many", panel="Training", when=_MULTISTEP
+    )
+    multistep_factor: float = positive(0.1, "what lr is multiplied by then", panel="Training", when=_MULTISTEP)
+    momentum: float = fraction(0.9, "momentum of sgd", panel="Training", when=_SGD)
+    nesterov: bool = flag(False, "Nesterov's momentum", panel="Training", when=_SGD)
     weight_decay: float = decay(1e-4, panel="Training")
+    norm_decay: bool = flag(
+        False,
+        "weight decay on norms and biases too",
+        panel="Training",
+        when=but("weight_decay", 0.0),
+    )
     warmup: int = whole(0, 0, "epochs of linear warm-up at the start", panel="Training")
     label_smoothing: float = fraction(0.0, "share of the target spread over all classes", panel="Training")
     seed: int = setting(
@@ -154,6 +103,9 @@ class Recipe:
         "a whole number in [0, 2**32)",
         lambda value: 0 <= value < 2**32,
         panel="Training",
+    )
+    save_every: int = whole(
+        0, 0, "epochs between checkpoints that are kept, epoch-N.pt; 0: none", panel="Training", when=ONE_TRAINING
     )
     dtype: str = choice(
         "float32",
@@ -175,7 +127,7 @@ class Recipe:
         BACKENDS,
         "kernels of the masked layers",
         panel="Machine",
-        when=When("methods that mask layers", lambda recipe: recipe.masks),
+        when=MASKED,
     )
     threads: int = setting(
         0,
@@ -194,9 +146,11 @@ class Recipe:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
         if self.warmup >= self.epochs and self.warmup > 0:
             raise self.wrong("warmup", f"fewer than the {self.epochs} epochs")
+        if self.nesterov and _SGD.holds(self) and self.momentum == 0:
+            raise self.wrong("nesterov", "false with momentum 0, which it goes ahead by")
 
     def wrong(self, name: str, allowed: str) -> ConfigError:
         return ConfigError(f"expected {allowed}, got {getattr(self, name)!r}", name)
@@ -210,9 +164,14 @@ class Recipe:
         return []
 
     def lr_at(self, epoch: int) -> float:
-        """Learning rate of an epoch: linear warm-up, then a cosine to 0, set once per epoch as hidden-networks does."""
+        """Learning rate of an epoch: linear warm-up, then as the schedule says, set once per epoch as hidden-networks
+        does."""
         if epoch < self.warmup:
             return self.lr * (epoch + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "multistep":
+            return self.lr * self.multistep_factor ** (epoch // self.multistep_every)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / (self.epochs - self.warmup)))
 
     def trainings(self) -> int:
@@ -274,22 +233,3 @@ class Entry(NamedTuple):
     recipe: Recipe
     goal: str
     source: str
-
-
-def _checked(field: dataclasses.Field, value: Any) -> Any:
-    """The value with the field's type. Its text form (command line) and its JSON form (checkpoint) are welcome."""
-    kind = field.metadata["kind"]
-    if kind is not type(field.default) and value == field.default:
-        return value
-    try:
-        if kind is tuple:
-            value = tuple(int(part) for part in value.split(",")) if isinstance(value, str) else tuple(value)
-        elif (kind in (int, float) and isinstance(value, str)) or (kind is float and type(value) is int):
-            value = kind(value)
-        right = type(value) is kind and (kind is not tuple or all(type(part) is int for part in value))
-        right = right and field.metadata["check"](value)
-    except (ValueError, TypeError):
-        right = False
-    if not right:
-        raise ConfigError(f"expected {field.metadata['allowed']}, got {value!r}", field.name)
-    return value

@@ -4,7 +4,6 @@ Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", CVPR 2
 of the MNIST and CIFAR-10 recipes are those of the authors' configurations.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -13,9 +12,9 @@ from torch import nn
 
 import edgepop_kernels as ek
 
-from . import models
-from .config import Entry, Recipe, choice, only, setting
-from .layers import INITS, Layers, draw_weights
+from .config import Entry
+from .drawn import Drawn, init, keep, trains
+from .layers import Layers
 
 # Of the residual networks of the papers on edge-popup and Discovering Neural Wirings.
 IMAGENET = dict(dataset="imagenet", epochs=100, batch_size=256, lr=0.256, momentum=0.875, weight_decay=1 / 32768)
@@ -23,39 +22,19 @@ IMAGENET |= dict(warmup=5, label_smoothing=0.1, validation=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgePopup(Recipe):
+class EdgePopup(Drawn):
     """Every layer keeps its best-scored fraction ``keep``; only scores train."""
 
     method: ClassVar[str] = "edge-popup"
 
-    keep: float = setting(0.5, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
-    init: str = choice("signed_constant", INITS, "how the fixed weights are drawn")
-    scale: str = choice(
-        "none",
-        ek.init.SCALES,
-        "how their deviation follows keep; paper: times 1/sqrt(keep)",
-        when=only("init", *ek.init.SCALED),
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.scale != "none" and self.init not in ek.init.SCALED:
-            raise self.wrong("scale", f"none, the only one init {self.init} has")
-        if self.scale == "hidden-networks" and math.isclose(self.keep, 1):
-            raise self.wrong("scale", "none or paper with keep 1, hidden-networks divides by 1 - keep")
+    keep: float = keep(0.5)
+    init: str = init("signed_constant")
+    trains: str = trains("masks", "both", "weights")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
-        layers = Layers(
-            conv=partial(ek.FusedSubnetConv, bias=False, keep=self.keep),
-            linear=partial(ek.FusedSubnetLinear, bias=False, keep=self.keep),
-            norm=ek.NonAffineBatchNorm,
-        )
-        model = models.build(
-            self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
-        )
-        masked = [layer for layer in model.modules() if isinstance(layer, (ek.FusedSubnetConv, ek.FusedSubnetLinear))]
-        draw_weights(masked, self.init, self.keep, self.scale)
-        return ek.share_selection(model)
+        conv = partial(ek.FusedSubnetConv, bias=False, keep=self.keep)
+        model = self.drawn(image, classes, Layers(conv, partial(ek.FusedSubnetLinear, bias=False, keep=self.keep)))
+        return model if self.trains == "weights" else ek.share_selection(model)
 
 
 _PAPER = "Ramanujan et al. 2020 (arXiv 1911.13299)"

@@ -110,7 +110,7 @@ def _subject(place: Path, name: str | None) -> Subject:
     try:
         return _of_run(place, name)
     except UserError as error:
-        if not place.is_file() or place.name in checkpoint.FILES:
+        if not place.is_file() or checkpoint.is_name(place.name):
             raise
         raise UserError(f"{error}; nor is it an export: {exported.description(place)} does not describe it") from error
 

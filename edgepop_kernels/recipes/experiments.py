@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import checkpoint, finite, plots
-from .config import Recipe, When, choice, decay, setting
+from .config import SCHEDULES, Recipe
 from .data import Batches, Dataset, hold_out
 from .data.batches import generator
 from .errors import NotFinite, UserError
 from .files import csv_bytes, write_atomic
 from .plots import Chart
 from .session import Outcome, Session
+from .settings import ONE_TRAINING, choice, decay, setting
 from .trainer import autocast, evaluate, make_optimizer
 
 
@@ -44,9 +45,6 @@ class Result:
         return next((found.layers for found in reversed(self.variants.values()) if found.layers), [])
 
 
-_ONE_TRAINING = When("recipes of one training", lambda recipe: False)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Recipe):
     """A recipe of several trainings: ``compare`` instead of ``network``. Adam at a constant rate, no weight decay."""
@@ -56,16 +54,16 @@ class Experiment(Recipe):
         "parts of a batch",
         "1, a comparison computes whole batches",
         lambda value: value == 1,
-        when=_ONE_TRAINING,
+        when=ONE_TRAINING,
     )
     optimizer: str = choice("adam", ("sgd", "adam"), "optimizer")
+    schedule: str = choice("constant", SCHEDULES, "how lr goes on after the warm-up, set once an epoch")
     weight_decay: float = decay(0.0)
-
     validation: int = setting(
-        0, "held out", "0, a comparison picks no epoch", lambda value: value == 0, when=_ONE_TRAINING
+        0, "held out", "0, a comparison picks no epoch", lambda value: value == 0, when=ONE_TRAINING
     )
     max_steps: int = setting(
-        0, "steps", "0, a comparison trains whole epochs", lambda value: value == 0, when=_ONE_TRAINING
+        0, "steps", "0, a comparison trains whole epochs", lambda value: value == 0, when=ONE_TRAINING
     )
 
     def trainings(self) -> int:
@@ -95,10 +93,6 @@ class Experiment(Recipe):
     def place(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model on the device, in the recipe's memory format."""
         return model.to(device, memory_format=torch.channels_last if self.channels_last else torch.preserve_format)
-
-    def lr_at(self, epoch: int) -> float:
-        """Linear warm-up, then constant."""
-        return self.lr * min(1.0, (epoch + 1) / max(1, self.warmup))
 
 
 def refuse_comparison(place: Path, recipe: Recipe) -> None:

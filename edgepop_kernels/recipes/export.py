@@ -180,4 +180,4 @@ def _is_checkpoint(output: Path, place: Path) -> bool:
     """Whether ``output`` is where a run, ``place`` or another, has a checkpoint or will have one."""
     folder, source = output.parent, place if place.is_dir() else place.parent
     in_a_run = folder.resolve() == source.resolve() or runs.is_run(folder)
-    return in_a_run and output in [folder / file for file in checkpoint.FILES]
+    return in_a_run and checkpoint.is_name(output.name)

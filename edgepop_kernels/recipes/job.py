@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,9 @@ def _heard(run: Path, world: World) -> Iterator[None]:
 
 def _finish(trainer: Trainer, run: Path, record: dict, outputs: Outputs, report: Report) -> Summary:
     world = trainer.world
-    with _heard(run, world):
+    with _heard(run, world), warnings.catch_warnings():
+        if getattr(trainer.recipe, "trains", None) == "both":  # it was asked for
+            warnings.filterwarnings("ignore", "the weight of a masked layer trains beside its scores")
         world.lead(lambda: report.started(record["recipe"], run, trainer))
         _fit(trainer, run, outputs, report)
         summary = world.lead(lambda: _conclude(trainer, run, record, outputs, report))
@@ -243,8 +246,11 @@ def _fit(trainer: Trainer, run: Path, outputs: Outputs, report: Report) -> None:
                 world.lead(lambda: runs.write_log(run, trainer.history))
                 scalars(trainer.history[-1])
             improved = complete and trainer.best["epoch"] == trainer.epoch
-            # best before last: killed in between, the resumed run repeats the epoch and writes both again.
-            names, state = [f"best-{trainer.picked_on}", "last"] if improved else ["last"], trainer.state()
+            # last at last: killed in between, the resumed run repeats the epoch and writes all again.
+            names = [f"best-{trainer.picked_on}", "last"] if improved else ["last"]
+            if complete and trainer.recipe.save_every and trainer.epoch % trainer.recipe.save_every == 0:
+                names.insert(0, f"epoch-{trainer.epoch}")
+            state = trainer.state()
             world.lead(lambda names=names, state=state: checkpoint.save(run, names, state))
             if complete:  # when it is saved: what is said may not arrive
                 world.lead(lambda: report.epoch(trainer))

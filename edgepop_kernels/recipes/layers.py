@@ -1,6 +1,6 @@
 """The layers that a network is built of: the layers of the method that trains it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -21,12 +21,3 @@ class Layers:
     conv: Callable[..., nn.Module] = nn.Conv2d
     linear: Callable[[int, int], nn.Module] = nn.Linear
     norm: Callable[[int], nn.Module] = nn.BatchNorm2d
-
-
-def draw_weights(layers: Iterable[nn.Module], init: str, keep: float | None = None, scale: str = "none") -> None:
-    """Draw the weights of ``layers`` anew, by one of ``INITS``."""
-    if init == "default":
-        return
-    draw = ek.init.by_name(init, keep, scale)
-    for layer in layers:
-        draw(layer.weight)

@@ -19,13 +19,14 @@ import edgepop_kernels as ek
 from ..methods.criteria import CRITERIA, MASK_0, MASK_1, SIGNS, prune, scores, treat_kept, treat_pruned
 from . import models
 from .checkpoint import seed_everything
-from .config import Entry, When, but, choice, flag, positive, setting, whole
+from .config import Entry
 from .data import Dataset
 from .experiments import Experiment, Result, fit
 from .layers import Layers
 from .plots import Chart
 from .resnets import RESNETS
 from .session import Left, Outcome, Session
+from .settings import When, but, choice, flag, positive, setting, whole
 from .trainer import evaluate
 
 # The nine that the paper compares.

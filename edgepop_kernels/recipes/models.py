@@ -33,11 +33,12 @@ def build(
 ) -> nn.Sequential:
     """The network ``name`` for images [C, H, W] = ``image``.
 
-    widths: hidden widths of the MLP; width_multiplier: factor on the hidden channels and features of the others.
+    widths: hidden widths of the MLP; width_multiplier: factor on the hidden channels and features of the others,
+    rounded down as hidden-networks' wide networks are.
     """
 
     def scaled(sizes):
-        return tuple(max(1, round(width_multiplier * size)) for size in sizes)
+        return tuple(resnets.scaled(size, width_multiplier) for size in sizes)
 
     if name in resnets.RESNETS:
         return resnets.build(name, image[0], classes, layers, width_multiplier=width_multiplier)

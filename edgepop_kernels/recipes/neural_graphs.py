@@ -13,7 +13,8 @@ from torch import nn
 from ..methods.dynamic_graphs import DynamicGraph
 from ..methods.graphs import StaticGraph
 from . import wired
-from .config import Entry, Recipe, choice, flag, only, positive, whole
+from .config import SCHEDULES, Entry, Recipe
+from .settings import choice, flag, only, positive, whole
 
 TINY = tuple(f"tiny-{time}" for time in wired.GRAPHS)
 NETWORKS = (*TINY, "mobilenet")
@@ -36,7 +37,11 @@ class NeuralGraph(Recipe):
     small_classifier: bool = flag(
         False, "keep only width_multiplier of the classifier's weights", when=only("model", "mobilenet")
     )
-    schedule: str = choice("steps", ("steps", "cosine"), "lr: times 0.1 after half and three quarters, or a cosine")
+    schedule: str = choice(
+        "steps",
+        ("steps", *SCHEDULES),
+        "how lr goes on after the warm-up; steps: times 0.1 after half and three quarters",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,7 +52,7 @@ class NeuralGraph(Recipe):
 
     def lr_at(self, epoch: int) -> float:
         """After the warm-up the published steps (160 epochs, after 80 and 120), whatever the number of epochs."""
-        if self.schedule == "cosine" or epoch < self.warmup:
+        if self.schedule != "steps" or epoch < self.warmup:
             return super().lr_at(epoch)
         return self.lr * 0.1 ** ((2 * epoch >= self.epochs) + (4 * epoch >= 3 * self.epochs))
 

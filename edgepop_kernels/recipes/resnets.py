@@ -1,7 +1,7 @@
 """Residual networks of the methods' papers, built from whatever layers a method brings.
 
-ResNet-18/50/101 and Wide ResNet-50-2 for ImageNet have their stride on the 3x3 convolution; ``cifar-resnet18`` is
-ResNet-18 with a 3x3 stem and no pool before the stages; ``wide-resnet28-8`` adds after its activations. Modules are
+ResNet-18/50/101 and Wide ResNet-50-2 and 101-2 for ImageNet have their stride on the 3x3 convolution; those of
+``CIFAR`` have a 3x3 stem and no pool before the stages; ``wide-resnet28-8`` adds after its activations. Modules are
 named as torchvision names those of its ResNets (conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, fc...).
 """
 
@@ -69,9 +69,16 @@ _IMAGENET = {
     "resnet50": (_bottleneck, (3, 4, 6, 3)),
     "resnet101": (_bottleneck, (3, 4, 23, 3)),
     "wide-resnet50-2": (partial(_bottleneck, wider=2), (3, 4, 6, 3)),
+    "wide-resnet101-2": (partial(_bottleneck, wider=2), (3, 4, 23, 3)),
 }
 IMAGENET = tuple(_IMAGENET)
-RESNETS = (*IMAGENET, "cifar-resnet18", "wide-resnet28-8")
+CIFAR = ("cifar-resnet18", "cifar-resnet50", "cifar-resnet101")
+RESNETS = (*IMAGENET, *CIFAR, "wide-resnet28-8")
+
+
+def scaled(size: int, width_multiplier: float) -> int:
+    """The size times the multiplier, rounded down; at least 1."""
+    return max(1, int(size * width_multiplier))
 
 
 def build(
@@ -86,13 +93,13 @@ def build(
     layers = layers or Layers()
     if name == "wide-resnet28-8":
         return _wide_resnet28_8(channels, classes, layers, width_multiplier)
-    width = max(1, round(64 * width_multiplier))
-    small = name == "cifar-resnet18"
+    width = scaled(64, width_multiplier)
+    small = name in CIFAR
     conv = _conv(layers, channels, width, 3) if small else _conv(layers, channels, width, 7, 2)
     stem = OrderedDict(conv1=conv, bn1=layers.norm(width), relu=nn.ReLU())
     if not small:
         stem["maxpool"] = nn.MaxPool2d(3, 2, 1)
-    block, counts = _IMAGENET["resnet18" if small else name]
+    block, counts = _IMAGENET[name.removeprefix("cifar-")]
     stages, inputs = OrderedDict(), width
     for stage, count in enumerate(counts):
         blocks = []
@@ -129,7 +136,7 @@ def _wide_resnet28_8(channels: int, classes: int, layers: Layers, width_multipli
     A block is twice (3x3 convolution, norm, ReLU), added to its input or to a 1x1 convolution of it. Its layers have
     biases where the method's have.
     """
-    first, *groups = (max(1, round(width_multiplier * width)) for width in (16, 128, 256, 512))
+    first, *groups = (scaled(width, width_multiplier) for width in (16, 128, 256, 512))
 
     def conv(inputs, outputs):
         return layers.conv(inputs, outputs, 3, stride=1, padding=1), layers.norm(outputs)

@@ -13,15 +13,16 @@ from torch import nn
 
 import edgepop_kernels as ek
 
-from . import models
-from .config import Entry, Recipe, choice, flag, only, setting
-from .layers import INITS, Layers, draw_weights
+from .config import Entry
+from .drawn import Drawn, init, scale_keep, trains
+from .layers import Layers
+from .settings import choice, flag, only, setting
 
 RULES = ("threshold", "bernoulli")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Supermask(Recipe):
+class Supermask(Drawn):
     """Every layer is masked by the sigmoid of its scores; only scores train."""
 
     method: ClassVar[str] = "supermask"
@@ -37,24 +38,24 @@ class Supermask(Recipe):
     at_eval: str = choice(
         "sample", ("sample", "round"), "what bernoulli does at evaluation", when=only("rule", "bernoulli")
     )
-    scores_init: float = setting(1.0, "constant the scores start at", "a number in [-20, 20]", lambda s: -20 <= s <= 20)
+    scores_init: float | str = setting(
+        1.0,
+        "constant the scores start at; kaiming: drawn, Kaiming uniform, as edge-popup's",
+        "a number in [-20, 20], or kaiming",
+        lambda value: -20 <= value <= 20,
+        words=("kaiming",),
+    )
     rescale: bool = flag(False, "dynamic weight rescaling: weights times numel / kept")
-    init: str = choice("xavier_normal", INITS, "how the fixed weights are drawn")
+    init: str = init("xavier_normal")
+    scale_keep: float = scale_keep()
+    trains: str = trains("masks", "both")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         rule = ek.Threshold(self.cutoff) if self.rule == "threshold" else ek.Bernoulli(self.at_eval)
-        options = dict(bias=False, rule=rule, scores_init=self.scores_init, rescale=self.rescale)
-        layers = Layers(
-            conv=partial(ek.FusedSupermaskConv, **options),
-            linear=partial(ek.FusedSupermaskLinear, **options),
-            norm=ek.NonAffineBatchNorm,
-        )
-        model = models.build(
-            self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
-        )
-        kinds = (ek.FusedSupermaskConv, ek.FusedSupermaskLinear)
-        draw_weights([layer for layer in model.modules() if isinstance(layer, kinds)], self.init)
-        return ek.share_selection(model)
+        scores = None if self.scores_init == "kaiming" else self.scores_init
+        options = dict(bias=False, rule=rule, scores_init=scores, rescale=self.rescale)
+        kinds = ek.FusedSupermaskConv, ek.FusedSupermaskLinear
+        return ek.share_selection(self.drawn(image, classes, Layers(*(partial(kind, **options) for kind in kinds))))
 
 
 _MEASURED = "plain PyTorch, 5 seeds, the same settings"

@@ -14,13 +14,14 @@ import edgepop_kernels as ek
 
 from . import models
 from .checkpoint import seed_everything
-from .config import Entry, flag, held_out, positive, whole
+from .config import Entry
 from .data import Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .jitter import jitter
 from .layers import Layers
 from .masks import kept_per_layer
 from .session import Outcome, Session
+from .settings import flag, held_out, positive, whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -253,18 +253,22 @@ def _check_norms(model: nn.Module, recipe: Recipe, image: tuple[int, int, int], 
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Over what trains; weight decay reaches matrices and kernels only, not biases or norms."""
+    """Over what trains; weight decay reaches matrices and kernels, norms and biases with ``norm_decay`` only."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {
+            "params": [p for p in trained if p.dim() <= 1],
+            "weight_decay": recipe.weight_decay if recipe.norm_decay else 0.0,
+        },
     ]
     groups = [group for group in groups if group["params"]]
+    sgd = dict(lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
     match recipe.optimizer:
         case "sgd":
-            return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+            return torch.optim.SGD(groups, **sgd)
         case "score-sgd":
-            return ek.optim.ScoreSGD(groups, lr=recipe.lr, momentum=recipe.momentum, model=model)
+            return ek.optim.ScoreSGD(groups, **sgd, model=model)
         case "adam":
             return torch.optim.Adam(groups, lr=recipe.lr)
         case "score-adam":

@@ -11,35 +11,25 @@ from torch import nn
 
 import edgepop_kernels as ek
 
-from . import models
-from .config import Entry, Recipe, but, choice, flag, setting
+from .config import Entry
+from .drawn import Drawn, keep, norm
 from .edge_popup import IMAGENET
-from .layers import INITS, Layers, draw_weights
+from .layers import Layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wirings(Recipe):
+class Wirings(Drawn):
     """Every layer uses the largest fraction ``keep`` of its weights; all weights train, used or not."""
 
     method: ClassVar[str] = "wirings"
 
-    keep: float = setting(0.1, "fraction of weights kept", "a number in (0, 1]", lambda value: 0 < value <= 1)
-    first_dense: bool = flag(False, "keep the whole first layer", when=but("keep", 1.0))
-    init: str = choice("kaiming_normal", INITS, "how the weights are drawn")
+    keep: float = keep(0.1)
+    norm: str = norm("affine")
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
-        layers = Layers(
-            conv=partial(ek.FusedSparseConv, bias=False, keep=self.keep),
-            linear=partial(ek.FusedSparseLinear, bias=False, keep=self.keep),
-        )
-        model = models.build(
-            self.model, image, classes, layers, widths=self.widths, width_multiplier=self.width_multiplier
-        )
-        masked = [layer for layer in model.modules() if isinstance(layer, (ek.FusedSparseConv, ek.FusedSparseLinear))]
-        draw_weights(masked, self.init)
-        if self.first_dense:
-            masked[0].keep = 1.0
-        return ek.share_selection(model)
+        conv = partial(ek.FusedSparseConv, bias=False, keep=self.keep)
+        linear = partial(ek.FusedSparseLinear, bias=False, keep=self.keep)
+        return ek.share_selection(self.drawn(image, classes, Layers(conv, linear)))
 
 
 _CIFAR10 = dict(dataset="cifar10", epochs=100, batch_size=128)
