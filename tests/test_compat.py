@@ -108,6 +108,12 @@ class PlainSparseConv(Masked, nn.Conv2d):
     get_weight = masked
 
 
+class PlainDNW(PlainSparseConv):
+    def __init__(self, prune_rate, dim_in, dim_out):
+        super().__init__(dim_in, dim_out, kernel_size=1, bias=False)
+        self.prune_rate = prune_rate
+
+
 class PlainPopup(Masked):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -194,6 +200,7 @@ CASES = [
     Case(dnw.SparseConv, PlainSparseConv, 64, 80, 1, rate=0.1, bias=False),
     Case(dnw.SparseConv, PlainSparseConv, 3, 17, 3, rate=0.9, **CONV),
     Case(dnw.SparseConv, PlainSparseConv, 3, 17, 3, rate=0.0, **CONV),
+    Case(dnw.DNW, PlainDNW, 0.95, 63, 17),
     Case(hydra.SubnetConv, PlainPopupConv, 3, 17, 3, 2, 1, rate=0.1),
     Case(hydra.SubnetLinear, PlainPopupLinear, 63, 17, rate=0.3),
     Case(torchao.SupermaskLinear, PlainSupermask, 0.9, 1, False, False, 63, 17),
@@ -292,7 +299,8 @@ def test_its_signature_says_what_it_takes(case):
     plain = list(inspect.signature(nn.Linear if case.linear else nn.Conv2d).parameters)
     first = ["sparsity_level", "blocksize", "fixed_mask", "fixed_weight"] if case.theirs is PlainSupermask else []
     last = ["sparsity"] if issubclass(case.theirs, PlainExample) else []
-    assert names == [*first, *plain, *last]
+    expected = ["prune_rate", "dim_in", "dim_out"] if case.theirs is PlainDNW else [*first, *plain, *last]
+    assert names == expected
 
 
 @pytest.mark.parametrize(
@@ -482,13 +490,25 @@ def test_dnw_counts_to_the_weight():
     assert layer.prune_rate == 0.75
 
 
-def test_dnw_slices_of_a_weight_train_as_theirs():
-    case = CASES[5]
+@pytest.mark.parametrize("case", [c for c in CASES if c.ours in (dnw.SparseConv, dnw.DNW) and c.args[-1] != 3], ids=str)
+def test_dnw_slices_of_a_weight_train_as_theirs(case):
     (ours, _, theirs, _), x = case.pair(), torch.randn(2, 40, 5, 5)
     for layer in (ours, theirs):
-        F.conv2d(x, layer.get_weight()[:30, :40]).square().sum().backward()
+        F.conv2d(x, layer.get_weight()[:30, :40]).add(1).square().sum().backward()
     assert_close("dW", ours.weight.grad, theirs.weight.grad, torch.float32)
     assert (ours.weight.grad[:30, :40] != 0).all() and (ours.weight.grad[30:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"), [(hidden_networks.SubnetConv, 0.3), (hidden_networks.FixedSubnetConv, 0.7), (dnw.SparseConv, 0.7)]
+)
+def test_a_rate_may_be_assigned(kind, kept):
+    layer = kind(10, 10, 1)
+    layer.prune_rate = 0.3
+    assert layer.prune_rate == 0.3 and int(layer.mask().sum()) == 100 * kept
+    with pytest.raises(ValueError, match=r"of weights (KEPT|REMOVED) must be in"):
+        layer.prune_rate = 1.5
+    assert layer.prune_rate == 0.3
 
 
 def hydras_dense(state, k):
@@ -541,6 +561,20 @@ def test_hydras_three_modes():
     assert torch.equal(model[0].w, model[0].masked_weight()) and model[0].w.requires_grad
     model[0].k = 0.5
     assert model[0].k == 0.5 and int(model[0].mask().sum()) == 108
+
+
+def test_what_certified_training_assigns_stays_until_the_next_forward():
+    (ours, _, theirs, _), x = CASES[-5].pair(), CASES[-5].x()
+    for layer in (ours, theirs):
+        layer.w = layer.weight * get_subnet(layer.popup_scores.abs(), layer.k)  # as its bounds do
+        F.conv2d(x, layer.w.abs()).sum().backward()
+    assert_close("dS", ours.popup_scores.grad, theirs.popup_scores.grad, torch.float32)
+    with torch.no_grad():
+        ours.popup_scores.neg_().add_(1)
+    ours(x)
+    assert torch.equal(ours.w, ours.masked_weight()) and not torch.equal(ours.w, theirs.w)
+    ours.w = theirs.w
+    assert "_w" not in vars(ours.materialize())
 
 
 def test_hydras_scores_have_one_name():

@@ -1,6 +1,6 @@
-"""The layer of dnw's sparse networks and of its graphs (Wortsman et al. 2019, "Discovering Neural Wirings").
+"""The layers of dnw's sparse networks and of its graphs (Wortsman et al. 2019, "Discovering Neural Wirings").
 
-``prune_rate`` is the fraction REMOVED, and has to be set before the first forward.
+``prune_rate`` is the fraction REMOVED; in SparseConv it has to be set before the first forward.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from ..nn import FusedSparseConv
 from ..rules import Ranked
 from .theirs import NeverSet, Theirs
 
-__all__ = ["SparseConv"]
+__all__ = ["DNW", "SparseConv"]
 
 
 class SparseConv(Theirs, FusedSparseConv):
@@ -38,6 +38,29 @@ class SparseConv(Theirs, FusedSparseConv):
             raise AttributeError("prune_rate")
         return rule.removed
 
+    @prune_rate.setter
+    def prune_rate(self, prune_rate: float) -> None:
+        self.set_prune_rate(prune_rate)
+
     def get_weight(self) -> torch.Tensor:
         """The masked weight, written to memory, through which every weight trains, kept or not."""
         return self.masked_weight()
+
+
+class DNW(SparseConv):
+    """The edges of a graph: a convolution of 1x1 without bias, from ``dim_in`` nodes to ``dim_out``, which uses its
+    largest weights and trains all.
+
+    prune_rate  the fraction REMOVED, in [0, 1)
+
+    A graph calls it, or slices ``get_weight()``. Raises TypeError, ValueError.
+
+    >>> from edgepop_kernels.compat.dnw import DNW
+    >>> graph = DNW(0.95, 16, 32)
+    >>> graph.get_weight()[8:, :4].shape
+    torch.Size([24, 4, 1, 1])
+    """
+
+    def __init__(self, prune_rate: float, dim_in: int, dim_out: int) -> None:
+        super().__init__(dim_in, dim_out, kernel_size=1, bias=False)
+        self.prune_rate = prune_rate

@@ -38,6 +38,10 @@ class SubnetConv(Theirs, FusedSubnetConv):
         """The fraction KEPT; AttributeError before ``set_prune_rate``."""
         return _rate(self).keep
 
+    @prune_rate.setter
+    def prune_rate(self, prune_rate: float) -> None:
+        self.set_prune_rate(prune_rate)
+
     @property
     def clamped_scores(self) -> torch.Tensor:
         """The absolute scores, which are ranked."""
@@ -104,6 +108,10 @@ class FixedSubnetConv(Theirs, FusedSubnetConv):
     def prune_rate(self) -> float:
         """The fraction REMOVED; AttributeError before ``set_prune_rate``."""
         return _rate(self).removed
+
+    @prune_rate.setter
+    def prune_rate(self, prune_rate: float) -> None:
+        self.set_prune_rate(prune_rate)
 
     def set_subnet(self) -> None:
         """Keeps the best |scores|, as the rate says, for good: ``scores`` become their mask, and stop."""

@@ -19,8 +19,9 @@ __all__ = ["SubnetConv", "SubnetLinear"]
 class _Subnet(Theirs):
     """What both layers are."""
 
-    _added = (*Theirs._added, "popup_scores")
+    _added = (*Theirs._added, "popup_scores", "_w")
     _scores_name = "popup_scores"
+    _w: torch.Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, rule=NeverSet(rate="k"), **kwargs)
@@ -54,8 +55,18 @@ class _Subnet(Theirs):
 
     @property
     def w(self) -> torch.Tensor:
-        """The masked weight, made when asked for; there it is that of the last forward."""
-        return self.masked_weight()
+        """The masked weight, made when asked for; there it is that of the last forward. What certified training
+        computes and assigns stays until the next forward."""
+        return self.masked_weight() if self._w is None else self._w
+
+    @w.setter
+    def w(self, w: torch.Tensor) -> None:
+        self._w = w
+
+    def _output(self, x: torch.Tensor) -> torch.Tensor:
+        if self._w is not None:
+            self._w = None
+        return super()._output(x)
 
 
 class SubnetConv(_Subnet, FusedSubnetConv):

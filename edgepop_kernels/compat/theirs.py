@@ -50,6 +50,9 @@ class Theirs(MaskedLayer):
         if plain is None:  # of what several layers share
             return
         own = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        if not any(p.kind is p.VAR_POSITIONAL for p in own):  # arguments of its own, not those of torch's layer
+            cls.__signature__ = inspect.Signature(own)
+            return
         first = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD]
         last = [p for p in own if p.kind is p.KEYWORD_ONLY]
         cls.__signature__ = inspect.Signature([*first, *inspect.signature(plain).parameters.values(), *last])
