@@ -14,6 +14,7 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 
 # A module imports only what stands before it.
 ORDER = [
+    "files",
     "torch_private",
     "capture",
     "reference",
@@ -48,7 +49,7 @@ ORDER = [
 ]
 # Users of the public API, who import the package itself; `also` is what else of it they may name.
 USERS = {
-    "recipes": {"methods"},
+    "recipes": {"files", "methods"},
     "methods": set(),
     "testing": {"rules"},
     "doctor": {"backend"},

@@ -4,14 +4,14 @@ Its metadata has three texts: ``format``; ``about``, JSON, with the CRC32 of eve
 CRC32 of ``about``. docs/packed_format.md is the page for who reads one.
 """
 
-import contextlib
 import json
-import os
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from ..files import replace
 
 FORMAT = "edgepop_kernels packed 1"
 
@@ -68,21 +68,6 @@ def _parsed(content: bytes) -> _Parsed:
         first, last = entry["data_offsets"]
         crc32[name] = zlib.crc32(data[first:last], zlib.crc32(f"{entry['dtype']} {entry['shape']}".encode()))
     return _Parsed(metadata, crc32)
-
-
-def replace(file: Path, content: bytes) -> None:
-    """Writes to a name beside it and renames: a reader finds the old file or the new one, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as written:
-            written.write(content)
-            written.flush()
-            os.fsync(written.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _library() -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .. import torch_private
 from ..conversion import materialize
-from .container import replace
+from ..files import replace
 from .onnx_bits import pack_initializers
 from .outline import check_plain_data, join, named_layers, path, unwrapped
 

@@ -8,26 +8,19 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..files import replace
 from .errors import UserError, reason
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` in one step: temporary file in the same folder, fsync, rename, fsync the folder.
+    """Replace ``path`` by ``content`` in one step; what fails is a UserError.
 
     The temporary name is fixed, so a process killed half way leaves one file that the next write overwrites. Two
     writers of one path have to hold ``locked(path.parent)``.
     """
-    temporary = _temporary(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _fsync_folder(path.parent)
+        replace(path, content, _temporary(path))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
@@ -42,14 +35,6 @@ def remove(path: Path) -> None:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -4,10 +4,10 @@ import dataclasses
 import functools
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import replace
 from .tile import Problem, Tile
 
 NEAR = 2.0  # an entry serves problems up to this many octaves away, summed over m, n and k
@@ -64,9 +64,7 @@ def write_table(file: Path, entries: dict[Problem, Tile]) -> None:
     rows = sorted(entries.items(), key=lambda entry: dataclasses.astuple(entry[0]))
     record = {"entries": [{"problem": dataclasses.asdict(p), "tile": dataclasses.asdict(t)} for p, t in rows]}
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, file)
+    replace(file, (json.dumps(record, indent=1) + "\n").encode())
     table.cache_clear()
     tile_for.cache_clear()
 
