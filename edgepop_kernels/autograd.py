@@ -5,7 +5,7 @@
 Saved for backward: x, weight, scores as they are, and the cut (16 bytes) or the packed mask (1 bit per weight); where
 the selection wrote planes beside the cut, these as well (mask and signs, 2 bits per weight). ``signs`` (None: there are
 none) are those of a weight of one magnitude, as ``ops`` takes it; nothing of it trains. A cut may come with ``bits``,
-its mask: the forward pass and dX read these, dS and dW the scores and the cut.
+its mask, and its ``planes``: the forward pass and dX read the mask, dS and dW the scores and the cut, or the signs.
 
 ``update`` (None: there is none) is how an optimizer spends dS inside backward: ``optim.backward.Use``.
 
@@ -136,16 +136,18 @@ def _parameter_grads(
     cut: Tensor | None,
     bits: Tensor | None,
     signs: Tensor | None,
+    planes: Tensor | None,
     *geometry: Any,
 ) -> tuple[Tensor | None, Tensor | None]:
     """(dW, dS), None for what is not asked for, and for a dS that an optimizer has spent. Last of all in a backward:
     scores may have changed after it."""
     (_, wants_ds, weight_grad), of = ctx.wants, ctx.of
     grads: Callable[..., tuple[Tensor, Tensor]] = getattr(ops, f"{op}_dw")
+    score_signs = planes[1] if planes is not None and of == "abs" else None
 
     def with_ds(cut: Tensor | None, weight_grad: str) -> tuple[Tensor | None, Tensor | None]:
         if ctx.update is None:
-            return grads(dy, x, weight, scores, cut, of, True, weight_grad, *geometry, signs)
+            return grads(dy, x, weight, scores, cut, of, True, weight_grad, *geometry, signs, score_signs)
         return None, ctx.update.spend(op, dy, x, weight, cut, of, weight_grad, signs, *geometry)
 
     ds = dw = None
@@ -243,13 +245,14 @@ class MaskedLinear(torch.autograd.Function):
         bias: Tensor | None,
         update: Spends | None,
         signs: Tensor | None,
+        planes: Tensor | None,
     ) -> Tensor:
         return ops.masked_linear(x, *_mask(weight, scores, cut, bits, of), bias, signs)
 
     @staticmethod
     def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, scores, cut, bits, of, bias, update, signs = inputs
-        _save(ctx, x, weight, scores, cut, bits, of, update, signs)
+        x, weight, scores, cut, bits, of, bias, update, signs, planes = inputs
+        _save(ctx, x, weight, scores, cut, bits, of, update, signs, planes)
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
@@ -262,7 +265,7 @@ class MaskedLinear(torch.autograd.Function):
     @_once
     def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, ds, db = MaskedLinear.gradients(ctx, dy, ctx.needs_input_grad[6])
-        return dx, dw, ds, None, None, None, db, None, None
+        return dx, dw, ds, None, None, None, db, None, None, None
 
     @staticmethod
     def gradients(ctx: _Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
@@ -272,7 +275,7 @@ class MaskedLinear(torch.autograd.Function):
             dx = ops.masked_linear_dx(dy, *_dx_mask(weight, scores, cut, bits, ctx.of, signs, planes), signs)
         if wants_db:
             db = _bias_grad(dy, -1, ctx.bias_dtype)
-        dw, ds = _parameter_grads("masked_linear", ctx, dy, x, weight, scores, cut, bits, signs)
+        dw, ds = _parameter_grads("masked_linear", ctx, dy, x, weight, scores, cut, bits, signs, planes)
         return dx, dw, ds, db
 
 
@@ -295,13 +298,14 @@ class MaskedConv2d(torch.autograd.Function):
         y_channels_last: bool,
         update: Spends | None,
         signs: Tensor | None,
+        planes: Tensor | None,
     ) -> Tensor:
         return ops.masked_conv2d(x, *_mask(weight, scores, cut, bits, of), bias, *geometry, y_channels_last, signs)
 
     @staticmethod
     def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, _, update, signs = inputs
-        _save(ctx, x, weight, scores, cut, bits, of, update, signs)
+        x, weight, scores, cut, bits, of, bias, geometry, x_channels_last, _, update, signs, planes = inputs
+        _save(ctx, x, weight, scores, cut, bits, of, update, signs, planes)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.geometry, ctx.x_size, ctx.x_channels_last = geometry, x.shape, x_channels_last
 
@@ -315,7 +319,7 @@ class MaskedConv2d(torch.autograd.Function):
     @_once
     def backward(ctx: _Context, dy: Tensor) -> tuple[Tensor | None, ...]:
         dx, dw, ds, db = MaskedConv2d.gradients(ctx, dy, ctx.needs_input_grad[6])
-        return dx, dw, ds, None, None, None, db, None, None, None, None, None
+        return dx, dw, ds, None, None, None, db, *[None] * 6
 
     @staticmethod
     def gradients(ctx: _Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
@@ -326,7 +330,7 @@ class MaskedConv2d(torch.autograd.Function):
             dx = ops.masked_conv2d_dx(dy, *mask, ctx.x_size, *ctx.geometry, ctx.x_channels_last, signs)
         if wants_db:
             db = _bias_grad(dy, 1, ctx.bias_dtype)
-        dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, weight, scores, cut, bits, signs, *ctx.geometry)
+        dw, ds = _parameter_grads("masked_conv2d", ctx, dy, x, weight, scores, cut, bits, signs, planes, *ctx.geometry)
         return dx, dw, ds, db
 
 

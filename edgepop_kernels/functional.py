@@ -251,7 +251,7 @@ def linear_product(
         y: torch.Tensor = prepared.plan.forward(x, weight, ranked, data, bias, None, planes, signs)
         return y
     bits = bits if planes is None else planes[0]
-    return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update, signs)
+    return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update, signs, planes)
 
 
 def masked_conv2d(
@@ -335,6 +335,7 @@ def conv2d_product(
         y_channels_last,
         update,
         signs,
+        planes,
     )
 
 

@@ -11,6 +11,8 @@ Common arguments
   channels_last    the memory format of the result
   signs            None, or those of a weight of one magnitude, packed as masks are, a 1 for a negative element: then
                    weight is that number, expanded to the weight's shape, and weight_grad "none"
+  score_signs      None, or those of scores whose of is "abs", as ``Cut.planes`` has them: what dS needs of the scores
+                   in an eighth of a byte; a backend may read the scores all the same
 
 ``draw`` packs a Bernoulli mask of the scores; seed is an int64 scalar tensor on their device. ``mask_bits`` packs the
 mask of a cut.
@@ -40,6 +42,7 @@ _MASK = "Tensor weight, Tensor scores, Tensor? cut, str of"
 _GEOMETRY = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 _GRADS = "bool score_grad, str weight_grad"
 _SIGNS = "Tensor? signs=None"
+_SCORE_SIGNS = "Tensor? score_signs=None"
 
 SCHEMAS = {
     "select": "(Tensor[] scores, int[] kept, str[] of, Tensor? hint) -> Tensor",
@@ -47,10 +50,12 @@ SCHEMAS = {
     "mask_bits": "(Tensor scores, Tensor cut, str of) -> Tensor",
     "masked_linear": f"(Tensor x, {_MASK}, Tensor? bias, {_SIGNS}) -> Tensor",
     "masked_linear_dx": f"(Tensor dy, {_MASK}, {_SIGNS}) -> Tensor",
-    "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_SIGNS}) -> (Tensor, Tensor)",
+    "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_SIGNS}, {_SCORE_SIGNS}) -> (Tensor, Tensor)",
     "masked_conv2d": f"(Tensor x, {_MASK}, Tensor? bias, {_GEOMETRY}, bool channels_last, {_SIGNS}) -> Tensor",
     "masked_conv2d_dx": f"(Tensor dy, {_MASK}, SymInt[] x_size, {_GEOMETRY}, bool channels_last, {_SIGNS}) -> Tensor",
-    "masked_conv2d_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_GEOMETRY}, {_SIGNS}) -> (Tensor, Tensor)",
+    "masked_conv2d_dw": (
+        f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_GEOMETRY}, {_SIGNS}, {_SCORE_SIGNS}) -> (Tensor, Tensor)"
+    ),
 }
 
 
@@ -254,7 +259,7 @@ def _entry(op: str) -> Callable[..., Any]:
                     return registered(*args)
             first = first[0]
         for i in tensors:  # torch_private.plain in a loop: half the time, of which every layer and pass takes its share
-            if i == len(args):  # the last of them, signs, may be left out
+            if i >= len(args):  # the last of them, of signs, may be left out
                 break
             t = args[i]
             if t is not None and (type(t) not in plain or t.is_neg() or t._is_zerotensor()):

@@ -236,6 +236,7 @@ def masked_linear_dw(
     score_grad: bool,
     weight_grad: str,
     signs: torch.Tensor | None = None,
+    score_signs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     compute = _compute_dtype(x.dtype)
     dw_eff = dy.to(compute).reshape(-1, dy.shape[-1]).t() @ x.to(compute).reshape(-1, x.shape[-1])
@@ -302,6 +303,7 @@ def masked_conv2d_dw(
     dilation: Sequence[int],
     groups: int,
     signs: torch.Tensor | None = None,
+    score_signs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     compute = _compute_dtype(x.dtype)
     dw_eff = grad.conv2d_weight(

@@ -93,6 +93,43 @@ def test_cuda_packs_by_its_own_cuts(packing, monkeypatch):
     assert_planes(scores, cut[0], "abs", planes)
 
 
+GRADS = {  # weight, and x, of which dy follows
+    "linear": ((17, 33), (5, 33), {}),
+    "linear, rows in words": ((7, 64), (3, 64), {}),
+    "pixels in splits": ((3, 17), (3000, 17), {}),
+    "conv": ((20, 17, 3, 3), (2, 17, 6, 5), {"padding": (1, 1)}),
+    "conv, taps folded": ((5, 3, 3, 3), (2, 3, 9, 7), {"stride": (2, 1), "dilation": (1, 2)}),
+    "groups": ((6, 20, 1, 3), (2, 40, 4, 7), {"groups": 2}),
+    "depthwise": ((6, 1, 3, 3), (2, 3, 5, 5), {"groups": 3}),
+}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("kind", GRADS)
+def test_score_gradients_by_signs(kind, zero):
+    """Scores in memory are read where one of all has no sign, and only there."""
+    size, x_size, geometry = GRADS[kind]
+    weight, x = torch.randn(size, device=DEVICE), torch.randn(x_size, device=DEVICE)
+    scores = inputs.scores("normal", size).to(DEVICE)
+    if zero:
+        scores.view(-1)[-1], scores.view(-1)[0] = 0.0, float("nan")
+    score_signs = reference.pack_mask(scores.signbit()).to(DEVICE)
+    score_signs[-1] = int(zero)
+    if weight.dim() == 2:
+        op, dy, rest = ops.masked_linear_dw, torch.randn(x_size[0], size[0], device=DEVICE), ()
+    else:
+        rest = [
+            geometry.get(name, default)
+            for name, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)), ("groups", 1))
+        ]
+        op, dy = ops.masked_conv2d_dw, torch.randn_like(torch.nn.functional.conv2d(x, weight, None, *rest))
+    others = scores if zero else torch.full_like(scores, float("nan"))
+    with ek.use_backend("triton"):
+        by_scores, _ = op(dy, x, weight, scores, None, "abs", True, "none", *rest)
+        by_signs, _ = op(dy, x, weight, others, None, "abs", True, "none", *rest, None, score_signs)
+    assert_same_bits(kind, by_signs, by_scores)
+
+
 @pytest.fixture
 def read(monkeypatch):
     """What each op was told of its mask, in the order of the calls."""

@@ -45,19 +45,30 @@ def weight_and_mask(shape, weight_dtype=FP32, layout=torch.contiguous_format, of
     return mask, signs
 
 
-def run_linear(rows, inputs, outputs, dtype, weight_dtype=FP32, of="abs", signed=False):
+def run_linear(rows, inputs, outputs, dtype, weight_dtype=FP32, of="abs", signed=False, planes=False):
     x, dy = torch.empty(rows, inputs, dtype=dtype), torch.empty(rows, outputs, dtype=dtype)
     mask, signs = weight_and_mask((outputs, inputs), weight_dtype, of=of, signed=signed)
     linear.masked_linear(x, *mask, torch.empty(outputs), signs)
     linear.masked_linear_dx(dy, *mask, signs)
     if of != "bits":
-        linear.masked_linear_dw(dy, x, *mask, True, "none", signs)
+        linear.masked_linear_dw(dy, x, *mask, True, "none", signs, packed(outputs * inputs) if planes else None)
     elif not signed:
         linear.masked_linear_dw(dy, x, *mask, False, "kept")
 
 
 def run_conv(
-    batch, channels, size, out, kernel, stride, groups=1, dtype=BF16, layout=torch.channels_last, of="abs", signed=False
+    batch,
+    channels,
+    size,
+    out,
+    kernel,
+    stride,
+    groups=1,
+    dtype=BF16,
+    layout=torch.channels_last,
+    of="abs",
+    signed=False,
+    planes=False,
 ):
     shape = (out, channels // groups, kernel, kernel)
     images = {"dtype": dtype, "memory_format": layout}
@@ -70,7 +81,8 @@ def run_conv(
     conv.masked_conv2d(x, *mask, None, *geometry, True, signs)
     conv.masked_conv2d_dx(dy, *mask, x.shape, *geometry, True, signs)
     if of != "bits":
-        conv.masked_conv2d_dw(dy, x, *mask, True, "none", *geometry, signs)
+        score_signs = packed(mask[1].numel()) if planes else None
+        conv.masked_conv2d_dw(dy, x, *mask, True, "none", *geometry, signs, score_signs)
 
 
 def run_selection():
@@ -103,6 +115,8 @@ CASES = {
     "linear, half weight": lambda: run_linear(1024, 4096, 4096, BF16, BF16),
     "linear, frozen": lambda: run_linear(1024, 4096, 4096, BF16, of="bits"),
     "linear, signs": lambda: run_linear(1024, 4096, 4096, BF16, signed=True),
+    "linear, planes": lambda: run_linear(1024, 4096, 4096, BF16, planes=True),
+    "linear, small batch, signs and planes": lambda: run_linear(32, 4096, 4096, BF16, signed=True, planes=True),
     "linear, small batch, bits": lambda: run_linear(32, 4096, 4096, BF16, of="bits"),
     "linear, signs and bits": lambda: run_linear(1024, 4096, 4096, BF16, of="bits", signed=True),
     "linear, small batch, signs and bits": lambda: run_linear(32, 4096, 4096, BF16, of="bits", signed=True),
@@ -119,6 +133,7 @@ CASES = {
     "1x1, wider": lambda: run_conv(32, 64, 56, 256, 1, 1),
     "1x1": lambda: run_conv(32, 256, 56, 64, 1, 1),
     "7x7 of an image": lambda: run_conv(32, 3, 224, 64, 7, 2),
+    "3x3, planes": lambda: run_conv(32, 64, 56, 64, 3, 1, planes=True),
     "3x3, signs": lambda: run_conv(32, 64, 56, 64, 3, 1, signed=True),
     "3x3, bits": lambda: run_conv(32, 64, 56, 64, 3, 1, of="bits"),
     "3x3, stride 2, signs and bits": lambda: run_conv(32, 128, 56, 256, 3, 2, of="bits", signed=True),

@@ -169,7 +169,7 @@ def masked_linear_dx(dy, weight, scores, cut, of, signs=None):
     return plan_linear(x, weight, scores, of).dx(dy, weight, scores, cut, signs=signs)
 
 
-def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, signs=None):
+def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, signs=None, score_signs=None):
     plan = plan_linear(x, weight, scores, of)
     return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad, signs=signs))
 
@@ -190,7 +190,20 @@ def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilat
 
 
 def masked_conv2d_dw(
-    dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups, signs=None
+    dy,
+    x,
+    weight,
+    scores,
+    cut,
+    of,
+    score_grad,
+    weight_grad,
+    stride,
+    padding,
+    dilation,
+    groups,
+    signs=None,
+    score_signs=None,
 ):
     plan = plan_conv2d(x, weight, scores, of, stride, padding, dilation, groups)
     return _of_both(weight, *plan.dw(dy, x, weight, scores, cut, score_grad, weight_grad, signs=signs))

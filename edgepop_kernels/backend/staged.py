@@ -59,7 +59,7 @@ def masked_linear_dx(dy, weight, scores, cut, of, signs=None):
     return dy @ _effective_weight(weight, scores, cut, of, dy.dtype, signs)
 
 
-def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, signs=None):
+def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad, signs=None, score_signs=None):
     dw_eff = dy.reshape(-1, dy.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
     return reference.parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad, signs)
 
@@ -77,7 +77,20 @@ def masked_conv2d_dx(dy, weight, scores, cut, of, x_size, stride, padding, dilat
 
 
 def masked_conv2d_dw(
-    dy, x, weight, scores, cut, of, score_grad, weight_grad, stride, padding, dilation, groups, signs=None
+    dy,
+    x,
+    weight,
+    scores,
+    cut,
+    of,
+    score_grad,
+    weight_grad,
+    stride,
+    padding,
+    dilation,
+    groups,
+    signs=None,
+    score_signs=None,
 ):
     dw_eff = torch.nn.grad.conv2d_weight(x, weight.shape, dy, stride, padding, dilation, groups)
     return reference.parameter_grads(dw_eff, weight, scores, cut, of, score_grad, weight_grad, signs)

@@ -146,10 +146,11 @@ def planes(numel: int) -> Work:
 def packing_pays(numel: int, device: Device, backward: bool) -> bool:
     """Whether products of layers of ``numel`` scores in all, just selected on a GPU, read packed masks, or the scores.
 
-    Decided by bytes, of which each forward reads 4 a score or 1/8, and each gradient to the input again. Selection
-    knows neither the activations nor whether their gradient is wanted: ``backward`` is torch's grad mode, and a step is
-    taken to have both. So a step saves 7.75 for 4.25 that packing moves, evaluation 3.875: it reads scores. Nor do
-    layers pack that are too small to give each multiprocessor work: there a launch is what counts.
+    Decided by bytes, of which each forward reads 4 a score or 1/8, and each gradient to the input again, as that of
+    scores ranked by "abs" does. Selection knows neither the activations nor whether their gradient is wanted:
+    ``backward`` is torch's grad mode, and a step is taken to have the first two. So a step saves 7.75 or more for 4.25
+    that packing moves, evaluation 3.875: it reads scores. Nor do layers pack that are too small to give each
+    multiprocessor work: there a launch is what counts.
     """
     saved = (2 if backward else 1) * numel * (SCORE_BITS - PACKED_BITS) / 8
     return numel >= LEAST_PACKED * device.multiprocessors and planes(numel).traffic < saved

@@ -165,11 +165,24 @@ def _phase(residue, kernel, stride, padding, dilation):
 
 
 def masked_conv2d_dw(
-    dy, x, weight, scores, cut, of, score_grad, weight_grad_of, stride, padding, dilation, groups, signs=None
+    dy,
+    x,
+    weight,
+    scores,
+    cut,
+    of,
+    score_grad,
+    weight_grad_of,
+    stride,
+    padding,
+    dilation,
+    groups,
+    signs=None,
+    score_signs=None,
 ):
     weight, signs = taken_apart(weight, scores, of, signs)
     axes = _forward_axes(weight, stride, padding, dilation)
-    grads = ParameterGrads((weight, scores, cut, of, signs), score_grad, weight_grad_of)
+    grads = ParameterGrads((weight, scores, cut, of, signs), score_grad, weight_grad_of, score_signs)
     if weight.shape[1] == 1 and groups > 1:
         return depthwise_weight_grad(dy, x, grads, *axes, groups)
     return weight_grad(_channels_inside(dy), _channels_inside(x), grads, *axes, groups, _switch())

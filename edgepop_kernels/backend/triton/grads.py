@@ -9,13 +9,14 @@ _BLOCK = 1024  # weights of a program that adds splits
 
 
 class ParameterGrads:
-    """mask: (weight (o, c, kh, kw), scores likewise or the packed mask, cut, of, signs); the other two as in
+    """mask: (weight (o, c, kh, kw), scores likewise or the packed mask, cut, of, signs); the others as in
     ``ops.py``."""
 
-    def __init__(self, mask, score_grad: bool, weight_grad: str):
+    def __init__(self, mask, score_grad: bool, weight_grad: str, score_signs: torch.Tensor | None):
         weight, scores, cut, of, signs = mask
         self.shape = weight.shape
         weight_args = (weight, weight.stride(), None) if signs is None else signs.args
+        reads_signs = score_grad and score_signs is not None and weight_grad != "kept"  # which reads the scores
         nothing = weight_args[0].new_empty(0)
         self.ds = torch.empty_like(scores) if score_grad else nothing
         self.dw = torch.empty_like(weight) if weight_grad != "none" else nothing
@@ -24,6 +25,7 @@ class ParameterGrads:
             *weight_args,
             words(scores) if of == "bits" else scores,
             None if of == "bits" else scores.stride(),
+            words(score_signs) if reads_signs else None,
             (c * kh * kw, kh * kw, kw, 1),
             cut,
             self.ds,

@@ -46,9 +46,9 @@ def masked_linear_dx(dy, weight, scores, cut, of, signs=None):
     return dx
 
 
-def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of, signs=None):
+def masked_linear_dw(dy, x, weight, scores, cut, of, score_grad, weight_grad_of, signs=None, score_signs=None):
     laid_out, signs = taken_apart(weight, scores, of, signs)
     mask = (laid_out[:, :, None, None], scores if of == "bits" else scores[:, :, None, None], cut, of, signs)
-    grads = ParameterGrads(mask, score_grad, weight_grad_of)
+    grads = ParameterGrads(mask, score_grad, weight_grad_of, score_signs)
     ds, dw = weight_grad(_image(dy), _image(x), grads, POINT, POINT, 1, _switch())
     return ds.view(scores.shape) if score_grad else ds, dw.view(weight.shape) if weight_grad_of != "none" else dw

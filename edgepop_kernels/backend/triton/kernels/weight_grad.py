@@ -32,9 +32,39 @@ def score_map_derivative(scores, OF: tl.constexpr):
 
 
 @triton.jit
+def some_have_no_sign(score_signs, numel):
+    """Bool scalar: whether one of ``numel`` scores is 0 or NaN, so that their sign plane does not tell map'."""
+    return (tl.load(score_signs + (numel + 63) // 64 * 2 + 1) >> 24) != 0
+
+
+@triton.jit
 def at(base, strides, o, c, kh, kw):
     """Addresses of the weights (o, c, kh, kw) in a tensor of these four strides."""
     return base + o * strides[0] + c * strides[1] + kh * strides[2] + kw * strides[3]
+
+
+@triton.jit
+def filters_bits(
+    packed,
+    row,  # [BM, 1]: the filters' first bits
+    bit,  # [1, BN], or [BM, BN]: of each weight, from there on
+    inside,
+    run,
+    runs_inside,
+    RUNS: tl.constexpr,  # whether neighbours along the tile's columns are neighbours in memory
+    RUN: tl.constexpr,
+    WITHIN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Bool [BM, BN]: the tile's bits of packed filters."""
+    words, first = packed + (row >> 5), (row & 31).to(tl.int32)
+    if RUNS:
+        place = places(packed, 1, RUN, BLOCK_M, BLOCK_N, False)
+        tile = tile_of_bits(words, first + run[None, :], runs_inside, place, 1, RUN, WITHIN, BLOCK_M, BLOCK_N)
+    else:
+        tile = bit_of(words, first + bit, inside)
+    return tile
 
 
 @triton.jit
@@ -50,6 +80,8 @@ def store_grads(
     negative,  # bool tile, the signs of a weight that is one number; or None
     scores,  # as the weight, or the packed mask
     score_strides,
+    falling,  # bool tile, the signs of the scores; or None
+    unsigned,  # bool scalar: ``some_have_no_sign``, or True where there is no such plane
     index_strides,
     cut,
     ds,
@@ -60,7 +92,8 @@ def store_grads(
     SCORE_GRAD: tl.constexpr,
     WEIGHT_GRAD: tl.constexpr,
 ):
-    if SCORE_GRAD or (WEIGHT_GRAD == "kept" and OF != "bits"):
+    by_sign: tl.constexpr = falling is not None
+    if (SCORE_GRAD and not by_sign) or (WEIGHT_GRAD == "kept" and OF != "bits"):
         b_scores = tl.load(at(scores, score_strides, o, c, kh, kw), mask=inside, other=0.0)
     if SCORE_GRAD:
         if negative is None:
@@ -68,8 +101,13 @@ def store_grads(
         else:
             magnitude = tl.load(weight).to(tl.float32)
             b_weight = tl.where(negative, -magnitude, magnitude)
-        b_ds = dw_eff * b_weight * score_map_derivative(b_scores, OF)
-        tl.store(at(ds, ds_strides, o, c, kh, kw), b_ds, mask=inside)
+        if not by_sign:
+            b_map = score_map_derivative(b_scores, OF)
+        elif unsigned:
+            b_map = score_map_derivative(tl.load(at(scores, score_strides, o, c, kh, kw), mask=inside, other=0.0), OF)
+        else:
+            b_map = tl.where(falling, -1.0, 1.0)
+        tl.store(at(ds, ds_strides, o, c, kh, kw), dw_eff * b_weight * b_map, mask=inside)
     if WEIGHT_GRAD != "none":
         if WEIGHT_GRAD == "kept":
             index = at(0, index_strides, o, c, kh, kw)
@@ -99,6 +137,7 @@ def weight_grad_kernel(
     signs,  # of the weight, packed, or None
     scores,
     score_strides,
+    score_signs,  # packed, or None: ``ops``
     index_strides,
     cut,
     ds,
@@ -176,17 +215,20 @@ def weight_grad_kernel(
         tl.store(p_partial, acc, mask=inside)
     else:
         negative = None
-        if SCORE_GRAD and signs is not None:
+        falling = None
+        unsigned = True
+        if signs is not None or score_signs is not None:
             row = o.to(tl.int64) * index_strides[0]  # [BM, 1]
-            words, bit = signs + (row >> 5), (row & 31).to(tl.int32)
-            if TAPS == 1:
-                run = i_n * BLOCK_N + RUN * tl.arange(0, BLOCK_N // RUN)
-                runs_inside = m_inside[:, None] & (run < KC)[None, :]  # [BM, BN / RUN]
-                place = places(signs, 1, RUN, BLOCK_M, BLOCK_N, False)
-                negative = tile_of_bits(words, bit + run[None, :], runs_inside, place, 1, RUN, WITHIN, BLOCK_M, BLOCK_N)
-            else:
-                bit += kh * index_strides[2] + kw * index_strides[3] + c[None, :] * index_strides[1]
-                negative = bit_of(words, bit, inside)
+            bit = kh * index_strides[2] + kw * index_strides[3] + c[None, :] * index_strides[1]
+            run = i_n * BLOCK_N + RUN * tl.arange(0, BLOCK_N // RUN)
+            runs_inside = m_inside[:, None] & (run < KC)[None, :]  # [BM, BN / RUN]
+        if SCORE_GRAD and signs is not None:
+            negative = filters_bits(signs, row, bit, inside, run, runs_inside, TAPS == 1, RUN, WITHIN, BLOCK_M, BLOCK_N)
+        if SCORE_GRAD and score_signs is not None:
+            unsigned = some_have_no_sign(score_signs, numel)
+            falling = filters_bits(
+                score_signs, row, bit, inside, run, runs_inside, TAPS == 1, RUN, WITHIN, BLOCK_M, BLOCK_N
+            )
         store_grads(
             acc,
             inside,
@@ -199,6 +241,8 @@ def weight_grad_kernel(
             negative,
             scores,
             score_strides,
+            falling,
+            unsigned,
             index_strides,
             cut,
             ds,
@@ -221,6 +265,7 @@ def sum_grads_kernel(
     signs,  # of the weight, packed, or None
     scores,
     score_strides,
+    score_signs,  # packed, or None: ``ops``
     index_strides,
     cut,
     ds,
@@ -245,8 +290,13 @@ def sum_grads_kernel(
     c = (index // (size[2] * size[1])) % size[0]
     o = index // (size[2] * size[1] * size[0])
     negative = None
+    falling = None
+    unsigned = True
     if SCORE_GRAD and signs is not None:
         negative = bit_of(signs + first // 32, tl.arange(0, BLOCK), inside)
+    if SCORE_GRAD and score_signs is not None:
+        unsigned = some_have_no_sign(score_signs, numel)
+        falling = bit_of(score_signs + first // 32, tl.arange(0, BLOCK), inside)
     store_grads(
         acc,
         inside,
@@ -259,6 +309,8 @@ def sum_grads_kernel(
         negative,
         scores,
         score_strides,
+        falling,
+        unsigned,
         index_strides,
         cut,
         ds,
