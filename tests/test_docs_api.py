@@ -24,6 +24,7 @@ def test_every_public_name_has_its_place_and_one_alone():
         classes = importlib.import_module(f"edgepop_kernels.compat.{name}").__all__
         public += [f"edgepop_kernels.compat.{name}.{of}" for of in classes]
     public += ["edgepop_kernels.nn.MaskedLayer", "edgepop_kernels.interop.hidden_networks.state_dict"]
+    public += ["edgepop_kernels.interop.read_state_dict"]
     assert Counter(SHOWN) == Counter(public)
 
 

@@ -7,6 +7,7 @@ hidden-networks'.
 """
 
 from . import hidden_networks
+from .containers import read_state_dict
 from .table import register
 
-__all__ = ["hidden_networks", "register"]
+__all__ = ["hidden_networks", "read_state_dict", "register"]

@@ -42,6 +42,28 @@ def read(file: File) -> Content:
     return _state_in(loaded, where)
 
 
+def read_state_dict(file: File) -> dict[str, torch.Tensor]:
+    """Returns the state_dict in a checkpoint of another program, in its order, as ``edgepop_kernels.load_checkpoint``
+    finds it: for code that makes its own of the names.
+
+    file     a path, of torch.save (read with weights_only=True) or of safetensors, or a dict
+    returns  tensors on the CPU, by names without what DataParallel and torch.compile put into them
+
+    Raises TypeError, OSError, ImportError and ValueError as ``load_checkpoint`` does for a file that it cannot read.
+
+    >>> checkpoint = {"epoch": 90, "state_dict": {"module.0.weight": torch.zeros(10, 64)}}
+    >>> list(ek.interop.read_state_dict(checkpoint))
+    ['0.weight']
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, value in read(file).entries.items():
+        if plain_name(name) in found:
+            raise ValueError(f"file: {plain_name(name)} is in it under two names; expected one of them")
+        if isinstance(value, torch.Tensor):
+            found[plain_name(name)] = value
+    return found
+
+
 def plain_name(name: str) -> str:
     """The name without what DataParallel, DistributedDataParallel and torch.compile put into it."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]

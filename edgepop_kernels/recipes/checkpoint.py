@@ -51,6 +51,11 @@ def save(folder: Path, names: list[str], state: dict) -> None:
         write_atomic(path(folder, name), content)
 
 
+def write(file: Path, state: dict) -> None:
+    """Write ``state`` to a file of any name, whole or not at all."""
+    write_atomic(file, torch_bytes({"format": FORMAT} | state))
+
+
 def load(file: Path) -> dict:
     """The state in ``file``, on the CPU. UserError, naming the file, for a missing, damaged or foreign one."""
     return _parse(file, read_bytes(file))

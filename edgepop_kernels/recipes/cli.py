@@ -1,4 +1,4 @@
-"""The commands `train`, `recipes`, `export`, `eval` and `bench`: a typer app that the console script mounts."""
+"""The commands `train`, `recipes`, `export`, `eval`, `import`, `bench`: a typer app that the console script mounts."""
 
 import contextlib
 import difflib
@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 import edgepop_kernels as ek
 
-from . import cli_recipes, cli_saved, cli_settings, data, job, output, parallel, registry, sweep
+from . import cli_recipes, cli_saved, cli_settings, configured, job, output, parallel, sweep
 from .config import Recipe
 from .errors import ConfigError, Interrupted, UserError
 from .experiments import Experiment
@@ -129,6 +129,12 @@ def train(
             show_default="1",
         ),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="settings to begin with: of hidden-networks, FILE.yml, or of a run, its config.json"
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -158,27 +164,25 @@ def train(
             raise ConfigError(f"--name: a resumed run has its own, leave it out with --resume, got {name!r}")
         if seeds is not None:
             raise ConfigError(f"--seeds: a resumed run has one seed, leave it out with --resume, got {seeds!r}")
+        if config is not None:
+            raise ConfigError(f"--config: a resumed run has its own, leave it out with --resume, got {config}")
         job.resume(resume, asked, images, outputs, report)
         return
-    if recipe is None:
-        dataset = asked.get("dataset") or ("digits" if images is None else data.detect(images))
-        if dataset not in registry.DEFAULTS:
-            raise ConfigError(f"expected one of {', '.join(registry.DEFAULTS)}, got {dataset!r}", "dataset")
-        recipe = registry.DEFAULTS[dataset]
-        asked = {"dataset": dataset} | asked
-    settings = registry.find(recipe).recipe.asked(**asked)
+    found = configured.chosen(recipe, config, images, asked)
     count = _count(seeds)
-    run_name = recipe if name is None else check_name(name)
+    run_name = found.name if name is None else check_name(name)
+    for line in found.lines:
+        report.line(line)
 
     def begin(settings: Recipe, run_name: str):
         run = job.experiment if isinstance(settings, Experiment) else job.start
-        return run(recipe, settings, images, runs or Path("runs"), outputs, report, run_name)
+        return run(found.name, settings, found.data, runs or Path("runs"), outputs, report, run_name)
 
     if count == 1:
-        begin(settings, run_name)
+        begin(found.recipe, run_name)
         return
     with parallel.join():  # all runs in one world
-        sweep.over_seeds(settings, count, run_name, begin, report)
+        sweep.over_seeds(found.recipe, count, run_name, begin, report)
 
 
 def _count(seeds: str | None) -> int:
@@ -209,6 +213,7 @@ def recipes(
 
 app.command(name="export")(cli_saved.export_run)
 app.command(name="eval")(cli_saved.eval_run)
+app.command(name="import")(cli_settings.with_settings(cli_saved.import_checkpoint, hidden=True))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from . import checkpoint, evaluation, export
+from . import checkpoint, evaluation, export, imported, registry
 from .errors import ConfigError
 from .report import Report
 
@@ -52,6 +52,28 @@ def eval_run(
 ):
     """Evaluate a trained run, as it was evaluated in training, or an export of one."""
     evaluation.evaluate(run, _known(which), images, Report(Console()))
+
+
+def import_checkpoint(
+    file: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of hidden-networks: model_best.pth.")
+    ],
+    recipe: Annotated[str, typer.Option(metavar="NAME", help="The recipe of its network; see `edgepop recipes`.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option(help="A .pt file.", show_default="NAME.pt, of the checkpoint's name, here")
+    ] = None,
+    **asked,
+):
+    """Make a checkpoint of hidden-networks one of a run, for eval, export and --pretrained.
+
+    Its entries are read by their position. It says neither rate nor rule of its masks: --keep, and every other
+    setting of the recipe, is an option here too, as `edgepop train NAME --help` lists them.
+    """
+    output = output or Path(f"{file.stem}.pt")
+    for line in imported.write(file, registry.find(recipe).recipe.asked(**asked), output):
+        typer.echo(line, err=True)
+    typer.echo(output)
 
 
 def _known(which: str | None) -> str | None:

@@ -34,19 +34,19 @@ def spelled(name: str, value: Any) -> str:
     return f"{option(name)} {config.spelled(value)}"
 
 
-def with_settings(function: Callable) -> Callable:
+def with_settings(function: Callable, hidden: bool = False) -> Callable:
     """Gives ``function`` one option per setting of any method, so that a recipe's field is declared once, in its class.
 
-    An option left out is not passed on: the recipe's own value counts.
+    An option left out is not passed on: the recipe's own value counts. hidden: from typer's help.
     """
     fields = {field.name: field for method in registry.METHODS.values() for field in dataclasses.fields(method)}
     options = []
     for name, field in fields.items():
         if isinstance(field.default, bool):
-            annotation = Annotated[bool | None, typer.Option(f"{option(name)}/{option(f'no_{name}')}")]
+            annotation = Annotated[bool | None, typer.Option(f"{option(name)}/{option(f'no_{name}')}", hidden=hidden)]
         else:
             # As text: the recipe converts it, and has the better words where it is wrong.
-            annotation = Annotated[str | None, typer.Option(option(name))]
+            annotation = Annotated[str | None, typer.Option(option(name), hidden=hidden)]
         options.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
 

@@ -96,6 +96,14 @@ class Recipe:
         when=but("weight_decay", 0.0),
     )
     warmup: int = whole(0, 0, "epochs of linear warm-up at the start", panel="Training")
+    pretrained: str = setting(
+        "none",
+        "checkpoint to start from: a run's, or hidden-networks'",
+        "a file, or none",
+        lambda value: value != "",
+        panel="Training",
+        when=ONE_TRAINING,
+    )
     label_smoothing: float = fraction(0.0, "share of the target spread over all classes", panel="Training")
     seed: int = setting(
         0,

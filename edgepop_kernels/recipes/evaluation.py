@@ -20,9 +20,10 @@ from .trainer import sums_over
 class Subject(NamedTuple):
     """A network to evaluate, and what was known of it when it was saved.
 
-    what: in words; row: of the log, with its accuracies, None where it was saved within an epoch or before the first;
-    versions: of the programs; drawn: whether its masks are one draw of those that were evaluated; random: the
-    generators' state before that evaluation; processes: how many shared each batch of it; place: of the data.
+    what: in words; digest: of the data it was trained on, None where that is not known; row: of the log, with its
+    accuracies, None where it was saved within an epoch or before the first; versions: of the programs; drawn: whether
+    its masks are one draw of those that were evaluated; random: the generators' state before that evaluation;
+    processes: how many shared each batch of it; place: of the data.
     """
 
     what: str
@@ -30,7 +31,7 @@ class Subject(NamedTuple):
     model: nn.Module
     preprocessing: dict[str, Any]
     classes: int
-    digest: str
+    digest: str | None
     row: dict[str, Any] | None
     versions: dict[str, str]
     drawn: bool = False
@@ -93,7 +94,7 @@ def _found(subject: Subject, model: nn.Module, batches: Batches, part: str) -> F
 def _compared(found: Found, subject: Subject) -> str:
     then = None if subject.row is None else subject.row.get(f"{found.part}_accuracy")
     if then is None:
-        return "; the run did not evaluate this checkpoint"
+        return "; the run did not evaluate this checkpoint" if subject.digest is not None else ""
     if then == found.accuracy:
         return "; as the run did"
     here = {"edgepop_kernels": ek.__version__, "torch": torch.__version__, "machine": platform.machine()}
@@ -123,7 +124,7 @@ def _of_run(place: Path, name: str | None) -> Subject:
     model = recipe.network(tuple(state["image"]), state["classes"])
     model.load_state_dict(state["model"])
     return Subject(
-        what=f"{file}, epoch {state['epoch']}" + (f" and {state['step']} steps" if state["step"] else ""),
+        what=f"{file}, {saved.told(found.origin)}",
         recipe=recipe,
         model=model,
         preprocessing=state["preprocessing"],
@@ -151,7 +152,7 @@ def _of_export(file: Path) -> Subject:
             model = export.plain(model, recipe)
             model.load_state_dict(tensors)
         return Subject(
-            what=f"{file}, from {origin['name']}.pt, epoch {origin['epoch']}",
+            what=f"{file}, from {origin['name']}.pt, {saved.told(origin)}",
             recipe=recipe,
             model=model,
             preprocessing=about["preprocessing"],
@@ -194,7 +195,9 @@ def _batches(subject: Subject, recipe: Recipe, device: torch.device, place: Path
             f"the network is for {'x'.join(map(str, wanted))} pixels and {subject.classes} classes; the "
             f"{whole.name} data have {'x'.join(map(str, whole.image))} and {whole.classes}"
         )
-    if whole.digest() != subject.digest:
+    if subject.digest is None:
+        report.line(f"note: which {whole.name} data it was trained on is not known")
+    elif whole.digest() != subject.digest:
         report.line(f"note: the {whole.name} data are not those of the run: their hashes differ")
     mean, deviation = (torch.tensor(subject.preprocessing[name]).view(-1, 1, 1) for name in ("mean", "deviation"))
     return Batches(

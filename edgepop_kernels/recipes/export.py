@@ -111,15 +111,14 @@ def _facts(found: Saved, drawn: bool) -> dict[str, Any]:
     folder = found.file.parent
     record = runs.read_record(folder) if runs.is_run(folder) else {}
     environment = record.get("environment", {})
-    step = f" and {state['step']} steps" if state["step"] else ""
     accuracies = {part: row.get(f"{part}_accuracy") for part in ("validation", "test")}
     anew = ", under masks drawn anew" if drawn else ""
     versions = [f"{name} {environment[name]}" for name in ("edgepop_kernels", "torch") if name in environment]
     return {
         "recipe": record.get("recipe"),
         "method": None if recipe.masks else recipe.method,
-        "trained_on": f"{recipe.dataset}, SHA-256 {state['data_digest']}",
-        "checkpoint": f"{found.file.name}, epoch {state['epoch']}{step}",
+        "trained_on": recipe.dataset + (f", SHA-256 {digest}" if (digest := state["data_digest"]) else ""),
+        "checkpoint": f"{found.file.name}, {saved.told(found.origin)}",
         **{f"{part}_accuracy": None if a is None else f"{a:.2%}{anew}" for part, a in accuracies.items()},
         "seed": recipe.seed,
         "settings": ", ".join(f"{n} {v}" for n, v in recipe.to_dict().items() if n not in _TOLD),
@@ -150,8 +149,7 @@ def description(found: Saved, model: nn.Module, drawn: bool) -> dict[str, Any]:
         "holds": "weights",
         "checkpoint": {
             "name": found.file.stem,
-            "epoch": state["epoch"],
-            "step": state["step"],
+            **found.origin,
             "row": found.row,
             "accuracy_of": "masks drawn anew" if drawn else "these weights",
         },

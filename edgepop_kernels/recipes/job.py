@@ -8,7 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import checkpoint, comparison, data, experiments, figure, machine, parallel, plots, registry, runs, timing
+from . import (
+    checkpoint,
+    comparison,
+    data,
+    experiments,
+    figure,
+    machine,
+    parallel,
+    plots,
+    pretrained,
+    registry,
+    runs,
+    timing,
+)
 from .config import Recipe
 from .errors import ConfigError, Interrupted, NotFinite, OutputLost, UserError
 from .experiments import Experiment
@@ -55,7 +68,12 @@ def start(
         held.enter_context(machine.backend(recipe))
         dataset = world.each(lambda: _load(recipe, images))
         environment = machine.environment(device, world)
-        trainer = Trainer(recipe, dataset, device, world)
+        entries = None
+        if recipe.pretrained != pretrained.NONE:
+            file = Path(recipe.pretrained).resolve()
+            recipe, entries = recipe.override(pretrained=str(file)), world.each(lambda: pretrained.read(file))
+        trainer = Trainer(recipe, dataset, device, world, entries)
+        world.lead(lambda: [report.line(line) for line in trainer.began_from])
         trainer.ran_on = [machine.described(recipe, environment)]
         run = world.lead(lambda: runs.create(folder, run_name or name))
         world.lead(lambda: held.enter_context(locked(run, wait=False)))

@@ -16,11 +16,23 @@ class Saved(NamedTuple):
     recipe: Recipe
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """The moment at which it was saved, and the file that it was imported from, where it was."""
+        return {name: self.state[name] for name in ("epoch", "step", "imported") if name in self.state}
+
+    @property
     def row(self) -> dict[str, Any] | None:
         """The row of the run's log, with its accuracies; None where it was saved before the first epoch or within
         one."""
         rows = [row for row in self.state["history"] if row["epoch"] == self.state["epoch"]]
         return rows[0] if rows and self.state["step"] == 0 else None
+
+
+def told(origin: dict[str, Any]) -> str:
+    """``Saved.origin`` in words."""
+    if "imported" in origin:
+        return f"imported from {origin['imported']['file']}"
+    return f"epoch {origin['epoch']}" + (f" and {origin['step']} steps" if origin["step"] else "")
 
 
 def find(place: Path, name: str | None = None) -> Saved:

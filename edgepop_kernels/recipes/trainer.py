@@ -11,7 +11,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 
-from . import checkpoint, finite
+from . import checkpoint, finite, pretrained
 from .config import Recipe
 from .data import Batches, Dataset, ImageFolder, Part, hold_out
 from .errors import ConfigError, NotFinite, UserError
@@ -31,10 +31,18 @@ class Trainer:
 
     Its ``data`` have images held out as the recipe says, its ``recipe`` has their number. Every process of
     the ``world`` makes one and calls the same methods in the same order. Seeds the global generators, alike in each,
-    so making one starts a reproducible run. Raises ConfigError.
+    so making one starts a reproducible run. entries: of the checkpoint that the recipe starts from; ``began_from`` says
+    what was read of them. Raises UserError.
     """
 
-    def __init__(self, recipe: Recipe, data: Dataset | ImageFolder, device: torch.device, world: World = ALONE):
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Dataset | ImageFolder,
+        device: torch.device,
+        world: World = ALONE,
+        entries: dict[str, torch.Tensor] | None = None,
+    ):
         checkpoint.seed_everything(recipe.seed)
         recipe = recipe.resolved(len(data.train))
         self.data_digest = data.digest()  # of all: which are held out follows from it
@@ -52,6 +60,9 @@ class Trainer:
                 "batch_size",
             )
         self.model = make_network(recipe, data, device)
+        self.began_from: list[str] = []
+        if entries is not None:
+            self.began_from = pretrained.load(recipe, self.model, entries, recipe.pretrained).lines
         finite.check_drawn(self.model)
         if self.batches.smallest() < 2 * self.share.parts:
             _check_norms(self.model, recipe, data.image, device)
