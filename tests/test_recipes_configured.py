@@ -155,6 +155,12 @@ def settings(**expected):
         settings(values=IMAGENET | dict(bn_type="LearnedBatchNorm", no_bn_decay=True), norm="affine", norm_decay=False),
         settings(values=IMAGENET | dict(last_layer_dense=True, num_classes=1000), last_dense=True),
         settings(
+            values=IMAGENET | dict(set="TinyImageNet", last_layer_dense=True, num_classes=200),
+            dataset="tinyimagenet",
+            image_size=224,
+            last_dense=True,
+        ),
+        settings(
             values=CONV | dict(conv_type="FixedSubnetConv", freeze_weights=False, prune_rate=0.75, scale_fan=True),
             asked={"pretrained": "x.pth"},
             trains="weights",
@@ -170,7 +176,9 @@ def test_what_a_configuration_means(tmp_path, values, asked, expected):
     recorded = {name: getattr(found.recipe, name) for name in expected}
     assert recorded == expected
     assert found.name == "conv4_x"
-    below = {"CIFAR10": "cifar10", "MNIST": "mnist", "ImageNet": "imagenet"}[values["set"]]
+    below = {"CIFAR10": "cifar10", "MNIST": "mnist", "ImageNet": "imagenet", "TinyImageNet": "tinyimagenet"}[
+        values["set"]
+    ]
     assert str(found.data) == f"/data/{below}"
     told = {line.split(":")[0].split(",")[0].strip() for line in found.lines[1:]}
     assert set(values) <= told  # each has its line
@@ -195,6 +203,7 @@ def test_what_a_configuration_means(tmp_path, values, asked, expected):
         (CONV | dict(set="BigCIFAR10"), "set", "no such data set here"),
         (CONV | dict(set="ImageNet"), "set", "Conv4 takes the images of CIFAR10 alone"),
         (IMAGENET | dict(set="CIFAR10"), "arch", "ResNet50 has 1000 answers there, for the 10 classes of CIFAR10"),
+        (IMAGENET | dict(set="TinyImageNet"), "arch", "ResNet50 has 1000 answers there, for the 200 classes of Tiny"),
         (IMAGENET | dict(last_layer_dense=True), "num_classes", "ResNet50 has 10 answers there, for the 1000"),
         (IMAGENET | dict(first_layer_dense=True), "first_layer_dense", "starts as torch's then"),
         (IMAGENET | dict(nonlinearity="tanh"), "nonlinearity", "relu alone"),

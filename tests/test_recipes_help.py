@@ -124,6 +124,7 @@ def test_recipes_are_listed_by_method_and_data_set(edgepop):
         (["--method", "supermaks"], "--method: expected one of edge-popup, dense, supermask, "),
         (["--dataset", "svhn"], "--dataset: expected one of digits, mnist, fashion-mnist, cifar10, cifar100, imagenet"),
         (["--method", "dense", "--dataset", "fashion-mnist"], "no recipe of the method dense is for fashion-mnist"),
+        (["--dataset", "tinyimagenet"], "no recipe is for tinyimagenet, but any trains on it with --dataset tiny"),
         (["edge-popup-mnits"], "there is no recipe 'edge-popup-mnits'; did you mean edge-popup-mnist"),
         (["edge-popup-mnist", "--method", "dense"], "RECIPE: expected either a recipe or what to list"),
     ],

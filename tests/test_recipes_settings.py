@@ -14,15 +14,19 @@ from edgepop_kernels.recipes.trainer import Trainer
 # Recipe, what is asked of it, and the refusal: each of these trained the recipe as if nothing had been said.
 WITHOUT_EFFECT = [
     ("edge-popup-digits", {"width_multiplier": "0.5"}, "a model other than mlp only, got 0.5"),
-    ("edge-popup-digits", {"image_size": "64"}, "dataset imagenet only, got 64"),
-    ("edge-popup-digits", {"workers": "2"}, "dataset imagenet only, got 2"),
+    ("edge-popup-digits", {"image_size": "64"}, "dataset imagenet or tinyimagenet only, got 64"),
+    ("edge-popup-digits", {"workers": "2"}, "dataset imagenet or tinyimagenet only, got 2"),
     ("edge-popup-digits", {"channels_last": True}, "a model other than mlp only, got True"),
     ("edge-popup-digits", {"optimizer": "adam", "momentum": "0.5"}, "optimizer sgd or score-sgd only, got 0.5"),
     ("edge-popup-digits", {"init": "default", "scale": "none"}, "kaiming_normal or kaiming_uniform only, got 'none'"),
     ("edge-popup-digits-conv", {"widths": "30,20"}, "model mlp only, got (30, 20)"),
-    ("edge-popup-conv4", {"image_size": "32"}, "dataset imagenet only, got 32"),
-    ("edge-popup-resnet50", {"dataset": "cifar10", "image_size": "32"}, "dataset imagenet only, got 32"),
-    ("edge-popup-resnet50", {"dataset": "cifar10", "workers": "0"}, "dataset imagenet only, got 0"),
+    ("edge-popup-conv4", {"image_size": "32"}, "dataset imagenet or tinyimagenet only, got 32"),
+    (
+        "edge-popup-resnet50",
+        {"dataset": "cifar10", "image_size": "32"},
+        "dataset imagenet or tinyimagenet only, got 32",
+    ),
+    ("edge-popup-resnet50", {"dataset": "cifar10", "workers": "0"}, "dataset imagenet or tinyimagenet only, got 0"),
     ("edge-popup-resnet50", {"widths": "30"}, "model mlp only, got (30,)"),
     ("dense-digits", {"backend": "reference"}, "methods that mask layers only, got 'reference'"),
     ("supermask-digits", {"momentum": "0.9"}, "optimizer sgd or score-sgd only, got 0.9"),  # its default
@@ -117,7 +121,7 @@ def test_what_is_recorded_is_in_effect_and_gives_the_recipe_back(name):
     assert recipe.asked(**recorded) == recipe  # nothing in it is refused: what is recorded can be asked for
     assert ("widths" in recorded) == (recipe.model == "mlp")
     assert ("momentum" in recorded) == recipe.optimizer.endswith("sgd")
-    assert ("image_size" in recorded) == ("workers" in recorded) == (recipe.dataset == "imagenet")
+    assert ("image_size" in recorded) == ("workers" in recorded) == (recipe.dataset in data.PHOTOGRAPHS)
 
 
 @pytest.mark.parametrize("optimizer", ["score-sgd", "score-adam"])

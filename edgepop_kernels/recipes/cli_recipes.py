@@ -23,7 +23,8 @@ def listing(method: str | None, dataset: str | None) -> Iterator[str]:
         if method in (None, entry.recipe.method) and dataset in (None, entry.recipe.dataset)
     }
     if not found:
-        raise UserError(f"no recipe of the method {method} is for {dataset}; `edgepop recipes` lists all")
+        which = "no recipe" if method is None else f"no recipe of the method {method}"
+        raise UserError(f"{which} is for {dataset}, but any trains on it with --dataset {dataset}")
     indent = max(map(len, found)) + 2
     for name, (recipe, goal, source) in found.items():
         yield from _wrapped(f"{name:<{indent}}{_short(recipe)}", indent)

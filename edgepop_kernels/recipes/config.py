@@ -14,7 +14,7 @@ from torch import nn
 
 import edgepop_kernels as ek
 
-from .data import DATASETS, usual_validation
+from .data import DATASETS, PHOTOGRAPHS, usual_validation
 from .errors import ConfigError
 from .models import MODELS
 from .settings import (
@@ -54,7 +54,7 @@ class Recipe:
     masks: ClassVar[bool] = True  # whether its networks have masked layers
 
     dataset: str = choice("digits", DATASETS, "data set", panel="Data")
-    image_size: int = whole(224, 1, "side of the crops, in pixels", panel="Data", when=only("dataset", "imagenet"))
+    image_size: int = whole(224, 1, "side of the crops, in pixels", panel="Data", when=only("dataset", *PHOTOGRAPHS))
     validation: int | str = held_out("epoch")
     limit_images: int = whole(
         0, 0, "for a smoke test, how many of the first training and test images to use; 0: all", panel="Data"
@@ -149,7 +149,7 @@ class Recipe:
         0,
         "processes that decode images, at most one a core; results do not depend on it",
         panel="Machine",
-        when=only("dataset", "imagenet"),
+        when=only("dataset", *PHOTOGRAPHS),
     )
 
     def __post_init__(self):

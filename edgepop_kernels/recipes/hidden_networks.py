@@ -11,6 +11,7 @@ import edgepop_kernels as ek
 
 from . import cli_settings, models, registry
 from .config import Recipe
+from .data import PHOTOGRAPHS
 from .errors import ConfigError, UserError
 
 # Its options' defaults, where something follows from them.
@@ -147,7 +148,7 @@ def _network(r: _Reader) -> None:
         key = "num_classes" if r.last_dense else "arch"
         r.refuse(key, f"{arch} has {answers} answers there, for the {classes} classes of {r.value('set')}")
     r.set("arch", model=r.model)
-    size = {"image_size": 224} if dataset in ("imagenet", "tinyimagenet") else {}
+    size = {"image_size": 224} if dataset in PHOTOGRAPHS else {}
     r.set("set", "best epochs are picked by its test part", dataset=dataset, **size, validation=0)
     r.drop("not read by this network", *(["num_classes"] if not (r.last_dense and arch in _RESIDUAL) else []))
     if r.last_dense and arch in _RESIDUAL:
@@ -313,7 +314,7 @@ def _data(r: _Reader) -> None:
     place = r.values.get("data")
     r.folder = None if place is None else Path(str(place)) / below
     r.drop("not needed: --data" if place is None else f"--data {r.folder}, unless it is given", "data")
-    if r.settings["dataset"] in ("imagenet", "tinyimagenet") and "workers" in r.values:
+    if r.settings["dataset"] in PHOTOGRAPHS and "workers" in r.values:
         r.set("workers", workers=r.values["workers"])
     else:
         r.drop("not needed: the images are in memory", "workers")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import checkpoint, pretrained
 from .config import Recipe
-from .data import cifar, crops
+from .data import PHOTOGRAPHS, cifar, crops
 from .data.folder import DEVIATION, MEAN
 from .errors import ConfigError, UserError
 from .files import make_folder, read_bytes
@@ -34,7 +34,6 @@ PIXELS = {
     "mnist": _of_units((1, 28, 28), (0.1307,), (0.3081,)),
     "cifar10": _of_units((3, 32, 32), (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
 }
-PHOTOGRAPHS = ("imagenet", "tinyimagenet")
 
 
 def write(file: Path, recipe: Recipe, output: Path) -> list[str]:

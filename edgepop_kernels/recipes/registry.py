@@ -41,6 +41,7 @@ DEFAULTS = {
     "cifar10": "edge-popup-conv4",
     "cifar100": "edge-popup-conv4",
     "imagenet": "edge-popup-resnet50",
+    "tinyimagenet": "edge-popup-resnet50",
 }
 
 

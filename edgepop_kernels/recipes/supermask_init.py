@@ -15,7 +15,7 @@ import edgepop_kernels as ek
 from . import models
 from .checkpoint import seed_everything
 from .config import Entry
-from .data import Dataset
+from .data import PHOTOGRAPHS, Dataset
 from .experiments import Experiment, Result, epochs_chart, fit
 from .jitter import jitter
 from .layers import Layers
@@ -39,8 +39,8 @@ class SupermaskInit(Experiment):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.augment and self.dataset == "imagenet":
-            raise self.wrong("augment", "false for imagenet, whose crops are an augmentation")
+        if self.augment and self.dataset in PHOTOGRAPHS:
+            raise self.wrong("augment", f"false for {self.dataset}, whose crops are an augmentation")
 
     def trainings(self) -> int:
         return 3

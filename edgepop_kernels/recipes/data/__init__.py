@@ -1,20 +1,22 @@
-"""Data sets by name: digits (embedded); MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and ImageNet, from their files."""
+"""Data sets by name: digits (embedded); MNIST, Fashion-MNIST, CIFAR, ImageNet, Tiny ImageNet, from their files."""
 
 from pathlib import Path
 
 from ..errors import UserError
-from . import cifar, digits, folder, idx
+from . import cifar, digits, folder, idx, tiny
 from .batches import WHOLE, Batches, Part, Share
 from .dataset import Dataset, Split, crop_and_flip, draw_shifts
 from .folder import ImageFolder
 from .parts import HELD_OUT, hold_out, limited, usual_validation
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet")
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagenet", "tinyimagenet")
+PHOTOGRAPHS = ("imagenet", "tinyimagenet")  # crops of them are taken, of a side that is a setting
 _TORCHVISION_FOLDER = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 
 __all__ = [
     "DATASETS",
     "HELD_OUT",
+    "PHOTOGRAPHS",
     "WHOLE",
     "Batches",
     "Dataset",
@@ -35,8 +37,8 @@ __all__ = [
 def load(name: str, place: Path | None, image_size: int = 224) -> Dataset | ImageFolder:
     """The data set ``name``, read from the folder ``place`` (digits: from scikit-learn, None).
 
-    image_size: side of the crops of imagenet, in pixels; the other sets have a size. "imagenet" is any folder of that
-    form. Raises UserError, one sentence naming the file, for a missing, damaged or inconsistent one.
+    image_size: side of the crops of PHOTOGRAPHS, in pixels; the other sets have a size. "imagenet" is any folder of
+    that form. Raises UserError, one sentence naming the file, for a missing, damaged or inconsistent one.
     """
     if place is not None:
         _check_folder(place)
@@ -51,8 +53,8 @@ def load(name: str, place: Path | None, image_size: int = 224) -> Dataset | Imag
         )
     if name in _TORCHVISION_FOLDER:
         return idx.load(name, place, _TORCHVISION_FOLDER[name])
-    if name == "imagenet":
-        return folder.load(place, image_size)
+    if name in PHOTOGRAPHS:
+        return (tiny if name == "tinyimagenet" else folder).load(place, image_size)
     return cifar.load(name, place)
 
 
@@ -69,11 +71,14 @@ def detect(place: Path) -> str:
         return "fashion-mnist"
     if idx.present(place, "MNIST"):
         return "mnist"
+    if tiny.present(place):
+        return "tinyimagenet"
     if folder.present(place):
         return "imagenet"
     raise UserError(
         f"{place} holds none of the data sets this program reads: MNIST or Fashion-MNIST (train-images-idx3-ubyte, "
-        "raw or .gz), CIFAR-10 or CIFAR-100 (python or binary version, unpacked or .tar.gz), ImageNet (train/ and val/)"
+        "raw or .gz), CIFAR-10 or CIFAR-100 (python or binary version, unpacked or .tar.gz), ImageNet (train/ and "
+        "val/), Tiny ImageNet (val/val_annotations.txt)"
     )
 
 

@@ -112,8 +112,7 @@ def present(folder: Path) -> bool:
 
 def load(folder: Path, side: int) -> ImageFolder:
     """The set in ``folder``; classes are numbered in the order of their names. Raises UserError."""
-    if importlib.util.find_spec("PIL") is None:
-        raise UserError("image folders need Pillow, which is not installed: pip install pillow")
+    check_pillow()
     if not present(folder):
         raise UserError(f"{folder} holds no image folder: expected train/CLASS/IMAGE and val/CLASS/IMAGE in it")
     classes = _classes(folder / "train")
@@ -124,8 +123,13 @@ def load(folder: Path, side: int) -> ImageFolder:
     return ImageFolder("imagenet", len(classes), *splits, side, tuple(classes))
 
 
+def check_pillow() -> None:
+    if importlib.util.find_spec("PIL") is None:
+        raise UserError("image folders need Pillow, which is not installed: pip install pillow")
+
+
 def _classes(part: Path) -> list[str]:
-    found = sorted(entry.name for entry in _entries(part) if entry.is_dir() and not entry.name.startswith("."))
+    found = sorted(entry.name for entry in entries(part) if entry.is_dir() and not entry.name.startswith("."))
     if not found:
         raise UserError(f"{part} has no class folders: expected {part}/CLASS/IMAGE")
     return found
@@ -134,7 +138,7 @@ def _classes(part: Path) -> list[str]:
 def _split(part: Path, classes: list[str]) -> FileSplit:
     names, labels = [], []
     for label, name in enumerate(classes):
-        images = sorted(e.name for e in _entries(part / name) if e.name.lower().endswith(SUFFIXES))
+        images = sorted(e.name for e in entries(part / name) if e.name.lower().endswith(SUFFIXES))
         if not images:
             raise UserError(f"the class folder {part / name} has no image ({', '.join(SUFFIXES)})")
         names += [os.fsencode(f"{name}/{image}") for image in images]
@@ -142,7 +146,7 @@ def _split(part: Path, classes: list[str]) -> FileSplit:
     return FileSplit(part, numpy.array(names), torch.tensor(labels))
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
+def entries(folder: Path) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
