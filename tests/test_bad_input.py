@@ -33,6 +33,7 @@ BAD = {
     "cutoff outside": (lambda: ek.Threshold(1.5), ValueError, "cutoff"),
     "cutoff nan": (lambda: ek.Threshold(math.nan, "raw"), ValueError, "cutoff"),
     "cutoff a string": (lambda: ek.Threshold("0.5"), TypeError, "cutoff"),
+    "inclusive a number": (lambda: ek.Threshold(0.5, inclusive=1), TypeError, "inclusive"),
     "numel negative": (lambda: ek.kept_count(-1, 0.5), ValueError, "numel"),
     "numel a float": (lambda: ek.kept_count(10.0, 0.5), TypeError, "numel"),
     "rule a number": (linear(rule=0.5), TypeError, "rule"),

@@ -22,6 +22,7 @@ BACKENDS = [
 ]
 KINDS = [*inputs.SCORES, "random_bits"]
 RULES = [ek.TopK(0.3), ek.TopK(0.7, "raw"), ek.TopK(1.0), ek.Percentile(0.5), ek.Threshold(0.4)]
+RULES += [ek.Threshold(0.0, "raw", inclusive=True), ek.Threshold(0.1, "abs", inclusive=True)]
 # A key and index of a cut that no selection gives: nothing kept, all, keys of no score, both zeros, infinities.
 KEYS = [-5, 0, 1, 0x7FFFFF, 0x7FFFFFFF, 0x80000000, 0x7F800001, 0x7F800002, 0xFF800000, 0xFF800001, 1 << 32]
 

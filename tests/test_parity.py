@@ -236,7 +236,11 @@ def assert_in_effect(name, mask, want, backend):
 
 @pytest.mark.parametrize("kind", inputs.SCORES)
 @pytest.mark.parametrize("shape", [(33, 70), (8, 5, 3, 3)], ids=str)
-@pytest.mark.parametrize("rule", [ek.TopK(0.3), ek.TopK(0.7, "raw"), ek.Threshold(0.5)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [ek.TopK(0.3), ek.TopK(0.7, "raw"), ek.Threshold(0.5), ek.Threshold(0.0, "raw", inclusive=True)],
+    ids=str,
+)
 def test_mask_in_effect(kind, shape, rule, backend, device):
     """Ties, NaN, infinities, denormals and signed zeros, in every layout: one mask, in every kernel that applies it."""
     scores = inputs.scores(kind, shape).to(device)

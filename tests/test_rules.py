@@ -45,18 +45,37 @@ def test_sigmoid_threshold_is_exact_at_its_edge(cutoff):
     logit = math.log(cutoff) - math.log1p(-cutoff)
     scores = float32_neighbours(logit)
     assert torch.equal(ek.mask(scores, ek.Threshold(cutoff)), scores.double() > logit)
+    assert torch.equal(ek.mask(scores, ek.Threshold(cutoff, inclusive=True)), scores.double() >= logit)
 
 
 @pytest.mark.parametrize("of", ["abs", "raw"])
 @pytest.mark.parametrize("cutoff", [0.0, 0.25, 0.1, -0.1, -1.0, math.inf, -math.inf, 1e-45, 1e39])
-def test_threshold_is_strict(of, cutoff):
+def test_threshold_is_strict_or_inclusive(of, cutoff):
     around = float32_neighbours(max(-3e38, min(cutoff, 3e38)))
     scores = torch.cat([around, -around, torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan])])
     value = scores.double().abs() if of == "abs" else scores.double()
     assert torch.equal(ek.mask(scores, ek.Threshold(cutoff, of)), value > cutoff)
+    assert torch.equal(ek.mask(scores, ek.Threshold(cutoff, of, inclusive=True)), value >= cutoff)
+
+
+def test_zeros_are_at_a_threshold_of_zero_whatever_their_sign_and_the_processor_flushes():
+    scores = torch.tensor([-1.0, -1e-45, -0.0, 0.0, 1e-45, math.nan])
+    for flushes in (False, True):
+        torch.set_flush_denormal(flushes)
+        try:
+            rule = ek.Threshold(0.0, of="raw", inclusive=True)
+            assert ek.mask(scores, rule).tolist() == [False, False, True, True, True, False]
+            assert ek.mask(scores, ek.Threshold(0.5, inclusive=True)).tolist() == ek.mask(scores, rule).tolist()
+        finally:
+            torch.set_flush_denormal(False)
+    assert repr(rule) == "Threshold(cutoff=0.0, of='raw', inclusive=True)" and repr(ek.Threshold()) == (
+        "Threshold(cutoff=0.5, of='sigmoid')"
+    )
 
 
 def test_threshold_at_the_ends_of_the_sigmoid():
     scores = torch.tensor([-math.inf, -1.0, 0.0, 1.0, math.inf, math.nan])
     assert ek.mask(scores, ek.Threshold(0.0)).tolist() == [False, True, True, True, True, False]
     assert not ek.mask(scores, ek.Threshold(1.0)).any()
+    assert ek.mask(scores, ek.Threshold(0.0, inclusive=True)).tolist() == [True, True, True, True, True, False]
+    assert ek.mask(scores, ek.Threshold(1.0, inclusive=True)).tolist() == [False, False, False, False, True, False]

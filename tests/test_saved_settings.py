@@ -21,6 +21,7 @@ RULES = [
     ek.GlobalTopK(0.4),
     ek.Threshold(0.3),
     ek.Threshold(math.inf, of="abs"),
+    ek.Threshold(0.0, of="raw", inclusive=True),
     ek.Bernoulli(at_eval="round"),
 ]
 

@@ -186,9 +186,10 @@ def _shown(value: object) -> str:
 
 
 def as_dict(rule: Rule) -> dict[str, Any]:
-    """The rule's fields but those left at None, and its class under "kind"."""
+    """The rule's fields, and its class under "kind"; without what is by name alone and None or False, as it is where
+    nothing is said."""
     values = asdict(cast(Any, rule))
-    unsaid = {f.name for f in fields(cast(Any, rule)) if f.default is None and values[f.name] is None}
+    unsaid = {f.name for f in fields(cast(Any, rule)) if f.kw_only and f.default is values[f.name] in (None, False)}
     return {"kind": type(rule).__name__} | {name: v for name, v in values.items() if name not in unsaid}
 
 

@@ -21,7 +21,8 @@ def mask(scores: torch.Tensor, rule: Rule) -> torch.Tensor:
         return s.bool()
     if isinstance(rule, Threshold):
         cutoff = _logit(rule.cutoff) if rule.of == "sigmoid" else rule.cutoff
-        return _mapped(s, rule.of).double() > cutoff
+        value = _mapped(s, rule.of).double()
+        return value >= cutoff if rule.inclusive else value > cutoff
     assert isinstance(rule, TopK), rule
     key = _mapped(s, rule.of).flatten().double()
     key = torch.where(key.isnan(), -math.inf, key)
