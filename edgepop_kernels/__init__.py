@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from . import init, interop, optim
 from .backend import backends, use_backend
+from .bank import MaskBank
 from .conversion import convert, materialize
 from .cut import Bits, Cut
-from .effective import masked, masked_weight
+from .effective import masked, masked_weight, mixed_weight
 from .export import PackedLayer, PackedState, load_packed, model_card, save_onnx, save_packed
 from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
 from .graphed import graphed_step
@@ -53,6 +54,7 @@ __all__ = [
     "GlobalTopK",
     "LeftDense",
     "Loaded",
+    "MaskBank",
     "NonAffineBatchNorm",
     "PackedLayer",
     "PackedState",
@@ -76,6 +78,7 @@ __all__ = [
     "masked_linear",
     "masked_weight",
     "materialize",
+    "mixed_weight",
     "model_card",
     "optim",
     "pack_mask",

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import torch
 from torch import Tensor
 
-from . import ops, torch_private
+from . import mixing, ops, torch_private
 from .reference import map_derivative, parameter_grads, signed, unpack_mask
 
 
@@ -484,5 +484,35 @@ class MaskedWeight(torch.autograd.Function):
         return dw, ds, None, None, None, None, None
 
 
+class MixedWeight(torch.autograd.Function):
+    """W * sum(alpha_t * M_t) in memory, in W's dtype, of packed masks that are never unpacked as a whole.
+
+        dalpha_t = <dW_eff * W, M_t>        dW = dW_eff * sum(alpha_t * M_t)
+    """
+
+    @staticmethod
+    def compute(weight: Tensor, bits: Tensor, alphas: Tensor) -> Tensor:
+        return mixing.superposed(weight, bits, alphas)
+
+    @staticmethod
+    def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def forward(ctx: _Context, *inputs: Any) -> Tensor:
+        mixed = MixedWeight.compute(*inputs)
+        MixedWeight.save(ctx, inputs, mixed)
+        return mixed
+
+    @staticmethod
+    @_once
+    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, bits, alphas = ctx.saved_tensors
+        dw = mixing.superposed(g, bits, alphas).to(weight.dtype) if ctx.needs_input_grad[0] else None
+        wide = torch.promote_types(g.dtype, torch.float32)
+        shares = mixing.shares_of(g.to(wide) * weight, bits).to(alphas.dtype) if ctx.needs_input_grad[2] else None
+        return dw, None, shares
+
+
 _Backward = Callable[[_Context, Tensor], tuple[Tensor | None, ...]]
-_Function = type[MaskedLinear] | type[MaskedConv2d] | type[StraightThrough] | type[MaskedWeight]
+_Function = type[MaskedLinear] | type[MaskedConv2d] | type[StraightThrough] | type[MaskedWeight] | type[MixedWeight]

@@ -224,6 +224,35 @@ def masked_weight(
             raise ValueError(f"{name}: expected it on weight's device {weight.device}, got {value.device}")
 
 
+def mixed_weight(weight: torch.Tensor, bits: torch.Tensor, alphas: torch.Tensor) -> None:
+    _no_trace()
+    tensor("weight", weight)
+    if weight.dtype not in _ACTIVATIONS:
+        raise TypeError(f"weight: expected float32, bfloat16, float16 or float64, got {weight.dtype}")
+    tensor("bits", bits)
+    (size,) = packed_shape(weight.shape)
+    if bits.dtype != torch.uint8:
+        raise TypeError(f"bits: expected packed uint8, got {bits.dtype}")
+    if bits.dim() != 2 or bits.shape[1] != size or len(bits) == 0:
+        raise ValueError(
+            f"bits: expected [tasks, {size}], a packed mask of {weight.numel()} weights in each row, got shape "
+            f"{_shape(bits)}"
+        )
+    mixture("alphas", alphas, len(bits))
+    for name, value in (("bits", bits), ("alphas", alphas)):
+        if value.device != weight.device:
+            raise ValueError(f"{name}: expected it on weight's device {weight.device}, got {value.device}")
+
+
+def mixture(name: str, alphas: torch.Tensor, tasks: int) -> None:
+    """Shares of ``tasks`` masks."""
+    tensor(name, alphas)
+    if not alphas.is_floating_point():
+        raise TypeError(f"{name}: expected floating values, got {alphas.dtype}")
+    if alphas.shape != (tasks,):
+        raise ValueError(f"{name}: expected one for each of {tasks} tasks, [{tasks}], got shape {_shape(alphas)}")
+
+
 def _single(name: str, value: _Single) -> int:
     if isinstance(value, (tuple, list)) and len(value) == 1:
         return value[0]

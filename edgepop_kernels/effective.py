@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from . import checks, functional
-from .autograd import MaskedWeight, StraightThrough, apply
+from .autograd import MaskedWeight, MixedWeight, StraightThrough, apply
 from .cut import Selection
 from .rules import Rule
 
@@ -92,3 +92,28 @@ def weight_under(
     bits = functional.selected_bits(ranked, functional.select(ranked, rule) if cut is None else cut)
     weight_grad = weight_grad or ("all" if scores is None else "kept")
     return apply(MaskedWeight, weight, scores, bits, rule.of, weight_grad, score_grad == "weighted", signs)
+
+
+def mixed_weight(weight: torch.Tensor, bits: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
+    """The weight under several masks at once, ``weight * sum(alphas[t] * M_t)``, as a tensor through which gradients
+    reach the alphas: supermasks in superposition (Wortsman et al. 2020, section 3).
+
+    weight   float32, bfloat16, float16 or float64, any shape and strides
+    bits     uint8 [tasks, bytes]: each row a mask of the weight's shape, as ``pack_mask`` packs it
+    alphas   [tasks], of a floating dtype
+    returns  the weight's dtype and shape
+
+    One product with it is all that a superposition costs, however many tasks there are; no mask is unpacked as a whole.
+    Gradients: dalpha_t = <dW_eff * W, M_t>, and dW = dW_eff * sum(alphas[t] * M_t) where the weight trains. Raises
+    TypeError, ValueError, and RuntimeError where the gradients are differentiated again.
+
+    >>> weight = torch.tensor([[1.0, 2.0, 3.0]])
+    >>> masks = torch.tensor([[[True, True, False]], [[False, True, True]]])
+    >>> alphas = torch.tensor([0.75, 0.25], requires_grad=True)
+    >>> mixed = ek.mixed_weight(weight, torch.stack([ek.pack_mask(m) for m in masks]), alphas)
+    >>> mixed.sum().backward()
+    >>> mixed.tolist(), alphas.grad.tolist()
+    ([[0.75, 2.0, 0.75]], [3.0, 5.0])
+    """
+    checks.mixed_weight(weight, bits, alphas)
+    return apply(MixedWeight, weight, bits, alphas)

@@ -24,9 +24,9 @@ _COMPUTED_BY = {
 }
 
 
-def refuse(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+def refuse(model: nn.Module, layers: dict[str, nn.Module], several_tasks: bool = False) -> None:
     """Raises ValueError, TypeError for a model or for one of the ``layers``, by name, whose mask would not be what its
-    forward uses."""
+    forward uses. several_tasks: of layers that are known to have a mask for each, and are to be taken apart."""
     for name, module in model.named_modules():
         for wrapper in (_WRAPPERS[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in _WRAPPERS):
             raise ValueError(
@@ -34,7 +34,7 @@ def refuse(model: nn.Module, layers: dict[str, nn.Module]) -> None:
                 "network first, then wrap it"
             )
     for name, layer in layers.items():
-        _refuse_layer(name, layer)
+        _refuse_layer(name, layer, several_tasks)
     _refuse_adapted(model, layers)
     _refuse_tied(model, layers)
 
@@ -57,13 +57,13 @@ def _refuse_own_forward(subject: str, layer: Any, consequence: str) -> None:
         )
 
 
-def _refuse_layer(layer_name: str, layer: Any) -> None:
+def _refuse_layer(layer_name: str, layer: Any, several_tasks: bool) -> None:
     subject, origin = _subject(layer_name), origin_of(layer)
     _refuse_own_forward(subject, layer, "go on without a mask; convert")
     for name in (_weight_name(layer), "bias"):
         if name not in layer._parameters:
             raise ValueError(f"{subject} has a {name} that is computed, {_by_what(layer, name)}, or exclude it")
-    if origin is not None and (problem := origin.problem(layer)):
+    if origin is not None and not several_tasks and (problem := origin.problem(layer)):
         raise ValueError(f"model: {subject_of(layer_name, layer, origin)} {problem}; or exclude it")
     if parametrize.is_parametrized(layer):
         raise ValueError(

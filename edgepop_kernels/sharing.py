@@ -84,6 +84,7 @@ class _SharedSelection:
             return
         self._clear()  # a forward that was interrupted has left its cuts: torch calls no hook then
         layers = [m for m in self.layers if isinstance(m, MaskedLayer) and _selects_together(m._forward_rule())]
+        layers = [m for m in layers if m._mixture is None]
         watched = torch_private.watched()  # traced, or of tensors that stand for others: nothing of it may stay
         for layer in layers:
             layer._cuts.shared = None if watched else layer._known_cut()

@@ -14,6 +14,11 @@ import torch
 from ..files import replace
 
 FORMAT = "edgepop_kernels packed 1"
+BANK = "edgepop_kernels bank 1"
+_HOLDS = {
+    FORMAT: "one network; expected a file of the masks of several tasks",
+    BANK: "the masks of several tasks; expected an edgepop_kernels.MaskBank to load it into",
+}
 
 Tensors = dict[str, torch.Tensor]
 
@@ -25,28 +30,30 @@ class _Parsed(NamedTuple):
     crc32: dict[str, int]
 
 
-def write(file: Path, tensors: Tensors, about: dict[str, Any]) -> None:
-    """Replaces ``file`` by one of ``tensors``, which share no memory, and of ``about``, plain data. Raises OSError, and
-    ImportError where safetensors is not installed."""
+def write(file: Path, tensors: Tensors, about: dict[str, Any], kind: str = FORMAT) -> None:
+    """Replaces ``file`` by one of the format ``kind`` with ``tensors``, which share no memory, and ``about``, plain
+    data. Raises OSError, and ImportError where safetensors is not installed."""
     library = _library()
     # Once for the checksums: they are of the file's own bytes, which the library lays out.
     crc32 = _parsed(library.torch.save(tensors)).crc32
     text = json.dumps(about | {"crc32": crc32}, allow_nan=False)
-    metadata = {"format": FORMAT, "about": text, "about_crc32": str(zlib.crc32(text.encode()))}
+    metadata = {"format": kind, "about": text, "about_crc32": str(zlib.crc32(text.encode()))}
     replace(file, library.torch.save(tensors, metadata))
 
 
-def read(file: Path) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors, on the CPU, and what is said of them. Raises OSError; ValueError for a file that is no packed one,
-    or damaged; ImportError where safetensors is not installed."""
+def read(file: Path, kind: str = FORMAT) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors of a file of the format ``kind``, on the CPU, and what is said of them. Raises OSError; ValueError for
+    a file that is of another, or damaged; ImportError where safetensors is not installed."""
     library, content = _library(), file.read_bytes()
     try:
         tensors: Tensors = library.torch.load(content)
     except library.SafetensorError as error:
         raise ValueError(f"{file} is damaged, or no safetensors file: {error}") from error
     found = _parsed(content)
-    if found.metadata.get("format") != FORMAT:
-        raise ValueError(f"{file} is no packed file: expected the format {FORMAT!r} in its metadata")
+    if found.metadata.get("format") != kind:
+        if (of := _HOLDS.get(found.metadata.get("format", ""))) is not None:
+            raise ValueError(f"{file} holds {of}")
+        raise ValueError(f"{file} is no packed file: expected the format {kind!r} in its metadata")
     text = found.metadata.get("about", "")
     if found.metadata.get("about_crc32") != str(zlib.crc32(text.encode())):
         raise ValueError(f"{file} is damaged: what it says of itself has another checksum")

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from .. import checks, functional, reference
+from ..bank import MaskBank
 from ..masks import popcount
 from ..nn import MaskedLayer
 from ..nn.kinds import KINDS
 from ..nn.packed import drawn_signs
 from ..nn.supermask import Supermask
 from ..nn.tools import check_unwrapped
-from . import container
+from . import banks, container
 from .container import Tensors
 from .outline import PackedLayer, entries_of, geometry, join, named_layers, path, unwrapped
 
@@ -60,7 +61,8 @@ def load_packed(file: str | os.PathLike[str], model: nn.Module | None = None) ->
 
     model  the network that was saved, of masked layers (any ``keep``, any weights), of torch's own, or of both. A
            masked layer is frozen with the mask in the file, and its scores are dropped; weights that are bits stay
-           bits. A plain layer gets the effective weight, W * M
+           bits. A plain layer gets the effective weight, W * M. Or the ``MaskBank`` of the network that a bank was of:
+           it has the tasks of the file then, frozen, the first in use
 
     The kinds, shapes and geometry of all layers and the names and shapes of all other tensors are those of the file, or
     a ValueError names what differs, and the model is as it was. So it is for a file that is damaged or no packed one.
@@ -77,12 +79,15 @@ def load_packed(file: str | os.PathLike[str], model: nn.Module | None = None) ->
     >>> plain.load_state_dict(ek.load_packed("net.safetensors"))
     <All keys matched successfully>
     """
+    inner = None if model is None else unwrapped(model)
+    if model is not None and isinstance(inner, MaskBank):
+        banks.load(path(file), inner)
+        return model
     content = _read(path(file))
-    if model is None:
+    if model is None or inner is None:
         state = PackedState(_state_dict(content, {}))
         state.layers, state.meta = content.layers, content.meta
         return state
-    inner = unwrapped(model)
     named = named_layers(inner)
     check_unwrapped("load_packed", list(named.values()))
     differing = list(_differing(content, inner, named))

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from .. import functional, torch_private
+from ..bank import MaskBank
 from ..masks import popcount
 from ..nn import MaskedLayer
 from ..nn.packed import magnitude_and_signs, one_magnitude
 from ..nn.saved import as_dict
 from ..sharing import layer_masks
-from . import container
+from . import banks, container
 from .container import Tensors
 from .outline import Entry, PackedLayer, check_plain_data, entries_of, geometry, join, named_layers, path, unwrapped
 
@@ -29,6 +30,9 @@ def save_packed(model: nn.Module, file: str | os.PathLike[str], **meta: Any) -> 
     Norms, biases and all other tensors of the state_dict go along as they are; scores do not. meta: what else to say,
     plain data (numbers, strings, lists, dicts), which ``load_packed(file).meta`` gives back.
 
+    Of a ``MaskBank`` the masks of all tasks are saved, a bit each, the weights once, and what else a task has of its
+    own; scores are not.
+
     The masks are those of evaluation; a rule that draws is drawn once. The file is written at once or not at all, has a
     checksum of everything, and needs nothing of this package to be read: docs/packed_format.md. Raises TypeError,
     ValueError; ImportError where safetensors is not installed; OSError.
@@ -42,6 +46,10 @@ def save_packed(model: nn.Module, file: str | os.PathLike[str], **meta: Any) -> 
     (['0.weight', '0.bias', '2.weight', '2.bias'], {'accuracy': 0.91})
     """
     place, model = path(file), unwrapped(model)
+    if isinstance(model, MaskBank):
+        check_plain_data(meta)
+        banks.save(model, place, meta)
+        return
     named = named_layers(model)
     if not named:
         raise ValueError("model: it has no masked layer; expected a converted model, or one built of Fused layers")

@@ -11,7 +11,7 @@ from torch import nn
 from .. import checks, functional, init, torch_private
 from ..autograd import Spends
 from ..cut import Cut, Selection
-from ..effective import ScoreGrad, WeightGrad, weight_under
+from ..effective import ScoreGrad, WeightGrad, mixed_weight, weight_under
 from ..rules import RULES, Frozen, Rule
 from .cuts import Cuts
 from .kinds import KINDS, Kind
@@ -40,7 +40,7 @@ class MaskedLayer(Packed, Saved, AmongTools):
     # What this class adds to an instance of torch's layer.
     _added: tuple[str, ...] = (
         *("scores", "mask_bits", "_rule", "_loose_rule"),
-        *("_cuts", "_group", "_updater", "_weight_stands", "_weight_is_taken"),
+        *("_cuts", "_group", "_mixture", "_updater", "_weight_stands", "_weight_is_taken"),
         *("weight_signs", "weight_magnitude", "weight_seed"),
     )
     _example = "TopK(0.5), or keep=0.5"  # for who hands in something else
@@ -238,6 +238,16 @@ class MaskedLayer(Packed, Saved, AmongTools):
             self.mask_bits = self.packed_mask()
         if not frozen:
             self._be_frozen()
+        self._put_scores_aside(keep_scores)
+
+    def _freeze_as(self, bits: torch.Tensor) -> None:
+        """Keeps the mask that is packed in ``bits``; the scores are set aside."""
+        self.mask_bits = bits
+        if not self.rule.fixed:
+            self._be_frozen()
+        self._put_scores_aside(True)
+
+    def _put_scores_aside(self, keep_scores: bool) -> None:
         if not keep_scores:
             self.scores = self._loose_rule = None
         elif self.scores is not None:
@@ -376,10 +386,20 @@ class MaskedLayer(Packed, Saved, AmongTools):
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
         """The output of a forward of a dense ``x``."""
+        if self._mixture is not None:
+            return self._superposed(x)
         rule = self._rule if self.training else self._rule.settled()
         held, watched = self._operands(), torch_private.watched()
         cut = self._cuts.shared or self._selection(rule, held, watched)
         return self._masked(x, held["bias"], cut, rule, held, watched)
+
+    def _superposed(self, x: torch.Tensor) -> torch.Tensor:
+        """The product of ``x`` and the weight under several masks at once, which torch multiplies by."""
+        assert self._mixture is not None  # as who calls this has seen
+        weight = mixed_weight(self.weight, *self._mixture)
+        x, geometry = self._kind.operands(self, x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self._kind.dense(x, weight.to(x.dtype), bias, geometry)
 
     def _masked(
         self,
@@ -422,10 +442,11 @@ class MaskedLayer(Packed, Saved, AmongTools):
         return None if self._updater is None else self._updater.use(self.scores)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's scores belong to no optimizer; its network, where that is copied too, shares its selection with it
-        # again (sharing.py).
+        # A copy's scores belong to no optimizer, and it is masked by one mask; its network, where that is copied too,
+        # shares its selection with it again (sharing.py).
         state = self.__dict__ | {"_updater": None}
-        state.pop("_group", None)
+        for name in ("_group", "_mixture"):
+            state.pop(name, None)
         return state
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:

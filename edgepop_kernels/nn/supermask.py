@@ -91,6 +91,8 @@ class Supermask(MaskedLayer):
                 nn.init.constant_(scores, self.scores_init)
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:
+        if self._mixture is not None:
+            return self._superposed(x)
         rule = self._forward_rule()
         held, watched = self._operands(), torch_private.watched()
         selection = self._cuts.shared or self._selection(rule, held, watched)
