@@ -487,7 +487,7 @@ class MaskedWeight(torch.autograd.Function):
 class MixedWeight(torch.autograd.Function):
     """W * sum(alpha_t * M_t) in memory, in W's dtype, of packed masks that are never unpacked as a whole.
 
-        dalpha_t = <dW_eff * W, M_t>        dW = dW_eff * sum(alpha_t * M_t)
+    dalpha_t = <dW_eff * W, M_t>        dW = dW_eff * sum(alpha_t * M_t)
     """
 
     @staticmethod

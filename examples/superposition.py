@@ -27,10 +27,10 @@ def forward(x, weights, masks, rule):
 
 
 def superposed(x, weights, tasks, alphas):
-    """The same with the weight W * sum(alpha_t * M_t), as a sum of products, one for each task."""
+    """The same with the weight W * sum(alpha_t * M_t): one product a layer, however many tasks."""
     for i, weight in enumerate(weights):
-        x = x.relu() if i else x
-        x = sum(a * ek.masked_linear(x, weight, bits[i], ek.Frozen()) for a, bits in zip(alphas, tasks, strict=True))
+        mixed = ek.mixed_weight(weight, torch.stack([bits[i] for bits in tasks]), alphas)
+        x = F.linear(x.relu() if i else x, mixed)
     return x
 
 

@@ -154,14 +154,75 @@ class _SuperBlock(Masked, nn.Linear):
 torchao = SimpleNamespace(SupermaskLinear=type("SupermaskLinear", (_SuperBlock,), {}))
 
 
-class _Tasks:
-    def __init__(self, *args, tasks=3):
-        super().__init__(*args)
-        self.scores = nn.ParameterList(new_scores(self) for _ in range(tasks))
+class _Tasks(Masked):
+    """Scores of several tasks; a ``task`` below 0 superposes the masks of those learned."""
+
+    def __init__(self, *args, num_tasks=3, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.scores = nn.ParameterList(new_scores(self) for _ in range(num_tasks))
+        self.weight.requires_grad_(False)
+
+    def mask(self, scores):
+        return through((scores >= 0).float(), scores)
+
+    def masked(self):
+        return self.weight * (self.mixed() if self.task < 0 else self.mask(self.scores[self.task]))
+
+    def mixed(self):
+        masks = torch.stack([self.mask(s).detach() for s in self.scores[: self.num_tasks_learned]])
+        return (self.alphas[: self.num_tasks_learned] * masks).sum(0)
+
+
+class _Cached(_Tasks):
+    def cache_masks(self):
+        self.register_buffer("stacked", torch.stack([self.mask(s).detach() for s in self.scores]))
+
+    def clear_masks(self):
+        self.register_buffer("stacked", None)
+
+    def mixed(self):  # of those that have a share
+        alphas = self.alphas[: self.num_tasks_learned]
+        there = (alphas > 0).view(-1)
+        return (alphas[there] * self.stacked[: self.num_tasks_learned][there]).sum(0)
+
+
+class _Rate(_Cached):  # sparsity is the fraction KEPT
+    sparsity = SPARSITY
+
+    def mask(self, scores):
+        return subnet(scores, self.sparsity)
+
+
+class _OfNotebook(_Cached):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weight.copy_(self.weight.sign() * math.sqrt(2 / self.weight.shape[1]))
+
+
+class _OneTask(Scored):
+    sparsity = SPARSITY
+
+    def masked(self):
+        return self.weight * subnet(self.scores, self.sparsity)
+
+
+class _ByTask(nn.Module):
+    def __init__(self, channels, num_tasks=3):
+        super().__init__()
+        self.bns = nn.ModuleList(nn.BatchNorm2d(channels, affine=False) for _ in range(num_tasks))
+        self.task = 0
+
+    def forward(self, x):
+        return self.bns[self.task](x)
 
 
 supsup = SimpleNamespace(
-    MultitaskMaskConv=type("MultitaskMaskConv", (_Tasks, nn.Conv2d), {}),
-    MultitaskMaskLinear=type("MultitaskMaskLinear", (_Tasks, nn.Linear), {}),
-    MaskConv=type("MaskConv", (nn.Conv2d,), {}),
+    MultitaskMaskConv=type("MultitaskMaskConv", (_Rate, nn.Conv2d), {}),
+    FastMultitaskMaskConv=type("FastMultitaskMaskConv", (_Cached, nn.Conv2d), {}),
+    StackedFastMultitaskMaskConv=type("StackedFastMultitaskMaskConv", (_Tasks, nn.Conv2d), {}),
+    FastMultitaskMaskLinear=type("FastMultitaskMaskLinear", (_Cached, nn.Linear), {}),
+    MultitaskMaskLinear=type("MultitaskMaskLinear", (_OfNotebook, nn.Linear), {}),
+    MultitaskNonAffineBN=type("MultitaskNonAffineBN", (_ByTask,), {}),
+    IndividualHeads=type("IndividualHeads", (_Tasks, nn.Conv2d), {}),
+    MaskConv=type("MaskConv", (_OneTask, nn.Conv2d), {}),
 )

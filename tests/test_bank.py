@@ -1,4 +1,4 @@
-"""Many masks over one set of weights: each task its own, superposed in one product, saved at a bit a weight and task."""
+"""Many masks over one set of weights: each task's own, superposed in one product, saved at a bit each."""
 
 import copy
 import io
@@ -12,6 +12,7 @@ import edgepop_kernels as ek
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.tolerances import assert_close, assert_same_bits
 
+BITS = torch.zeros(2, 16, dtype=torch.uint8)
 X = torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
@@ -74,9 +75,8 @@ def test_a_mixed_weight_is_the_sum_of_masks(shape, tasks):
     wide = alphas.detach().double().requires_grad_()
     expected = weight.double() * (wide.view(-1, *[1] * len(shape)) * torch.stack(masks).double()).sum(0)
     assert_close("mixed", mixed, expected, torch.float32)
-    assert_close(
-        "alphas", *(torch.autograd.grad(y, a, g.to(y.dtype))[0] for y, a in ((mixed, alphas), (expected, wide))), torch.float32
-    )
+    slopes, wide_slopes = (torch.autograd.grad(y, a, g.to(y.dtype))[0] for y, a in ((mixed, alphas), (expected, wide)))
+    assert_close("alphas", slopes, wide_slopes, torch.float32)
 
 
 def test_a_mixed_weight_is_the_same_on_any_number_of_threads_and_in_any_layout():
@@ -124,12 +124,24 @@ def test_no_mask_is_unpacked_as_a_whole():
     ("arguments", "error", "match"),
     [
         ((torch.ones(3), torch.zeros(2, 16), torch.ones(2)), TypeError, "^bits: expected packed uint8"),
-        ((torch.ones(3), torch.zeros(2, 8, dtype=torch.uint8), torch.ones(2)), ValueError, r"^bits: expected \[tasks, 16\]"),
-        ((torch.ones(3), torch.zeros(0, 16, dtype=torch.uint8), torch.ones(0)), ValueError, r"^bits: expected \[tasks"),
-        ((torch.ones(3), torch.zeros(2, 16, dtype=torch.uint8), torch.ones(3)), ValueError, "^alphas: expected one for"),
-        ((torch.ones(3), torch.zeros(2, 16, dtype=torch.uint8), torch.ones(2).int()), TypeError, "^alphas: expected float"),
-        ((torch.ones(3).int(), torch.zeros(2, 16, dtype=torch.uint8), torch.ones(2)), TypeError, "^weight: expected"),
-        (([1.0], torch.zeros(2, 16, dtype=torch.uint8), torch.ones(2)), TypeError, "^weight: expected a torch.Tensor"),
+        (
+            (torch.ones(3), BITS[:, :8], torch.ones(2)),
+            ValueError,
+            r"^bits: expected \[tasks, 16\]",
+        ),
+        ((torch.ones(3), BITS[:0], torch.ones(0)), ValueError, r"^bits: expected \[tasks"),
+        (
+            (torch.ones(3), BITS, torch.ones(3)),
+            ValueError,
+            "^alphas: expected one for",
+        ),
+        (
+            (torch.ones(3), BITS, torch.ones(2).int()),
+            TypeError,
+            "^alphas: expected float",
+        ),
+        ((torch.ones(3).int(), BITS, torch.ones(2)), TypeError, "^weight: expected"),
+        (([1.0], BITS, torch.ones(2)), TypeError, "^weight: expected a torch.Tensor"),
     ],
 )
 def test_wrong_arguments_of_mixed_weight(arguments, error, match):
@@ -141,7 +153,7 @@ def test_a_gradient_of_alphas_is_not_differentiated_again():
     alphas = torch.rand(2, requires_grad=True)
     bits = torch.stack([ek.pack_mask(torch.rand(5, 5) < 0.5) for _ in range(2)])
     (slopes,) = torch.autograd.grad(ek.mixed_weight(torch.randn(5, 5), bits, alphas).sum(), alphas, create_graph=True)
-    with pytest.raises(RuntimeError, match="^double backward"):
+    with pytest.raises(RuntimeError, match=r"^double backward"):
         slopes.sum().backward()
 
 
@@ -153,7 +165,10 @@ def test_a_superposed_network_is_the_authors_formulation(compiled):
     alphas = torch.rand(4, requires_grad=True)
 
     def theirs(x):
-        w = [m.weight * stacked([masks[t][n] for t in range(4)], alphas) for n, m in zip("036", (first, second, last))]
+        w = [
+            m.weight * stacked([masks[t][n] for t in range(4)], alphas)
+            for n, m in zip("036", (first, second, last), strict=True)
+        ]
         h = F.batch_norm(F.conv2d(x, w[0], padding=1), None, None, training=True).relu()
         h = F.conv2d(F.pad(h, (1, 1, 1, 1), mode="circular"), w[1], second.bias, stride=2, groups=2).relu()
         return F.linear(h.flatten(1), w[2], last.bias)
@@ -167,7 +182,8 @@ def test_a_superposed_network_is_the_authors_formulation(compiled):
             gradients = torch.autograd.grad(ours.square().sum(), (alphas, x))
         expected = theirs(y)
         assert_close("output", ours, expected, torch.float32)
-        for name, a, b in zip(("alphas", "x"), gradients, torch.autograd.grad(expected.square().sum(), (alphas, y))):
+        of_theirs = torch.autograd.grad(expected.square().sum(), (alphas, y))
+        for name, a, b in zip(("alphas", "x"), gradients, of_theirs, strict=True):
             assert_close(name, a, b, torch.float32, factor=2)
 
 
@@ -178,7 +194,7 @@ def test_the_task_found_is_the_authors():
     layers = [bank.model[i] for i in (0, 3, 6)]
 
     def slopes(x, alphas):
-        w = [m.weight * stacked([masks[t][n] for t in range(6)], alphas) for n, m in zip("036", layers)]
+        w = [m.weight * stacked([masks[t][n] for t in range(6)], alphas) for n, m in zip("036", layers, strict=True)]
         h = F.conv2d(x, w[0], padding=1).relu()
         h = F.conv2d(F.pad(h, (1, 1, 1, 1), mode="circular"), w[1], layers[1].bias, stride=2, groups=2).relu()
         logits = F.linear(h.flatten(1), w[2], layers[2].bias)
@@ -209,8 +225,10 @@ def test_tasks_come_back_as_they_were():
     assert bank.model[1].running_mean.abs().sum() > 0
     for task in (0, 2):
         bank.freeze(task)
-        assert torch.equal(torch.stack(list(map(torch.sum, bank.masks(task).values()))),
-                           torch.stack(list(map(torch.sum, masks[task].values()))))
+        assert torch.equal(
+            torch.stack(list(map(torch.sum, bank.masks(task).values()))),
+            torch.stack(list(map(torch.sum, masks[task].values()))),
+        )
     assert torch.equal(everything(bank), outputs)
 
 
@@ -240,7 +258,9 @@ def test_a_new_task_starts_anew_or_like_another_or_from_masks():
     assert torch.equal(everything(bank)[:4], outputs)
 
 
-@pytest.mark.parametrize("rule", [ek.GlobalTopK(0.3), ek.Percentile(0.4), ek.Threshold(0.0, "raw", inclusive=True)], ids=str)
+@pytest.mark.parametrize(
+    "rule", [ek.GlobalTopK(0.3), ek.Percentile(0.4), ek.Threshold(0.0, "raw", inclusive=True)], ids=str
+)
 def test_other_rules_and_a_shared_selection(rule):
     model = ek.share_selection(network(norm=False, keep=None, rule=rule))
     bank = ek.MaskBank(model)
@@ -260,7 +280,11 @@ def test_other_rules_and_a_shared_selection(rule):
 
 
 def test_supermasks_and_one_dimension():
-    model = nn.Sequential(nn.Conv1d(3, 5, 3, padding=2, stride=2, dilation=2, bias=False), nn.ReLU(), nn.Conv1d(5, 4, 3, padding="same", bias=False))
+    model = nn.Sequential(
+        nn.Conv1d(3, 5, 3, padding=2, stride=2, dilation=2, bias=False),
+        nn.ReLU(),
+        nn.Conv1d(5, 4, 3, padding="same", bias=False),
+    )
     bank = ek.MaskBank(ek.convert(model, method="supermask", scores_init=None))
     for _ in range(3):
         bank.add()
@@ -345,7 +369,9 @@ def test_a_bank_survives(through, tmp_path):
             state = torch.load(tmp_path / "bank.pt", weights_only=True)
         other = filled(tasks=1, keep=0.5)
         other.load_state_dict(state)
-        assert not any(a.data_ptr() == b.data_ptr() for a in state.values() for held in other._held for b in held.values())
+        assert not any(
+            a.data_ptr() == b.data_ptr() for a in state.values() for held in other._held for b in held.values()
+        )
     elif through == "copy":
         other = copy.deepcopy(bank)
     else:
@@ -396,7 +422,7 @@ def test_a_packed_file_has_a_bit_a_weight_and_task(packed, tmp_path):
         if again == "bits" and packed != "numbers":
             for layer in other._layers.values():
                 ek.init.packed_signed_constant_(layer, seed=9)
-        assert ek.load_packed(file, other) is other
+        assert ek.load_packed(file, other) is other and other.meta == {"accuracy": [0.5, 0.25]}
         assert other.tasks == 5 and other.task == 0 and torch.equal(everything(other), outputs)
     with pytest.raises(ValueError, match="holds the masks of several tasks"):
         ek.load_packed(file)
@@ -427,7 +453,7 @@ def test_a_damaged_file_or_that_of_another_network_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"is of another network; model\.1.* it is in the network alone"):
         ek.load_packed(tmp_path / "normless", other)
     assert other.tasks == 2 and torch.equal(everything(other), before)
-    with pytest.raises(ValueError, match="^model: the bank has no task yet"):
+    with pytest.raises(ValueError, match=r"^model: the bank has no task yet"):
         ek.save_packed(ek.MaskBank(network()), tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
 
@@ -444,10 +470,18 @@ def filled_by(model):
         (lambda bank: ek.MaskBank(3), TypeError, "^model: expected a torch.nn.Module"),
         (lambda bank: ek.MaskBank(bank), TypeError, "^model: expected a network, got a MaskBank"),
         (lambda bank: ek.MaskBank(nn.Linear(3, 4)), ValueError, "^model: it has no masked layer"),
-        (lambda bank: ek.MaskBank(ek.FusedSparseLinear(3, 4)), ValueError, "^model: it has no scores for a mask of each"),
+        (
+            lambda bank: ek.MaskBank(ek.FusedSparseLinear(3, 4)),
+            ValueError,
+            "^model: it has no scores for a mask of each",
+        ),
         (lambda bank: ek.MaskBank(frozen_for_good()), ValueError, "^model: it has no scores .* dropped by freeze"),
         (lambda bank: ek.MaskBank(ek.FusedSupermaskLinear(3, 4, rescale=True)), ValueError, "^model: it has rescaled"),
-        (lambda bank: ek.MaskBank(ek.FusedSupermaskLinear(3, 4, mask_bias=True)), ValueError, "^model: it has a masked"),
+        (
+            lambda bank: ek.MaskBank(ek.FusedSupermaskLinear(3, 4, mask_bias=True)),
+            ValueError,
+            "^model: it has a masked",
+        ),
         (lambda bank: bank.use(4), ValueError, r"^task: expected a number in \[0, 4\), got 4"),
         (lambda bank: bank.use(-1), ValueError, r"^task: expected a number in \[0, 4\), got -1"),
         (lambda bank: bank.use("first"), TypeError, "^task: expected the number of a task, got str"),

@@ -358,7 +358,7 @@ def test_dense_layers_beside_masked_ones_stay_dense_and_are_told_of():
         ek.convert(mixed().requires_grad_(False))
 
 
-@pytest.mark.parametrize("name", ["MultitaskMaskConv", "MultitaskMaskLinear", "MaskConv"])
+@pytest.mark.parametrize("name", ["MultitaskMaskConv", "MultitaskMaskLinear", "IndividualHeads"])
 def test_layers_of_several_tasks_are_refused_by_name_and_can_be_excluded(name):
     sizes = (3, 4) if name.endswith("Linear") else (3, 4, 3)
     model = nn.ModuleDict({"body": getattr(supsup, name)(*sizes), "head": nn.Linear(4, 2)})

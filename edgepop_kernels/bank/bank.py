@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from .. import checks, functional
+from ..interop.containers import Content
+from ..interop.load import Loaded
 from ..nn.cuts import Standing
 from ..nn.tools import check_unwrapped
-from . import state, theirs
+from . import checkpoint, state, theirs
 from .state import State, join
 
 
@@ -29,12 +31,13 @@ class MaskBank(nn.Module):
            what they hold of each task the bank's tasks, the first in use
 
     Of a task are its scores, or once frozen its masks, 1 bit a weight; the running statistics of norms; and parameters
-    that train beside masks when the bank is made, such as biases: ``convert(..., freeze_rest=True)`` leaves none. Scores
-    stay the same parameters from task to task, with other values: build an optimizer for each task.
+    that train beside masks when the bank is made, such as biases: ``convert(..., freeze_rest=True)`` leaves none.
+    Scores stay the same parameters from task to task, with other values: build an optimizer for each task.
 
     A state_dict has the task in use under the network's own names, the others as ``tasks.N....``; loaded, a bank has
-    the tasks that were saved. ``edgepop_kernels.save_packed(bank, file)`` saves masks alone, ``load_packed`` loads them.
-    Raises TypeError; ValueError for layers without scores, rescaled, or with a masked bias.
+    the tasks that were saved. ``edgepop_kernels.save_packed(bank, file)`` saves masks without scores, ``load_packed``
+    loads them, and leaves in ``meta`` what was said beside them. Raises TypeError; ValueError for layers without
+    scores, rescaled, or with a masked bias.
 
     >>> model = ek.convert(nn.Sequential(nn.Linear(64, 10)), keep=0.3, freeze_rest=True)
     >>> bank = ek.MaskBank(model)
@@ -55,6 +58,7 @@ class MaskBank(nn.Module):
     """
 
     place: torch.Tensor
+    meta: dict[str, Any]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -63,6 +67,7 @@ class MaskBank(nn.Module):
         if isinstance(model, MaskBank):
             raise TypeError("model: expected a network, got a MaskBank; its network is bank.model")
         tasks = theirs.taken(model)
+        self.meta = {}
         self._layers = state.masked_layers(model)
         check_unwrapped("MaskBank", list(self._layers.values()))
         self.model = model
@@ -300,6 +305,9 @@ class MaskBank(nn.Module):
         state.put(self.model, self._layers, tasks[0])
         self._replace_all([{}, *tasks[1:]], 0)
 
+    def _load_checkpoint(self, content: Content) -> Loaded:
+        return checkpoint.load(self, content)
+
     def _check_unmixed(self, what: str) -> None:
         if self._mixed:
             raise RuntimeError(f"{what}: the masks are mixed, and no task is in the network; call unmix() first")
@@ -325,19 +333,22 @@ class MaskBank(nn.Module):
         if isinstance(place, torch.Tensor) and place.shape == (2,):
             in_use, count = place.tolist()
             tasks: list[State] = [{} for _ in range(count)]
+            problems: list[str] = []
+            self.unmix()
             for name, value in state_dict.items():
                 if name.startswith(begin):
                     number, _, inner = name.removeprefix(begin).partition(".")
                     if not number.isdecimal() or int(number) >= count:
-                        errors.append(f"{name}: expected tasks below {count}")
+                        problems.append(f"{name}: expected tasks below {count}")
                     else:
                         device = state.named(self.model, inner).device if inner in self._first else self._device(inner)
                         tasks[int(number)][inner] = value.detach().to(device, copy=True)
-            for number, task in enumerate(tasks):
-                if number != in_use:
-                    found = state.problems(task, self.model, self._layers, self._beside)
-                    errors += [f"{begin}{number}.{line}" for line in found]
-            if not errors:
+            for task, held in enumerate(tasks):
+                if task != in_use:
+                    found = state.problems(held, self.model, self._layers, self._beside)
+                    problems += [f"{begin}{task}.{line}" for line in found]
+            errors += problems
+            if not problems:
                 self._replace_all(tasks, in_use)
         super()._load_from_state_dict(others, prefix, metadata, strict, missing, unexpected, errors)
 

@@ -97,6 +97,17 @@ def thaw(layer: MaskedLayer) -> None:
         layer._thaw()
 
 
+def place(model: nn.Module, layers: Mapping[str, MaskedLayer], values: Mapping[str, torch.Tensor]) -> State:
+    """Copies of a task's ``values`` where the network has its own, scores in float32."""
+    placed: State = {}
+    for name, value in values.items():
+        owner, _, leaf = name.rpartition(".")
+        layer = layers.get(owner) if leaf in ("scores", "mask_bits") else None
+        device = named(model, name).device if layer is None else layer._bare_weight().device
+        placed[name] = value.detach().to(device, torch.float32 if leaf == "scores" else value.dtype, copy=True)
+    return placed
+
+
 def packed(state: Mapping[str, torch.Tensor], layers: Mapping[str, MaskedLayer]) -> State:
     """The packed masks of a task by the names of the layers, those of scores as evaluation uses them."""
     bits: State = {}
@@ -130,12 +141,12 @@ def problems(
         if not name.endswith("scores"):
             yield f"{name}: it is missing"
     for name, value in state.items():
-        shape = expected.get(name)
-        if shape is None:
+        wanted = expected.get(name)
+        if wanted is None:
             if not name.endswith(("scores", "mask_bits")):
                 yield f"{name}: no task of this network has it"
-        elif not isinstance(value, torch.Tensor) or value.shape != shape:
+        elif not isinstance(value, torch.Tensor) or value.shape != wanted:
             got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            yield f"{name}: expected shape {tuple(shape)}, got {got}"
+            yield f"{name}: expected shape {tuple(wanted)}, got {got}"
         elif (value.dtype == torch.uint8) != name.endswith("mask_bits"):
             yield f"{name}: got {value.dtype}"

@@ -6,4 +6,4 @@ tensors from the same generator, the same attributes and entries of a state_dict
 same gradients. What cannot be had so is refused in words.
 """
 
-__all__ = ["dnw", "hidden_networks", "hidden_networks_mnist", "hydra", "torchao"]
+__all__ = ["dnw", "hidden_networks", "hidden_networks_mnist", "hydra", "supsup", "torchao"]

@@ -60,6 +60,7 @@ def load(file: Path, bank: MaskBank) -> MaskBank:
     # Weights take the form that they have here, bits or numbers.
     bank.model.load_state_dict(common, strict=False)
     bank._take_tasks(tasks)
+    bank.meta = about["meta"]
     return bank
 
 
@@ -72,7 +73,9 @@ def _common(bank: MaskBank) -> Tensors:
             found[name] = value
     for name, layer in bank._layers.items():
         weight = found.get(join(name, "weight"))
-        if weight is not None and weight.numel() and not layer.weight.requires_grad and one_magnitude(weight) is not None:
+        if weight is None or weight.numel() == 0 or layer.weight.requires_grad:
+            continue
+        if one_magnitude(weight) is not None:
             del found[join(name, "weight")]
             found[join(name, "weight_magnitude")], found[join(name, "weight_signs")] = magnitude_and_signs(weight)
     return found

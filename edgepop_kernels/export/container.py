@@ -42,8 +42,8 @@ def write(file: Path, tensors: Tensors, about: dict[str, Any], kind: str = FORMA
 
 
 def read(file: Path, kind: str = FORMAT) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors of a file of the format ``kind``, on the CPU, and what is said of them. Raises OSError; ValueError for
-    a file that is of another, or damaged; ImportError where safetensors is not installed."""
+    """The tensors of a file of the format ``kind``, on the CPU, and what is said of them. Raises OSError; ValueError
+    for a file that is of another, or damaged; ImportError where safetensors is not installed."""
     library, content = _library(), file.read_bytes()
     try:
         tensors: Tensors = library.torch.load(content)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from .. import checks
 from ..nn import MaskedLayer
 from ..nn.cuts import Cuts
 from ..nn.tools import check_unwrapped
-from .containers import File, plain_name, read
+from .containers import Content, File, plain_name, read
 from .entries import for_masked, for_plain, problem
 
 _EXTRA = "_extra_state"  # torch's name
@@ -72,6 +72,7 @@ def load_checkpoint(model: nn.Module, file: File) -> Loaded:
       scores of 0 and 1 alone             hidden-networks' FixedSubnetConv: frozen too
 
     and plain layers the product of weight_orig and weight_mask. A weight of (O, I, 1, 1) is one of (O, I).
+    A ``MaskBank`` takes supsup's: ``scores.N`` and ``bns.N`` are of its task N, and its tasks those of the checkpoint.
 
     All is checked before the first value is written. Raises ValueError, which names what does not fit, for other shapes
     and dtypes, for a file without a state_dict or of which the model has nothing, for one that is damaged or holds more
@@ -87,6 +88,14 @@ def load_checkpoint(model: nn.Module, file: File) -> Loaded:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     content = read(file)
+    own_way: Callable[[Content], Loaded] | None = getattr(model, "_load_checkpoint", None)  # a bank of masks has it
+    loaded = load_into(model, content) if own_way is None else own_way(content)
+    _tell(loaded)
+    return loaded
+
+
+def load_into(model: nn.Module, content: Content) -> Loaded:
+    """``load_checkpoint`` of a checkpoint that was read, without its warning."""
     by_module = _by_module(content.entries)
     state: dict[str, Any] = {}
     versions = {plain_name(name): version for name, version in content.versions.items()}
@@ -128,14 +137,12 @@ def load_checkpoint(model: nn.Module, file: File) -> Loaded:
     state_dict = _WithVersions(state)
     state_dict._metadata = metadata
     model.load_state_dict(state_dict, strict=False)
-    loaded = Loaded(
+    return Loaded(
         {theirs: read_as[theirs] for theirs in content.entries if theirs in read_as},
         tuple(name for name, own_tensor in missing.items() if id(own_tensor) not in written),  # tied ones are written
         tuple(theirs for theirs in content.entries if theirs not in read_as),
         content.beside,
     )
-    _tell(loaded)
-    return loaded
 
 
 class _WithVersions(dict[str, Any]):

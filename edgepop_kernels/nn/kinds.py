@@ -94,9 +94,7 @@ def _conv2d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometr
     return x, (layer.stride, padding, layer.dilation, layer.groups)
 
 
-def _dense_conv2d(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
-) -> torch.Tensor:
+def _dense_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Any) -> torch.Tensor:
     return F.conv2d(x, weight, bias, *geometry)
 
 
@@ -120,11 +118,11 @@ def _conv1d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometr
     return x, ((1, *layer.stride), padding, (1, *layer.dilation), layer.groups)
 
 
-def _dense_conv1d(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Any
-) -> torch.Tensor:
+def _dense_conv1d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Any) -> torch.Tensor:
     stride, padding, dilation, groups = geometry  # of images, their height first
-    return F.conv1d(x, weight, bias, stride[1], padding if isinstance(padding, str) else padding[1], dilation[1], groups)
+    return F.conv1d(
+        x, weight, bias, stride[1], padding if isinstance(padding, str) else padding[1], dilation[1], groups
+    )
 
 
 def _conv1d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
