@@ -184,6 +184,23 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, settings, w
     assert not (tmp_path / "ours.pt").exists()
 
 
+def test_names_of_which_some_are_the_networks_are_read_by_position(tmp_path):
+    """Its residual networks of CIFAR have torchvision's names, but for the shortcuts."""
+    recipe, model = trained("dense-cifar-resnet18", **SMALL)
+    entries = {n.replace("downsample", "shortcut"): v for n, v in model.state_dict().items()}
+    torch.save({"state_dict": entries}, "x.pth")
+    lines = imported.write(Path("x.pth"), recipe, Path("x.pt"))
+    assert lines[0].startswith("x.pth, by position: read 121: ")
+    found = checkpoint.load(Path("x.pt"))["model"]
+    assert all(torch.equal(found[n], v) for n, v in model.state_dict().items())
+    del entries["layer4.0.shortcut.0.weight"]
+    torch.save({"state_dict": entries}, "x.pth")
+    with pytest.raises(
+        UserError, match=r"entry \d+ is layer4.0.shortcut.1.weight 24, where the .* layer4.0.downsample.0"
+    ):
+        pretrained.load(recipe, recipe.network((3, 32, 32), 10), pretrained.read(Path("x.pth")), "x.pth")
+
+
 def test_what_cannot_be_read_or_written_is_refused(tmp_path):
     _, model = trained("edge-popup-conv2", **SMALL)
     theirs(model)

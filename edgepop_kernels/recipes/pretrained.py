@@ -48,15 +48,17 @@ class Read(NamedTuple):
 def load(recipe: Recipe, model: nn.Module, entries: dict[str, Tensor], source: str) -> Read:
     """Writes ``entries`` into the network of ``recipe``, in place.
 
-    By name where one of them is the network's, else by position. All is checked before the first is written. source: in
-    words, for errors. Raises UserError, which names what does not fit.
+    By name where all are there but those of masks, else by position: some of the names of hidden-networks' residual
+    networks are the recipes', and others are not. All is checked before the first is written. source: in words, for
+    errors. Raises UserError, which names what does not fit.
     """
     holds = getattr(recipe, "trains", None) == "weights"
     free = [layer for _, layer in masked_layers(model) if not layer.rule.fixed]
     if holds:
         ek.train_masks(model)  # masks follow from the scores that are read
-    by_name = any(name in entries for name in model.state_dict() if _leaf(name) != _COUNTED)
-    named = entries if by_name else by_position(model, entries, source)
+    needed = [name for name in model.state_dict() if _leaf(name) not in (*_OF_MASKS, _COUNTED, _RULE)]
+    lacking = [name for name in needed if name not in entries]
+    named = entries if not lacking else by_position(model, entries, source)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "load_checkpoint: ")  # the lines say it
@@ -70,7 +72,7 @@ def load(recipe: Recipe, model: nn.Module, entries: dict[str, Tensor], source: s
         ek.train_weights(model)
     elif any(layer.rule.fixed for layer in free):
         raise UserError(f"{source} holds fixed masks, scores of 0 and 1: expected --trains weights, for its weights")
-    how = "by name" if by_name else "by position"
+    how = "by position" if lacking else "by name"
     return Read([f"{source}, {how}: {line}" for line in str(loaded).splitlines()], not (loaded.missing or loaded.left))
 
 
