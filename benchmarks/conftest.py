@@ -1,14 +1,17 @@
 """``pytest benchmarks/ --benchmark-only``: every row is checked against the oracle, then its columns are timed."""
 
 import functools
+import shlex
+import sys
+from dataclasses import asdict
 
 import pytest
 import torch
-from columns import OUR_OPTIMIZER, fused_backend
-from measure import interleave, replay, replayed_seconds
+from columns import fused_backend
+from measure import replay, replayed_seconds
 from peaks import peak_of
-from report import Result, print_table, write_results
-from rows import LAYER_COLUMNS, Setup
+from report import measured, print_table, write_results
+from rows import Setup, columns_of
 
 
 def pytest_addoption(parser):
@@ -49,7 +52,8 @@ def pytest_terminal_summary(terminalreporter, config):
     arena = config.stash[_ARENA]
     print_table(terminalreporter, arena.setup, arena.peak, results)
     if config.getoption("--results"):
-        write_results(config.getoption("--results"), arena.setup, arena.peak, results)
+        command = shlex.join(["pytest", *sys.argv[1:]])
+        write_results(config.getoption("--results"), arena.setup, arena.peak, list(map(asdict, results)), command)
 
 
 @pytest.fixture
@@ -58,14 +62,8 @@ def arena(request):
 
 
 def _columns(row, config):
-    if row.columns != LAYER_COLUMNS:
-        return row.columns
-    on_gpu = torch.device(config.getoption("--device")).type != "cpu"
-    steps = ("packed",) if row.group == "linear" else ()
-    if row.group == "train":
-        steps = (*OUR_OPTIMIZER, "dense + fused SGD", *(("graphed",) if on_gpu else ()))
-    compiled = ("compile",) if config.getoption("--compile") or (on_gpu and row.compiled) else ()
-    return (*row.columns, "staged", *steps, *compiled)
+    device = torch.device(config.getoption("--device"))
+    return columns_of(row, device, config.getoption("--compile") or (device.type != "cpu" and row.compiled))
 
 
 class Arena:
@@ -92,10 +90,8 @@ class Arena:
         replay(benchmark, self._samples[column])
 
     def _run(self, row):
-        contest = row.contest(_columns(row, self._config), self.setup)
-        contest.check()
-        samples = interleave(contest.columns, self.setup.device, row.budget_s, row.launches)
-        self.results.append(Result.of(row, contest, samples, self.peak))
+        result, samples = measured(row, _columns(row, self._config), self.setup, self.peak)
+        self.results.append(result)
         return samples
 
     @functools.cached_property

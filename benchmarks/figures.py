@@ -133,10 +133,12 @@ def figures() -> dict[str, Figure]:
         trained = [r for r in rows if r.group in ("conv", "linear") and r.name.endswith("fwd+bwd")]
         for dtype in ("f32", "bf16"):
             chosen = [r for r in trained if f" {dtype} " in r.name]
-            drawn[f"{path.stem}-{dtype}.svg"] = bars(chosen, columns, "dense", title)
+            if chosen:
+                drawn[f"{path.stem}-{dtype}.svg"] = bars(chosen, columns, "dense", title)
         selected = [r for r in rows if r.group == "select"]
         title = f"time in multiples of fused's, logarithmic ({path.stem})"
-        drawn[f"{path.stem}-select.svg"] = bars(selected, ["fused", "GetSubnetFaster", "GetSubnet"], "fused", title)
+        if selected:
+            drawn[f"{path.stem}-select.svg"] = bars(selected, ["fused", "GetSubnetFaster", "GetSubnet"], "fused", title)
         if path.stem == SHOWN:
             chosen = [r._replace(name=SHOWN_ROWS[r.name]) for r in _shown(rows) if "dense" in r.seconds]
             title = "forward and backward, time in multiples of dense, logarithmic: left is faster"
@@ -161,9 +163,10 @@ def machine(results: dict) -> str:
     """Where and when these results were measured, in a sentence."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version)
     changed = ", with changes that are not committed" if results["uncommitted_changes"] else ""
+    commit = f"commit {results['commit'][:7]}{changed}" if results["commit"] else "commit unknown"
     return (
         f"{results['device'].replace('(R)', '')}, {results['threads']} threads, backend {results['fused_backend']}; "
-        f"{versions}; commit {results['commit'][:7]}{changed}."
+        f"{versions}; {commit}."
     )
 
 

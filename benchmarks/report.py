@@ -2,18 +2,18 @@
 
 import json
 import platform
-import shlex
 import statistics
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from measure import interleave
 from rows import ONE_ROW, ONE_WEIGHT
 
 import edgepop_kernels as ek
 from edgepop_kernels.doctor import installed
+from edgepop_kernels.files import replace
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class Result:
         )
 
 
+def measured(row, columns, setup, peak):
+    """(Result of a row, the samples of its columns), after it has passed its check."""
+    contest = row.contest(columns, setup)
+    contest.check()
+    samples = interleave(contest.columns, setup.device, row.budget_s, row.launches)
+    return Result.of(row, contest, samples, peak), samples
+
+
 def print_table(terminal, setup, peak, results):
     terminal.section(f"medians of fused (backend {setup.backend}), and each column's multiple of it")
     columns = list(dict.fromkeys(name for r in results for name in r.ratio if name != "read"))
@@ -74,17 +82,18 @@ def print_table(terminal, setup, peak, results):
     terminal.write_line("% packing: one row or pixel with a known cut, less the same for one weight, of fused's time")
 
 
-def write_results(path, setup, peak, results):
-    record = {**environment(setup), "peak": asdict(peak), "rows": [asdict(r) for r in results]}
+def write_results(path, setup, peak, rows, command):
+    """Replaces the file whole; ``rows`` are Results as dicts."""
+    record = {**environment(setup, command), "peak": asdict(peak), "rows": rows}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(record, indent=1) + "\n")
+    replace(Path(path), (json.dumps(record, indent=1) + "\n").encode())
 
 
-def environment(setup):
+def environment(setup, command):
     """What a reader needs to judge the numbers: processor, threads, instruction set, versions, commit."""
     cuda = setup.device.type == "cuda"
     return {
-        "command": shlex.join(["pytest", *sys.argv[1:]]),
+        "command": command,
         "device": torch.cuda.get_device_name(setup.device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
         "fused_backend": setup.backend,

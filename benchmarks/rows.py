@@ -36,6 +36,16 @@ class Setup(NamedTuple):
         return on_backend("staged", call) if column == "staged" else call
 
 
+def columns_of(row, device, compiled=False):
+    """The columns that a row has on a device; compiled: with torch.compile of GetSubnetFaster."""
+    if row.columns != LAYER_COLUMNS:
+        return row.columns
+    steps = ("packed",) if row.group == "linear" else ()
+    if row.group == "train":
+        steps = (*OUR_OPTIMIZER, "dense + fused SGD", *(("graphed",) if device.type != "cpu" else ()))
+    return (*row.columns, "staged", *steps, *(("compile",) if compiled else ()))
+
+
 def pass_name(dtype, backward):
     return f"{'f32' if dtype == torch.float32 else 'bf16'} {'fwd+bwd' if backward else 'fwd'}"
 
