@@ -64,7 +64,7 @@ STAGES = (
     # 70 s: what is wrong from the ground up is known first. A backend a process, which compiles for most of the time:
     # a product of Triton's takes about 1 s of a core here, the selections 7 s.
     Stage("smoke", "stage_smoke.py", 0.10, 60, _TIMED, workers=4),
-    # 140 s: several hundred tests, each with kernels to compile, on all cores.
+    # 140 s: over two thousand tests, most with kernels to compile, on all cores. What is not reached is a next call's.
     Stage("tests", "stage_tests.py", 0.20, 60, _TESTED, CORES, needs=("pytest", "hypothesis", "numpy")),
     # 84 s: compiles the kernels of all rows side by side, so that the next stage, which runs alone, has only to time.
     Stage("check", "stage_rows.py", 0.12, 75, _TIMED, workers=max(CORES // 2, 1)),
@@ -122,6 +122,7 @@ class Run:
 
     def _start(self, worker: int) -> None:
         job = {**self.job, "worker": worker, "of": self.stage.workers, "since": self.since, "limit": self.stage.limit}
+        records = len(self.journal.records())
         with open(self.log(worker), "ab") as log:
             before = log.tell()
             process = subprocess.Popen(
@@ -134,7 +135,7 @@ class Run:
                 start_new_session=True,  # a group that is stopped as a whole
                 preexec_fn=_die_with_parent,
             )
-        self.running[worker] = Started(process, len(self.journal.records()), before)
+        self.running[worker] = Started(process, records, before)
 
     def _goes_on(self, worker: int, started: Started) -> bool:
         """Writes down what a process died of; whether another takes its place. Where it came to nothing, none does."""

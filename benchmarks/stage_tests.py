@@ -1,6 +1,7 @@
 """The third stage of ``first_contact.py``: the tests marked gpu, shared out between its processes, without xdist."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,16 @@ class _Recorder:
         if report.failed and self._worker.index == 0:
             self._worker.lost(f"{report.nodeid} was not collected: {str(report.longrepr).strip().splitlines()[-1]}")
 
-    # After the marks have had their say.
     def pytest_collection_finish(self, session):
-        session.items[:] = [test for n, test in enumerate(session.items) if self._worker.has(n, test.nodeid)]
+        """After the marks have had their say. The first tests of all files come first: one file has most of them."""
+        before = Counter()
+
+        def place(test):
+            before[test.path] += 1
+            return before[test.path]
+
+        spread = enumerate(sorted(session.items, key=place))
+        session.items[:] = [test for n, test in spread if self._worker.has(n, test.nodeid)]
 
     def pytest_runtest_logstart(self, nodeid, location):
         self._outcome = {"outcome": "passed", "said": ""}

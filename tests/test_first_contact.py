@@ -443,6 +443,18 @@ def test_tests_are_shared_out_and_those_that_failed_are_run_again(tmp_path, monk
     assert done.stderr.endswith("STAGE: expected some of build, smoke, tests, check, rows, tune, got bild\n")
 
 
+def test_the_first_tests_of_every_file_come_before_the_second_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for name, count in (("long", 4), ("short", 1), ("shorter", 2)):
+        (tmp_path / f"test_{name}.py").write_text("".join(f"def test_{name}_{n}(): pass\n" for n in range(count)))
+    job = {"worker": 0, "of": 1, "since": 0, "limit": 60, "only": "", "device": "cpu", "tests": [str(tmp_path)]}
+    job["journals"] = {"tests": str(tmp_path / "tests.jsonl")}
+    subprocess.run([sys.executable, str(BENCHMARKS / "stage_tests.py"), "tests", json.dumps(job)], check=True)
+    records = map(json.loads, filter(None, (tmp_path / "tests.jsonl").read_text().splitlines()))
+    order = [r["item"].rpartition("::test_")[2] for r in records if r["outcome"] == "passed"]
+    assert order == ["long_0", "short_0", "shorter_0", "long_1", "shorter_1", "long_2", "long_3"]
+
+
 TORCH = """
 class version:
     cuda = "13.0"
