@@ -81,7 +81,17 @@ def read(values: dict[str, Any], asked: dict[str, Any], source: str) -> Reading:
 
 
 class _Reader:
-    """``settings`` are ours; ``how`` says for a key which settings it gave, or why it is not needed."""
+    """``settings`` are ours; ``how`` says for a key which settings it gave, or why it is not needed.
+
+    Of its network: residual, whether there are shortcuts; affine, whether its norms learn; last_dense.
+    """
+
+    method: str
+    model: str
+    residual: bool
+    affine: bool
+    last_dense: bool
+    folder: Path | None
 
     def __init__(self, values: dict[str, Any], asked: dict[str, Any], source: str):
         self.values, self.asked, self.source = values, asked, source
@@ -108,6 +118,9 @@ class _Reader:
         return table[self.value(key)]
 
     def reading(self) -> Reading:
+        for key, value in self.values.items():
+            if isinstance(value, list) and key != "multigpu":
+                self.refuse(key, "expected one value")
         for part in (_network, _what_trains, _layers, _weights, _steps, _data, _rest):
             part(self)
         try:
@@ -150,11 +163,10 @@ def _network(r: _Reader) -> None:
     r.set("arch", model=r.model)
     size = {"image_size": 224} if dataset in PHOTOGRAPHS else {}
     r.set("set", "best epochs are picked by its test part", dataset=dataset, **size, validation=0)
-    r.drop("not read by this network", *(["num_classes"] if not (r.last_dense and arch in _RESIDUAL) else []))
-    if r.last_dense and arch in _RESIDUAL:
-        r.drop("not needed: the data set has as many", "num_classes")
+    counts = r.last_dense and arch in _RESIDUAL
+    r.drop("not needed: the data set has as many" if counts else "not read by this network", "num_classes")
     if arch in _WIDE:
-        r.set("width_mult", width_multiplier=float(r.values.get("width_mult", 1.0)))
+        r.set("width_mult", width_multiplier=r.values.get("width_mult", 1.0))
     else:
         r.drop(f"not read by {arch}", "width_mult")
 
@@ -166,7 +178,7 @@ def _what_trains(r: _Reader) -> None:
     if not isinstance(rate, int | float):
         r.refuse("prune_rate", "expected a number")
     r.set("conv_type", f"the method {r.method}", **({"rule": "bernoulli"} if kind == "SampleSubnetConv" else {}))
-    if kind == "DenseConv" or kind == "FixedSubnetConv":
+    if kind in ("DenseConv", "FixedSubnetConv"):
         if frozen:
             r.refuse("freeze_weights", f"nothing would train in a network of {kind}")
         r.drop("all weights train", "freeze_weights")
@@ -193,7 +205,7 @@ def _what_trains(r: _Reader) -> None:
         r.drop(f"not read by {kind}", "prune_rate")
     if kind == "SampleSubnetConv":
         constant = r.value("score_init_constant")
-        r.set("score_init_constant", scores_init="kaiming" if constant is None else float(constant))
+        r.set("score_init_constant", scores_init="kaiming" if constant is None else constant)
     elif "score_init_constant" in r.values:
         r.drop(f"not read by {kind}", "score_init_constant")
     trainer = r.values.get("trainer", "default")
@@ -338,6 +350,8 @@ def _rest(r: _Reader) -> None:
     else:
         r.set("seed", "the seed of other draws than there", seed=r.values["seed"])
     every = r.values.get("save_every", -1)
+    if not isinstance(every, int):
+        r.refuse("save_every", "expected a whole number")
     if every > 0:
         r.set("save_every", f"after epochs {every}, {2 * every}...; there after 1, {every + 1}...", save_every=every)
     else:

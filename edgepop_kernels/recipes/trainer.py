@@ -341,9 +341,10 @@ def autocast(recipe: Recipe, device: torch.device) -> contextlib.AbstractContext
 
 
 def frozen_digest(model: nn.Module) -> str | None:
-    """SHA-256 of every parameter that does not train: equal before and after, or masked training changed a weight.
-    None where all train."""
-    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    """SHA-256 of every weight, bias and norm that does not train: equal before and after, or masked training changed
+    one. None where all train. Scores that are set aside are none of them."""
+    standing = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    frozen = [(name, p) for name, p in standing if not name.endswith("scores")]
     if not frozen:
         return None
     sha = hashlib.sha256()
