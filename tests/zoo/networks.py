@@ -63,6 +63,10 @@ def resnet(models):
     return models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
 
 
+def bottlenecks(models):  # resnet50's, one of each size
+    return models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10)
+
+
 def mobilenet(models):
     return models.mobilenet_v3_small(num_classes=10)
 
@@ -85,6 +89,8 @@ def resnetv2(timm):
 
 
 QKV = ("*.attn.qkv",)
+SWIN = dict(img_size=64, embed_dim=24, depths=(2, 2), num_heads=(2, 4), window_size=4)
+CONVNEXT = dict(depths=(1, 1, 1, 1), dims=(16, 24, 32, 40))
 TRANSFORMER = dict(depth=2, embed_dim=96, num_heads=3)
 BERT = dict(hidden_size=36, num_hidden_layers=2, num_attention_heads=3, intermediate_size=57)
 LLAMA = BERT | dict(num_key_value_heads=1)
@@ -93,6 +99,7 @@ T5 = dict(d_model=36, d_kv=12, d_ff=57, num_layers=2, num_heads=3, decoder_start
 
 NETWORKS = {
     "ResNet": of_torchvision(resnet, image(48)),
+    "ResNet-50": of_torchvision(bottlenecks, image(48)),
     "MobileNetV3": of_torchvision(mobilenet, image(48)),
     "ConvNeXt": of_torchvision(convnext, image(32)),
     "Swin": of_torchvision(swin, image(32), (*QKV, "*.attn.proj")),
@@ -100,6 +107,9 @@ NETWORKS = {
     "MobileNetV2": of_timm("mobilenetv2_035", image(48), subclasses=("Conv2dSame",), pad_type="same"),
     "ResNetV2": Network("timm", resnetv2, image(48), subclasses=("StdConv2d",)),
     "NF-ResNet": of_timm("nf_resnet26", image(48), subclasses=("ScaledStdConv2d",), depths=[1, 1, 1, 1]),
+    "timm's ViT": of_timm("vit_tiny_patch16_224", image(48), img_size=48, **TRANSFORMER),
+    "timm's Swin": of_timm("swin_tiny_patch4_window7_224", image(64), **SWIN),
+    "timm's ConvNeXt": of_timm("convnext_atto", image(64), **CONVNEXT),
     "BEiT": of_timm("beit_base_patch16_224", image(48), QKV, img_size=48, **TRANSFORMER),
     "EVA-02": of_timm("eva02_tiny_patch14_224", image(28), QKV, img_size=28, **TRANSFORMER),
     "BERT": of_transformers(

@@ -18,12 +18,6 @@ OUTPUT, GRADIENT = 2e-5, 2e-4
 RULE = ek.TopK(0.3)
 
 
-@pytest.fixture(params=NETWORKS)
-def network(request):
-    pytest.importorskip(NETWORKS[request.param].library)
-    return NETWORKS[request.param]
-
-
 def built(network):
     """As its library makes it, but for what starts at a constant: zeros and ones would hide what is wrong."""
     torch.manual_seed(0)
