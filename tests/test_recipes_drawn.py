@@ -1,16 +1,17 @@
 """Settings of networks whose weights are drawn, of what trains in them, and of the steps that are taken."""
 
+import json
 import math
 import warnings
 
 import pytest
 import torch
-from recipe_runs import NAME, RECIPE, STEPS, SignalAt, assert_same_run, resume, start, state
+from recipe_runs import NAME, RECIPE, STEPS, SignalAt, assert_same_run, quiet, resume, rows, start, state
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels.recipes import registry
-from edgepop_kernels.recipes.errors import ConfigError, Interrupted
+from edgepop_kernels.recipes import evaluation, export, job, masks, registry
+from edgepop_kernels.recipes.errors import ConfigError, Interrupted, UserError
 from edgepop_kernels.recipes.trainer import make_optimizer
 
 METHODS = {
@@ -178,3 +179,60 @@ def test_stopped_and_resumed_it_is_the_same_run(tmp_path, trains):
     assert_same_run(tmp_path / "b" / NAME, tmp_path / "a" / NAME, ("last", "best", "first", "epoch-2", "epoch-4"))
     assert not (tmp_path / "a" / NAME / "epoch-3.pt").exists()
     assert state(tmp_path / "a" / NAME, "epoch-2")["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(first_dense=True, last_dense=True, widths=(16, 12), backend="auto"),
+        dict(model="small-conv", width_multiplier=0.2, channels_last=True, dtype="bfloat16", optimizer="score-sgd"),
+    ],
+    ids=str,
+)
+def test_packed_weights_give_the_same_run(tmp_path, settings):
+    plain = RECIPE.override(epochs=2, **settings)
+    first = start(tmp_path / "a", plain)
+    with pytest.raises(Interrupted):
+        start(tmp_path / "b", plain.override(pack=True), SignalAt(STEPS + 5))
+    packed = resume(tmp_path / "b" / NAME)
+    assert packed.unchanged is first.unchanged is True
+    assert (packed.last, packed.layers) == (first.last, first.layers)
+    assert rows(tmp_path / "b" / NAME / "log.csv") == rows(tmp_path / "a" / NAME / "log.csv")
+    states = [state(tmp_path / folder / NAME)["model"] for folder in ("a", "b")]
+    masked = [name for name in states[0] if name.endswith("scores")]
+    for name in masked:
+        assert torch.equal(states[0][name], states[1][name])
+        assert name.replace("scores", "weight") not in states[1]
+        signs = states[1][name.replace("scores", "weight_signs")]
+        assert signs.numel() <= states[0][name].numel() // 8 + 16 and signs.dtype is torch.uint8
+    assert masks.count_weights(plain.override(pack=True).network(DIGITS, 10)) == masks.count_weights(
+        plain.network(DIGITS, 10)
+    )
+
+
+def test_packed_runs_are_exported_started_from_and_timed(tmp_path):
+    packed = RECIPE.override(epochs=1, pack=True)
+    job.start(NAME, packed, None, tmp_path / "a", job.Outputs(plots=False, step_times=True), quiet())
+    run = tmp_path / "a" / NAME
+    times = json.loads((run / "step_times.json").read_text())
+    assert "GetSubnet" in times["seconds_quartiles"]
+    network = packed.network(DIGITS, 10)
+    network.load_state_dict(state(run)["model"])
+    for options in ({"packed": True}, {}):
+        suffix = ".safetensors" if options else ".pt"
+        export.export(run, "last", tmp_path / f"net{suffix}", **options)
+    weights = torch.load(tmp_path / "net.pt", weights_only=True)
+    assert torch.equal(weights["fc1.weight"], network.fc1.effective_weight())
+    (found,) = evaluation.evaluate(tmp_path / "net.safetensors", None, None, quiet())
+    assert found.accuracy == state(run)["history"][-1]["test_accuracy"]
+    for pack in (True, False):  # from a packed run, packed or not; and a packed one from weights
+        start(tmp_path / "b", RECIPE.override(epochs=1, pack=pack, pretrained=str(run / "last.pt")))
+    source = tmp_path / "b" / f"{NAME}-1"
+    assert torch.equal(state(source, "first")["model"]["fc1.weight"], network.fc1.weight)
+    start(tmp_path / "b", RECIPE.override(epochs=1, pack=True, pretrained=str(source / "last.pt")))
+    signs = [state(tmp_path / "b" / name, "first")["model"]["fc1.weight_signs"] for name in (NAME, f"{NAME}-2")]
+    assert torch.equal(*signs)
+    drawn = RECIPE.override(epochs=1, init="kaiming_normal")
+    start(tmp_path / "c", drawn)
+    with pytest.raises(UserError, match=r"has weights that are no constants: expected --no-pack"):
+        start(tmp_path / "d", RECIPE.override(pack=True, pretrained=str(tmp_path / "c" / NAME / "last.pt")))

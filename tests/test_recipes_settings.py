@@ -35,6 +35,8 @@ WITHOUT_EFFECT = [
     ("supermask-bernoulli-digits", {"cutoff": "0.5"}, "rule threshold only, got 0.5"),
     ("edge-popup-digits", {"init": "xavier_normal", "mode": "fan_out"}, "kaiming_uniform only, got 'fan_out'"),
     ("edge-popup-digits", {"init": "default", "nonlinearity": "tanh"}, "kaiming_uniform only, got 'tanh'"),
+    ("edge-popup-digits", {"init": "kaiming_normal", "pack": True}, "trains masks and init signed_constant, unsigned"),
+    ("edge-popup-digits", {"trains": "weights", "pack": True}, "trains masks and init signed_constant, unsigned"),
     ("edge-popup-digits", {"norm": "affine"}, "networks that have batch norms only, got 'affine'"),
     ("edge-popup-digits", {"multistep_every": "3"}, "schedule multistep only, got 3"),
     ("wirings-digits", {"schedule": "constant", "multistep_factor": "0.5"}, "schedule multistep only, got 0.5"),

@@ -15,10 +15,17 @@ import edgepop_kernels as ek
 from .config import Entry
 from .drawn import Drawn, init, keep, trains
 from .layers import Layers
+from .settings import When, flag
 
 # Of the residual networks of the papers on edge-popup and Discovering Neural Wirings.
 IMAGENET = dict(dataset="imagenet", epochs=100, batch_size=256, lr=0.256, momentum=0.875, weight_decay=1 / 32768)
 IMAGENET |= dict(warmup=5, label_smoothing=0.1, validation=0)
+
+_CONSTANTS = ("signed_constant", "unsigned_constant", "xavier_constant")
+_PACKS = When(
+    f"trains masks and init {', '.join(_CONSTANTS)}",
+    lambda recipe: recipe.trains == "masks" and recipe.init in _CONSTANTS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +37,13 @@ class EdgePopup(Drawn):
     keep: float = keep(0.5)
     init: str = init("signed_constant")
     trains: str = trains("masks", "both", "weights")
+    pack: bool = flag(False, "hold the fixed weights as a bit each: the same results in less memory", when=_PACKS)
 
     def network(self, image: tuple[int, int, int], classes: int) -> nn.Module:
         conv = partial(ek.FusedSubnetConv, bias=False, keep=self.keep)
         model = self.drawn(image, classes, Layers(conv, partial(ek.FusedSubnetLinear, bias=False, keep=self.keep)))
+        if self.pack and _PACKS.holds(self):
+            ek.pack_weights(model)
         return model if self.trains == "weights" else ek.share_selection(model)
 
 

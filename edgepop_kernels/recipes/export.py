@@ -62,7 +62,9 @@ def export(
         drawn = any(layer.rule == ek.Bernoulli("sample") for _, layer in masked_layers(trained))
         facts = _facts(found, drawn)
         text = ek.model_card(trained, f"{found.recipe.model} on {found.recipe.dataset}", **facts)
-        if masked_layers(trained):
+        if masked_layers(trained) and not found.recipe.to_dict().get(
+            "pack"
+        ):  # bits do not train; their masks are ranked
             ek.train_weights(trained)  # keeps the masks: a rule that draws would have others for each file
         model = plain(deepcopy(trained), found.recipe)
     about, notes = description(found, model, drawn), []

@@ -54,10 +54,11 @@ def load(recipe: Recipe, model: nn.Module, entries: dict[str, Tensor], source: s
     """
     holds = getattr(recipe, "trains", None) == "weights"
     free = [layer for _, layer in masked_layers(model) if not layer.rule.fixed]
+    packed = ek.unpack_weights(model) if masked_layers(model) else []
     if holds:
         ek.train_masks(model)  # masks follow from the scores that are read
     needed = [name for name in model.state_dict() if _leaf(name) not in (*_OF_MASKS, _COUNTED, _RULE)]
-    lacking = [name for name in needed if name not in entries]
+    lacking = [name for name in needed if name not in entries and f"{name}_signs" not in entries]
     named = entries if not lacking else by_position(model, entries, source)
     try:
         with warnings.catch_warnings():
@@ -72,8 +73,18 @@ def load(recipe: Recipe, model: nn.Module, entries: dict[str, Tensor], source: s
         ek.train_weights(model)
     elif any(layer.rule.fixed for layer in free):
         raise UserError(f"{source} holds fixed masks, scores of 0 and 1: expected --trains weights, for its weights")
+    if packed and not _packs(model, packed):
+        raise UserError(f"{source} has weights that are no constants: expected --no-pack")
     how = "by position" if lacking else "by name"
     return Read([f"{source}, {how}: {line}" for line in str(loaded).splitlines()], not (loaded.missing or loaded.left))
+
+
+def _packs(model: nn.Module, layers: list[str]) -> bool:
+    """Packs the weights of these layers, if all are +c or -c."""
+    try:
+        return ek.pack_weights(model) == layers
+    except ValueError:
+        return False
 
 
 def by_position(model: nn.Module, entries: dict[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from . import timing
+from .masks import count_weights
 from .timing import StepTimes
 from .trainer import Trainer
 
@@ -93,7 +94,7 @@ class Report:
 
     def started(self, name: str, folder: Path, trainer: Trainer) -> None:
         recipe, data = trainer.recipe, trainer.data
-        weights = sum(p.numel() for n, p in trainer.model.named_parameters() if n.endswith("weight"))
+        weights = count_weights(trainer.model)
         images = f"{len(data.train):,} training images"
         if data.validation is not None:
             images += f", {len(data.validation):,} held out for validation"

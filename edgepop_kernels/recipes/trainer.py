@@ -345,6 +345,7 @@ def frozen_digest(model: nn.Module) -> str | None:
     one. None where all train. Scores that are set aside are none of them."""
     standing = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
     frozen = [(name, p) for name, p in standing if not name.endswith("scores")]
+    frozen += [(name, b) for name, b in model.named_buffers() if name.endswith(("weight_signs", "weight_magnitude"))]
     if not frozen:
         return None
     sha = hashlib.sha256()

@@ -25,6 +25,7 @@ def authors_name(model: nn.Module) -> str | None:
 def unfused(model: nn.Module) -> nn.Module:
     """``model``, which ``authors_name`` knows, with its masks made the authors' way; in place, parameters stay."""
     ek.unshare_selection(model)
+    ek.unpack_weights(model)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, _LAYERS):
             model.set_submodule(name, _Sorted(layer))
