@@ -87,7 +87,7 @@ BAD = {
     "layer keep": (lambda: ek.FusedSubnetConv(3, 4, 3, keep=0), ValueError, "keep"),
     "layer rule": (lambda: ek.FusedSubnetLinear(3, 4, rule="topk"), TypeError, "rule"),
     "layer frozen at birth": (lambda: ek.FusedSubnetLinear(3, 4, rule=ek.Frozen()), ValueError, "rule"),
-    "layer prune rate": (lambda: ek.FusedSubnetLinear(3, 4).set_prune_rate(2), ValueError, "keep"),
+    "layer prune rate": (lambda: ek.FusedSubnetLinear(3, 4).set_prune_rate(2), ValueError, "prune_rate"),
     "layer keep and rule": (lambda: ek.FusedSubnetConv(3, 4, 3, keep=0.3, rule=ek.TopK(0.5)), ValueError, "keep"),
     "sparse layer keep and rule": (lambda: ek.FusedSparseLinear(3, 4, keep=0.5, rule=ek.TopK()), ValueError, "keep"),
     "convert rule": (lambda: ek.convert(nn.Linear(2, 2), 0.5), TypeError, "rule"),

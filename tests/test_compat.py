@@ -351,7 +351,7 @@ def test_hidden_networks_helpers_find_what_they_look_for():
     assert model[0].scores.grad is None and torch.equal(model[0].weight.grad != 0, model[0].mask())
     assert torch.equal(model[0].clamped_scores, model[0].scores.abs())
     for refused in (0.0, 1.5):
-        with pytest.raises(ValueError, match=r"KEPT must be in \(0, 1\]"):
+        with pytest.raises(ValueError, match=r"^prune_rate: the fraction of weights KEPT must be in \(0, 1\]"):
             model[0].set_prune_rate(refused)
 
 
@@ -506,7 +506,7 @@ def test_a_rate_may_be_assigned(kind, kept):
     layer = kind(10, 10, 1)
     layer.prune_rate = 0.3
     assert layer.prune_rate == 0.3 and int(layer.mask().sum()) == 100 * kept
-    with pytest.raises(ValueError, match=r"of weights (KEPT|REMOVED) must be in"):
+    with pytest.raises(ValueError, match=r"^prune_rate: the fraction of weights (KEPT|REMOVED) must be in"):
         layer.prune_rate = 1.5
     assert layer.prune_rate == 0.3
 

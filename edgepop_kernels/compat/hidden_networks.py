@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import functional
 from ..nn import FusedSubnetConv, FusedSupermaskConv
-from ..rules import Bernoulli, Ranked, TopK
+from ..rules import Bernoulli, Ranked, TopK, checked_drop
 from .theirs import NeverSet, Theirs
 
 __all__ = ["FixedSubnetConv", "SampleSubnetConv", "SubnetConv"]
@@ -98,7 +98,7 @@ class FixedSubnetConv(Theirs, FusedSubnetConv):
 
     def set_prune_rate(self, prune_rate: float) -> None:
         """Sets the fraction REMOVED by the next ``set_subnet``, in [0, 1). Raises TypeError, ValueError."""
-        rule = TopK(drop=prune_rate)
+        rule = TopK(drop=checked_drop(prune_rate, "prune_rate"))
         if self._rule.fixed:
             self._loose_rule = rule
         else:

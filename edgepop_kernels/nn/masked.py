@@ -12,7 +12,7 @@ from .. import checks, functional, init, torch_private
 from ..autograd import Spends
 from ..cut import Cut, Selection
 from ..effective import ScoreGrad, WeightGrad, mixed_weight, weight_under
-from ..rules import RULES, Frozen, Rule
+from ..rules import RULES, Frozen, Rule, checked_keep
 from .cuts import Cuts
 from .kinds import KINDS, Kind
 from .packed import Packed, weight_first
@@ -145,7 +145,7 @@ class MaskedLayer(Packed, Saved, AmongTools):
 
     def set_prune_rate(self, prune_rate: float) -> None:
         """Sets ``keep``: hidden-networks' name, there, too, the fraction KEPT."""
-        self.keep = prune_rate
+        self.keep = checked_keep(prune_rate, "prune_rate")
 
     def select(self) -> Selection | None:
         """The cut of the scores as they stand, or a draw; None when frozen. Starts from the last cut, exact either

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..rules import Rule
+from ..rules import Rule, checked_drop
 from .parts import Device, PaddingMode, Size1, Size2
 from .subnet import Subnet
 
@@ -33,11 +33,7 @@ class SelfScored(Subnet):
     def set_prune_rate(self, prune_rate: float) -> None:
         """Drops ``int(prune_rate * numel)`` weights: Discovering Neural Wirings' name, there the fraction REMOVED, in
         [0, 1). (In the layers of hidden-networks it is the fraction kept.) Raises TypeError, ValueError."""
-        if isinstance(prune_rate, bool) or not isinstance(prune_rate, int | float):
-            raise TypeError(f"prune_rate: expected a float in [0, 1), got {type(prune_rate).__name__}")
-        if not 0 <= prune_rate < 1:
-            raise ValueError(f"prune_rate: the fraction of weights REMOVED must be in [0, 1), got {prune_rate}")
-        self.rule = self.rule.with_drop(prune_rate)
+        self.rule = self.rule.with_drop(checked_drop(prune_rate, "prune_rate"))
 
     def _has_scores(self) -> bool:
         return True

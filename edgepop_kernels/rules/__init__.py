@@ -6,7 +6,17 @@ the straight-through gradient slopes (``dS = dL/d(W*M) * W * map'(S)``, with ``m
 
 from .drawn import Bernoulli
 from .frozen import Frozen
-from .ranked import GlobalTopK, Percentile, Ranked, TopK, checked_keep, checked_kept, kept_count, ranked_rule
+from .ranked import (
+    GlobalTopK,
+    Percentile,
+    Ranked,
+    TopK,
+    checked_drop,
+    checked_keep,
+    checked_kept,
+    kept_count,
+    ranked_rule,
+)
 from .rule import Rule, defined
 from .threshold import Threshold
 
@@ -23,6 +33,7 @@ __all__ = [
     "Rule",
     "Threshold",
     "TopK",
+    "checked_drop",
     "checked_keep",
     "checked_kept",
     "defined",

@@ -43,21 +43,21 @@ def checked_kept(rule: Rule, numel: int) -> int:
     return kept
 
 
-def checked_keep(keep: float) -> float:
-    """``keep`` as a float. Raises TypeError, ValueError."""
+def checked_keep(keep: float, argument: str = "keep") -> float:
+    """``keep`` as a float. Raises TypeError, ValueError, which call it by ``argument``."""
     if isinstance(keep, bool) or not isinstance(keep, (int, float)):
-        raise TypeError(f"keep: expected a float in (0, 1], got {type(keep).__name__}")
+        raise TypeError(f"{argument}: expected a float in (0, 1], got {type(keep).__name__}")
     if not 0 < keep <= 1:
-        raise ValueError(f"keep: the fraction of weights KEPT must be in (0, 1], got {keep}")
+        raise ValueError(f"{argument}: the fraction of weights KEPT must be in (0, 1], got {keep}")
     return float(keep)
 
 
-def checked_drop(drop: object) -> float:
-    """``drop`` as a float. Raises TypeError, ValueError."""
+def checked_drop(drop: object, argument: str = "drop") -> float:
+    """``drop`` as a float. Raises TypeError, ValueError, which call it by ``argument``."""
     if isinstance(drop, bool) or not isinstance(drop, (int, float)):
-        raise TypeError(f"drop: expected a float in [0, 1), got {type(drop).__name__}")
+        raise TypeError(f"{argument}: expected a float in [0, 1), got {type(drop).__name__}")
     if not 0 <= drop < 1:
-        raise ValueError(f"drop: the fraction of weights REMOVED must be in [0, 1), got {drop}")
+        raise ValueError(f"{argument}: the fraction of weights REMOVED must be in [0, 1), got {drop}")
     return float(drop)
 
 
