@@ -7,6 +7,8 @@ Environment:
   CXX                 the C++17 compiler (GCC 11, clang 12 or newer); g++, c++ or clang++ on PATH where unset
   CXXFLAGS            goes before the flags chosen here, so that a distribution's -O2 does not undo -O3
   EDGEPOP_CXXFLAGS    goes after them, and to the linker: sanitizers, -O0, -Werror
+  EDGEPOP_ISAS        the instruction sets beside the portable one, as in "avx2 amx", with those they build on; all that
+                      the processor's family has where unset
   CUDA_HOME           the CUDA toolkit; nvcc on PATH where unset
   EDGEPOP_CUDA_ARCHS  what nvcc compiles for, as in "80 90a 90+PTX"; empty leaves CUDA out
 """
@@ -30,14 +32,18 @@ ROOT = Path(__file__).resolve().parent
 X86 = platform.machine() in ("x86_64", "AMD64")
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-DNDEBUG"]
-# One translation unit per instruction set, named by its file: csrc/cpu/isa_<name>.cpp.
-ISA_FLAGS = {
-    "isa_portable": [],
-    "isa_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "isa_avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"],
-    "isa_avx512bf16": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-mfma", "-mf16c"],
+# What each instruction set adds to the compiler's flags, the units that it compiles, and the set that has the others.
+_ALL = ["forward/unit", "wgrad/unit", "select/unit", "optim/unit"]
+_AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
+_BF16 = [*_AVX512, "-mavx512bf16"]
+ISAS = {
+    "portable": ([], _ALL, None),
+    "avx2": (["-mavx2", "-mfma", "-mf16c"], _ALL, None),
+    "avx512": (_AVX512, _ALL, None),
+    "avx512bf16": (_BF16, ["forward/unit", "wgrad/unit"], "avx512"),
+    "amx": ([*_BF16, "-mamx-tile", "-mamx-bf16"], ["forward/tiles"], "avx512bf16"),
 }
-ISA_FLAGS["isa_amx"] = [*ISA_FLAGS["isa_avx512bf16"], "-mamx-tile", "-mamx-bf16"]
+UNITS = {Path("csrc/cpu", f"{unit}.cpp") for _, units, _ in ISAS.values() for unit in units}
 RULES = """\
 rule cxx
   command = {cxx} -MMD -MF $out.d $flags -c $in -o $out
@@ -98,17 +104,41 @@ def ninja_file(sources, target):
         link = nvcc + ["-Xcompiler=" + flag.replace(",", "\\,") for flag in link[len(cxx) :]]
 
     edges, objects = [], []
+
+    def compile_one(source, obj, rule, flags):
+        edges.extend([f"build {escape(obj)}: {rule} {escape(ROOT / source)}", f"  flags = {shlex.join(flags)}"])
+        objects.append(escape(obj))
+
+    isas = chosen_isas()
+    for isa in isas:  # first: they take longest
+        own, units, _ = ISAS[isa]
+        for unit in units:
+            flags = [*cxx_flags, f"-DEDGEPOP_ISA={isa}", *own, *user_flags]
+            compile_one(f"csrc/cpu/{unit}.cpp", Path("cpu", unit).with_suffix(f".{isa}.o"), "cxx", flags)
+    cxx_flags += [f"-DEDGEPOP_HAS_{isa.upper()}" for isa in isas]
     for source in map(Path, sources):
-        obj = escape(source.relative_to("csrc").with_suffix(".o"))
+        obj = source.relative_to("csrc").with_suffix(".o")
         if source.suffix == ".cu":
-            rule, flags = "nvcc", CUDA_FLAGS + cuda_arch_flags()
-        else:
-            rule, flags = "cxx", cxx_flags + ISA_FLAGS.get(source.stem, []) + user_flags
-        edges += [f"build {obj}: {rule} {escape(ROOT / source)}", f"  flags = {shlex.join(flags)}"]
-        objects.append(obj)
+            compile_one(source, obj, "nvcc", [*CUDA_FLAGS, f"-I{ROOT / 'csrc'}", *cuda_arch_flags()])
+        elif source not in UNITS:
+            compile_one(source, obj, "cxx", cxx_flags + user_flags)
     edges += [f"build {escape(target)}: link {' '.join(objects)}", ""]
     rules = RULES.format(cxx=shlex.join(cxx), nvcc=shlex.join(nvcc or ["nvcc"]), link=shlex.join(link))
     return rules + "\n".join(edges)
+
+
+def chosen_isas():
+    """The instruction sets to compile: of EDGEPOP_ISAS or the processor's family, with what they stand on; portable."""
+    family = list(ISAS) if X86 else ["portable"]
+    named = os.environ.get("EDGEPOP_ISAS", "").replace(",", " ").split() or family
+    chosen = {"portable"}
+    for isa in named:
+        if isa not in family:
+            sys.exit(f'EDGEPOP_ISAS: expected names of {", ".join(family)}, got "{isa}"')
+        while isa is not None:
+            chosen.add(isa)
+            isa = ISAS[isa][2]
+    return [isa for isa in family if isa in chosen]
 
 
 def cxx_command():
@@ -152,7 +182,7 @@ def include_flags():
     python = sysconfig.get_path("include")
     if not Path(python, "Python.h").exists():
         sys.exit(f"edgepop_kernels needs Python.h, and {python} has none. Debian: apt-get install python3-dev.")
-    return [f"-I{pybind11.get_include()}", f"-I{python}"]
+    return [f"-I{ROOT / 'csrc'}", f"-I{pybind11.get_include()}", f"-I{python}"]
 
 
 def ninja_command():
@@ -170,8 +200,7 @@ def escape(path):
 
 
 def cpp_sources():
-    found = [str(path) for path in sorted(Path("csrc").rglob("*.cpp"))]
-    return [source for source in found if X86 or not ISA_FLAGS.get(Path(source).stem)]
+    return [str(path) for path in sorted(Path("csrc").rglob("*.cpp"))]
 
 
 if __name__ == "__main__":

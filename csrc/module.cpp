@@ -9,13 +9,13 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/draw.h"
-#include "cpu/fingerprint.h"
-#include "cpu/isa.h"
-#include "cpu/mask_bits.h"
-#include "cpu/read.h"
-#include "cpu/select.h"
-#include "cpu/step.h"
+#include "cpu/select/draw.h"
+#include "cpu/select/fingerprint.h"
+#include "cpu/dispatch/isa.h"
+#include "cpu/select/mask_bits.h"
+#include "cpu/select/read.h"
+#include "cpu/select/select.h"
+#include "cpu/optim/step.h"
 #if defined(EDGEPOP_CUDA)
 #include "cuda/compiled.h"
 #include "cuda/mask_bits.h"
@@ -95,7 +95,7 @@ void conv_forward(const ConvArg& geometry, const TensorArg& x, const WeightArg& 
   check("x", std::get<0>(x), images(conv(geometry)));
   check_product(conv(geometry), w, m);
   py::gil_scoped_release release;
-  cpu::kernels().conv_forward(conv(geometry), tensor(x), weight(w), mask(m), reinterpret_cast<const float*>(bias),
+  cpu::kernels().forward->conv_forward(conv(geometry), tensor(x), weight(w), mask(m), reinterpret_cast<const float*>(bias),
                               tensor(y), threads);
 }
 
@@ -104,7 +104,7 @@ void conv_backward_input(const ConvArg& geometry, const TensorArg& dy, const Wei
   check("dy", std::get<0>(dy), outputs(conv(geometry)));
   check_product(conv(geometry), w, m);
   py::gil_scoped_release release;
-  cpu::kernels().conv_backward_input(conv(geometry), tensor(dy), weight(w), mask(m), tensor(dx), threads);
+  cpu::kernels().forward->conv_backward_input(conv(geometry), tensor(dy), weight(w), mask(m), tensor(dx), threads);
 }
 
 // The update of an optimizer: "sgd" or "adam", and the fields of its struct in common/update.h in their order.
@@ -144,7 +144,7 @@ void conv_backward_weight(const ConvArg& geometry, const TensorArg& dy, const Te
                           int threads) {
   check_backward_weight(conv(geometry), dy, x, w, m, weight_grad);
   py::gil_scoped_release release;
-  cpu::kernels().conv_backward_weight(conv(geometry), tensor(dy), tensor(x), weight(w), mask(m),
+  cpu::kernels().wgrad->conv_backward_weight(conv(geometry), tensor(dy), tensor(x), weight(w), mask(m),
                                       static_cast<ScoreMap>(map), tensor(ds), {}, static_cast<WeightGrad>(weight_grad),
                                       tensor(dw), threads);
 }
@@ -157,7 +157,7 @@ void conv_update_scores(const ConvArg& geometry, const TensorArg& dy, const Tens
   for (size_t i = 0; i < moments.size(); ++i) step.moments[i] = reinterpret_cast<float*>(moments[i]);
   check_backward_weight(conv(geometry), dy, x, w, m, weight_grad);
   py::gil_scoped_release release;
-  cpu::kernels().conv_backward_weight(conv(geometry), tensor(dy), tensor(x), weight(w), mask(m),
+  cpu::kernels().wgrad->conv_backward_weight(conv(geometry), tensor(dy), tensor(x), weight(w), mask(m),
                                       static_cast<ScoreMap>(map), Tensor{}, step, static_cast<WeightGrad>(weight_grad),
                                       tensor(dw), threads);
 }
@@ -192,7 +192,7 @@ void select(const std::vector<RankingArg>& layers, int threads) {
 using RangeArg = std::pair<uintptr_t, int64_t>;
 
 uint32_t read(const std::vector<RangeArg>& args, int threads) {
-  std::vector<cpu::Range> ranges;
+  std::vector<cpu::ScoreRange> ranges;
   for (const auto& [scores, count] : args) ranges.push_back({reinterpret_cast<const float*>(scores), count});
   py::gil_scoped_release release;
   return cpu::read(ranges, threads);
@@ -318,6 +318,8 @@ PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = "GCC " __VERSION__;
 #endif
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
+  m.def("isas", &edgepop::cpu::usable, "The instruction sets that this machine can run, the widest first.");
+  m.def("use_isa", &edgepop::cpu::use, "Has later calls use the named instruction set; returns the one before.");
   m.def("isa_passed_over", &edgepop::cpu::passed_over);
   m.def("read", &edgepop::read, "The bits that any of the scores has: the read that benchmarks measure selection by.");
   m.def("fingerprint", &edgepop::fingerprint, "A number that writes to most of the scores change.");

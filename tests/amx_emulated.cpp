@@ -1,8 +1,21 @@
-// The convolution engine of the amx instruction set on emulated tiles, for test_amx.py.
-#define EDGEPOP_ISA amx
+// The convolution engine of the amx instruction set on emulated tiles, for test_amx.py: the unit of avx512bf16, beside
+// that of avx512.
 #define EDGEPOP_AMX_EMULATION "amx_emulation.h"
-#include "cpu/conv.inl"
-#include "cpu/scratch.cpp"
+#include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/scratch.cpp"
+#include "cpu/forward/amx.inl"
+#include "cpu/forward/conv.inl"
+
+namespace edgepop::cpu {
+
+const Kernels& kernels() {
+  using avx512bf16::forward::Tiles;
+  static const TileKernels tiles = {Tiles::kRows, {Tiles::run<1>, Tiles::run<2>, Tiles::run<3>, Tiles::run<4>}};
+  static const Kernels emulated = {"amx", nullptr, nullptr, nullptr, nullptr, &tiles};
+  return emulated;
+}
+
+}  // namespace edgepop::cpu
 
 namespace edgepop {
 
@@ -30,10 +43,10 @@ using namespace edgepop;
 
 extern "C" void conv_forward(const int64_t* geometry, const int64_t* x, const int64_t* w, const int64_t* m,
                              const float* bias, const int64_t* y, int threads) {
-  cpu::amx::brgemm::conv_forward(conv(geometry), tensor(x), weight(w), mask(m), bias, tensor(y), threads);
+  cpu::avx512bf16::forward::conv_forward(conv(geometry), tensor(x), weight(w), mask(m), bias, tensor(y), threads);
 }
 
 extern "C" void conv_backward_input(const int64_t* geometry, const int64_t* dy, const int64_t* w, const int64_t* m,
                                     const int64_t* dx, int threads) {
-  cpu::amx::brgemm::conv_backward_input(conv(geometry), tensor(dy), weight(w), mask(m), tensor(dx), threads);
+  cpu::avx512bf16::forward::conv_backward_input(conv(geometry), tensor(dy), weight(w), mask(m), tensor(dx), threads);
 }

@@ -26,6 +26,27 @@ def _seed():
     torch.manual_seed(0)
 
 
+def pytest_generate_tests(metafunc):
+    """Tests under the other instruction sets of this machine: no item for one that it lacks."""
+    import isa  # the package, which may import triton
+
+    for fixture, sets in (("other_isa", isa.others), ("other_isa_for_scores", isa.others_for_scores)):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, sets(), indirect=True)
+
+
+def _switched(request):
+    from edgepop_kernels.backend import native
+
+    before = native._native.use_isa(request.param)
+    yield
+    native._native.use_isa(before)
+
+
+other_isa = pytest.fixture(_switched, name="other_isa")
+other_isa_for_scores = pytest.fixture(_switched, name="other_isa_for_scores")
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -22,7 +22,7 @@ def compile_host(folder):
     if compiler is None:
         pytest.skip("no C++ compiler")
     library = folder / "on_host.so"
-    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    flags = ["-std=c++17", f"-I{SOURCES.parents[1] / 'csrc'}", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     subprocess.run([compiler, *flags, str(SOURCES / "on_host.cpp"), "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
     for name in ("scratch_words", "select_on_host", "step_on_host", "mask_bits_on_host"):

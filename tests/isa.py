@@ -1,25 +1,20 @@
-"""Code under another instruction set: the choice is made once in a process, so each runs in one of its own."""
+"""The instruction sets of the native backend, and those that a test can switch to."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
+from edgepop_kernels.backend import native
 
 INSTRUCTION_SETS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
+# Sets that add products of their own, and have all that reads or updates scores from another.
+ADD_ONS = {"avx512bf16": "avx512", "amx": "avx512"}
 
 
-def run_on(isa: str, code: str) -> None:
-    """Runs ``code``, which finds the test modules, with EDGEPOP_ISA=``isa``; skips where this machine lacks it."""
-    code = f"from edgepop_kernels import _native\nassert _native.isa() == {isa!r}\n{code}\nprint('passed')"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "EDGEPOP_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    if "does not have it" in run.stderr or "allowed are" in run.stderr:
-        pytest.skip(run.stderr.splitlines()[-1])
-    assert run.stdout == "passed\n", run.stderr
+def others() -> list[str]:
+    """Those that this machine has, but for the one in use: under that the plain tests run."""
+    if native.unavailable() is not None:
+        return []
+    return [isa for isa in native._native.isas() if isa != native._native.isa()]
+
+
+def others_for_scores() -> list[str]:
+    """Those of them whose selection and optimizer steps are not the ones in use."""
+    plain = [isa for isa in others() if isa not in ADD_ONS]
+    return [isa for isa in plain if isa != ADD_ONS.get(native._native.isa())]

@@ -48,17 +48,15 @@ def library(tmp_path_factory):
         pytest.skip("outside its tiles the amx instruction set is AVX512-BF16, which this CPU lacks")
     build = runpy.run_path(str(TESTS.parent / "setup.py"), run_name="build")
     path = tmp_path_factory.mktemp("amx") / "amx_emulated.so"
+    csrc = TESTS.parent / "csrc"
     flags = [flag for flag in build["CXX_FLAGS"] if flag != "-fvisibility=hidden"]
-    flags += [
-        *build["ISA_FLAGS"]["isa_avx512bf16"],
-        "-O1",
-        "-ftree-vectorize",
-        "-Werror",
-        f"-I{TESTS.parent / 'csrc'}",
-        f"-I{TESTS}",
-    ]
-    source = str(TESTS / "amx_emulated.cpp")
-    subprocess.run([*build["cxx_command"](), *flags, "-shared", source, "-o", str(path)], check=True)
+    flags += ["-O1", "-ftree-vectorize", "-Werror", f"-I{csrc}", f"-I{TESTS}"]
+    cxx, objects = build["cxx_command"](), []
+    for isa, source in (("avx512", csrc / "cpu/forward/unit.cpp"), ("avx512bf16", TESTS / "amx_emulated.cpp")):
+        objects.append(str(path.with_suffix(f".{isa}.o")))
+        own = [*build["ISAS"][isa][0], f"-DEDGEPOP_ISA={isa}"]
+        subprocess.run([*cxx, *flags, *own, "-c", str(source), "-o", objects[-1]], check=True)
+    subprocess.run([*cxx, "-fopenmp", "-shared", *objects, "-o", str(path)], check=True)
     return Emulated(path)
 
 

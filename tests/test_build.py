@@ -29,8 +29,14 @@ def tree(tmp_path):
 
 
 def compiled(commands):
-    """Source file name -> its command."""
-    return {Path(c[c.index("-c") + 1]).name: c for c in commands if "-c" in c}
+    """Source file name -> its command; of what each instruction set compiles anew, under the name of its object."""
+    found = {}
+    for c in commands:
+        if "-c" in c:
+            source, obj = Path(c[c.index("-c") + 1]), Path(c[c.index("-o") + 1])
+            isa = obj.stem.partition(".")[2]
+            found[f"{source.parent.name}.{isa}" if isa else source.name] = c
+    return found
 
 
 def linked(commands):
@@ -108,20 +114,46 @@ def test_wheel_from_the_sdist_holds_the_package_and_nothing_else(tree, tmp_path)
 @X86
 def test_every_source_is_compiled_once_with_the_flags_of_its_instruction_set(tree):
     commands = tree.build(CXX=tree.compiler("g++"))
-    sources = {path.name for path in (ROOT / "csrc").rglob("*.cpp")}
+    sources = {path for path in (ROOT / "csrc").rglob("*.cpp") if path.name not in ("unit.cpp", "tiles.cpp")}
     by_source = compiled(commands)
-    assert set(by_source) == sources
-    assert len(commands) == len(sources) + 1
+    whole = {
+        f"{room}.{isa}" for room in ("forward", "wgrad", "select", "optim") for isa in ("portable", "avx2", "avx512")
+    }
+    units = whole | {"forward.avx512bf16", "wgrad.avx512bf16", "forward.amx"}
+    assert set(by_source) == {path.name for path in sources} | units
+    assert len(commands) == len(sources) + len(units) + 1
     for source, command in by_source.items():
         sets = {flag for flag in command if flag.startswith("-m")}
-        assert bool(sets) == source.startswith(("isa_avx", "isa_amx")), f"{source}: {sets}"
+        assert bool(sets) == (source in units and not source.endswith(".portable")), f"{source}: {sets}"
+        assert (f"-DEDGEPOP_ISA={source.partition('.')[2]}" in command) == (source in units)
         assert not any(flag.startswith(("-march", "-g")) for flag in command)
         assert "-fvisibility=hidden" in command
         assert "torch" not in " ".join(command[: command.index("-c")]).replace(str(ROOT), "")
-    assert "-mavx512bf16" in by_source["isa_avx512bf16.cpp"]
-    assert "-mavx512bf16" not in by_source["isa_avx512.cpp"]
-    assert {"-mamx-tile", "-mamx-bf16"} <= set(by_source["isa_amx.cpp"])
-    assert "-mamx-bf16" not in by_source["isa_avx512bf16.cpp"]
+    assert "-mavx512bf16" in by_source["wgrad.avx512bf16"]
+    assert "-mavx512bf16" not in by_source["wgrad.avx512"]
+    assert {"-mamx-tile", "-mamx-bf16"} <= set(by_source["forward.amx"])
+    assert "-mamx-bf16" not in by_source["forward.avx512bf16"]
+    for isa in ("AVX2", "AVX512", "AVX512BF16", "AMX"):
+        assert f"-DEDGEPOP_HAS_{isa}" in by_source["isa.cpp"]
+
+
+@X86
+@pytest.mark.parametrize(
+    ("chosen", "isas"),
+    [("avx2", "portable avx2"), ("amx", "portable avx512 avx512bf16 amx"), ("portable", "portable")],
+)
+def test_chosen_instruction_sets_come_with_those_they_stand_on(tree, chosen, isas):
+    by_source = compiled(tree.build(CXX=tree.compiler("g++"), EDGEPOP_ISAS=chosen))
+    assert {name.partition(".")[2] for name in by_source} - {"cpp"} == set(isas.split())
+    has = {flag for flag in by_source["isa.cpp"] if flag.startswith("-DEDGEPOP_HAS_")}
+    assert has == {f"-DEDGEPOP_HAS_{isa.upper()}" for isa in isas.split()}
+
+
+@X86
+def test_an_unknown_instruction_set_is_one_sentence(tree):
+    done = tree.run("setup.py", "--quiet", "build_ext", CXX=tree.compiler("g++"), EDGEPOP_ISAS="avx2,neon")
+    assert done.returncode != 0
+    assert 'EDGEPOP_ISAS: expected names of portable, avx2, avx512, avx512bf16, amx, got "neon"' in done.stdout
 
 
 def test_other_processors_get_the_portable_unit_only(tree):
@@ -133,7 +165,9 @@ def test_other_processors_get_the_portable_unit_only(tree):
     done = tree.run("as_aarch64.py", "build_ext")
     assert done.returncode == 0, done.stdout
     by_source = compiled([json.loads(line) for line in tree.log.read_text().splitlines()])
-    assert {name for name in by_source if name.startswith("isa_")} == {"isa_portable.cpp"}
+    assert {name for name in by_source if not name.endswith(".cpp")} == {
+        f"{room}.portable" for room in ("forward", "wgrad", "select", "optim")
+    }
     assert not [flag for command in by_source.values() for flag in command if flag.startswith("-m")]
 
 
@@ -232,8 +266,8 @@ def test_a_build_in_place_compiles_only_what_has_changed(tree):
     """An editable install too, which pip builds in a folder of its own; and each says how far it is."""
     first = tree.run("setup.py", "--quiet", "build_ext", "--inplace", CXX=tree.compiler("g++"))
     assert first.returncode == 0, first.stdout
-    assert re.search(r"^\[1/\d+, \d+\.\d+ s\] compile cpu/\w+\.o$", first.stdout, re.MULTILINE)
-    (tree.root / "csrc" / "cpu" / "read.cpp").write_text("int changed;")
+    assert re.search(r"^\[1/\d+, \d+\.\d+ s\] compile cpu/[\w./]+\.o$", first.stdout, re.MULTILINE)
+    (tree.root / "csrc" / "cpu" / "select" / "read.cpp").write_text("int changed;")
     tree.log.write_text("")
     tree.hook("build_editable('dist')")
     commands = [json.loads(line) for line in tree.log.read_text().splitlines()]
@@ -245,11 +279,13 @@ def test_a_build_in_place_compiles_only_what_has_changed(tree):
 def test_a_unit_shares_no_code_with_units_of_other_instruction_sets(tmp_path):
     """A symbol that the linker may merge with another unit's could bring AVX-512 to a machine without it."""
     build = runpy.run_path(str(ROOT / "setup.py"), run_name="build")
-    (tmp_path / "build.ninja").write_text(build["ninja_file"](["csrc/cpu/isa_avx512.cpp"], tmp_path / "unused.so"))
-    subprocess.run([*build["ninja_command"](), "-C", str(tmp_path), "cpu/isa_avx512.o"], check=True, cwd=ROOT)
-    nm = subprocess.run(["nm", "-C", tmp_path / "cpu/isa_avx512.o"], check=True, capture_output=True, text=True)
+    (tmp_path / "build.ninja").write_text(build["ninja_file"]([], tmp_path / "unused.so"))
+    units = [f"cpu/{room}/unit.avx512.o" for room in ("forward", "wgrad", "select", "optim")]
+    units.append("cpu/forward/tiles.amx.o")
+    subprocess.run([*build["ninja_command"](), "-C", str(tmp_path), *units], check=True, cwd=ROOT)
+    nm = subprocess.run(["nm", "-C", *units], check=True, capture_output=True, text=True, cwd=tmp_path)
     mergeable = re.findall(r"^[0-9a-f]+ W (.*)$", nm.stdout, re.MULTILINE)
-    assert not [name for name in mergeable if "edgepop::cpu::avx512::" not in name]
+    assert not [name for name in mergeable if not re.search(r"edgepop::cpu::(avx512|amx)::", name)]
 
 
 def test_imports_from_any_folder_into_torchs_own_openmp_pool(tmp_path):

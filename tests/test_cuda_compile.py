@@ -46,7 +46,13 @@ def reports(log):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 def test_nothing_spills_and_enough_blocks_fit(source, tmp_path, record_property):
     build = runpy.run_path(str(ROOT / "setup.py"), run_name="build")
-    flags = [*build["CUDA_FLAGS"], *build["cuda_arch_flags"](), "-Werror=all-warnings", "-Xptxas=-v"]
+    flags = [
+        *build["CUDA_FLAGS"],
+        f"-I{ROOT / 'csrc'}",
+        *build["cuda_arch_flags"](),
+        "-Werror=all-warnings",
+        "-Xptxas=-v",
+    ]
     command = ["nvcc", *flags, "-c", str(source), "-o", str(tmp_path / "out.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from isa import INSTRUCTION_SETS, run_on
 
 from edgepop_kernels import reference
 from edgepop_kernels.backend import native
@@ -64,9 +63,9 @@ def check_all():
                 check(shape, dtype, weight_dtype, "rows", of, ties)
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_on_every_instruction_set(isa):
-    run_on(isa, "from test_few_rows import check_all; check_all()")
+@pytest.mark.usefixtures("other_isa")
+def test_on_every_instruction_set():
+    check_all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from isa import INSTRUCTION_SETS, run_on
 from test_native_wgrad import drawn_case, laid_out, mask_arguments, operands
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -204,19 +203,13 @@ def test_rules(rule, weights):
     compare(conv, "adamw", rule, weights=weights)
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-from test_fused_backward import *
-for seed in range(1000, 1020):
-    check_kernel(seed)
-for name in ("nesterov", "amsgrad"):
-    compare(conv, name)
-    compare(linear, name)
-""",
-    )
+@pytest.mark.usefixtures("other_isa")
+def test_every_instruction_set():
+    for seed in range(1000, 1020):
+        check_kernel(seed)
+    for name in ("nesterov", "amsgrad"):
+        compare(conv, name)
+        compare(linear, name)
 
 
 @pytest.mark.parametrize("backend", ["reference", "staged"])

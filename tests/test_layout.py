@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,49 @@ def test_native_sources_know_neither_torch_nor_python():
             assert not [name for name in names if name.startswith(("pybind11/", "Python.h"))], path
         if path.parts[0] == "common":
             assert not [name for name in names if name.startswith("../")], path
+
+
+CPU_SOURCES = sorted(path.relative_to(CSRC) for path in (CSRC / "cpu").rglob("*") if path.suffix in (".h", ".inl"))
+# One file for each set of vector registers, of which simd/vec.h includes one, and the tiles of AMX.
+OF_ONE_SET = {Path("cpu/simd/vec_avx2.h"), Path("cpu/simd/vec_avx512.h"), Path("cpu/simd/vec_portable.h")}
+OF_ONE_SET.add(Path("cpu/forward/amx.inl"))
+
+
+def test_every_cpu_source_includes_what_it_uses(tmp_path):
+    """Each compiles alone, in whatever order others are included."""
+    compiler = next(filter(None, map(shutil.which, ("g++", "c++", "clang++"))), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    command = [compiler, "-std=c++17", "-fopenmp", "-DEDGEPOP_ISA=portable", f"-I{CSRC}", "-fsyntax-only", "-x", "c++"]
+    for path in CPU_SOURCES:
+        if path not in OF_ONE_SET:
+            alone = tmp_path / "alone.cpp"
+            alone.write_text(f'#include "{path}"\n')
+            done = subprocess.run([*command, str(alone)], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{path}: {done.stderr}"
+
+
+def test_instruction_sets_are_asked_about_in_one_room():
+    """Elsewhere there are constants: kLanes, kRegisters, kDotBf16. The choice of a set asks the processor."""
+    asks = re.compile(r"\b__(AVX|AMX|FMA|F16C|SSE|ARM|aarch64|x86_64|m\d)|\b_mm\d*_|\b_tile_")
+    for path in (path for path in (CSRC / "cpu").rglob("*") if path.is_file()):
+        room = path.parent.name
+        if room != "simd" and path.name != "isa.cpp" and path.relative_to(CSRC) not in OF_ONE_SET:
+            assert not asks.search(path.read_text()), path
+
+
+def test_no_two_types_of_the_cpu_have_one_name():
+    named = {}
+    for path in CPU_SOURCES:
+        if path not in OF_ONE_SET:
+            for name in re.findall(r"^(?:struct|class) (\w+)(?= [:{]| final)", (CSRC / path).read_text(), re.MULTILINE):
+                named.setdefault(name, []).append(str(path))
+    assert len(named) > 40
+    assert not {name: paths for name, paths in named.items() if len(paths) > 1}
+
+
+def test_each_room_of_the_cpu_has_a_namespace():
+    for path in CPU_SOURCES:
+        if path.suffix == ".inl":
+            (opened,) = re.findall(r"^namespace (edgepop\S+) \{$", (CSRC / path).read_text(), re.MULTILINE)
+            assert opened == f"edgepop::cpu::EDGEPOP_ISA::{path.parent.name}", path

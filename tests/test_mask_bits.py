@@ -3,12 +3,11 @@
 import pytest
 import torch
 from cuda_host import Host, compile_host
-from isa import INSTRUCTION_SETS, run_on
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import edgepop_kernels as ek
 from edgepop_kernels import ops, reference
-from edgepop_kernels.backend import cuda
+from edgepop_kernels.backend import cuda, native
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import Guarded, guarded_allocations
 
@@ -110,18 +109,11 @@ def test_any_cut_of_the_reference_mask(packs):
                 assert_packed(packs, scores, torch.tensor([key, index]), of)
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-from test_mask_bits import *
-from edgepop_kernels.backend import native
-for kind in KINDS:
-    test_every_backend_packs_the_reference_mask(native.mask_bits, kind)
-test_any_cut_of_the_reference_mask(native.mask_bits)
-""",
-    )
+@pytest.mark.usefixtures("other_isa_for_scores")
+def test_every_instruction_set():
+    for kind in KINDS:
+        test_every_backend_packs_the_reference_mask(native.mask_bits, kind)
+    test_any_cut_of_the_reference_mask(native.mask_bits)
 
 
 @pytest.mark.skipif("native" not in AVAILABLE, reason="the compiled module did not load")

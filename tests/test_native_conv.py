@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from isa import INSTRUCTION_SETS, run_on
 
 from edgepop_kernels import reference
 from edgepop_kernels.backend import native
@@ -282,16 +281,17 @@ def test_drawn(case):
     check(case)
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_windows_on_every_instruction_set(isa):
-    run_on(isa, "from test_native_conv import NAMED, WINDOWS, check\n"
-                "for case in NAMED:\n"
-                "    if (case.channels, case.size, case.kernel) in WINDOWS: check(case)")  # fmt: skip
+@pytest.mark.usefixtures("other_isa")
+def test_windows_on_every_instruction_set():
+    for case in NAMED:
+        if (case.channels, case.size, case.kernel) in WINDOWS:
+            check(case)
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_drawn_on_every_instruction_set(isa):
-    run_on(isa, "from test_native_conv import check, drawn; [check(case) for case in drawn(150)]")
+@pytest.mark.usefixtures("other_isa")
+def test_drawn_on_every_instruction_set():
+    for case in drawn(150):
+        check(case)
 
 
 LINEAR = [(1, 1, 64), (1, 100, 17), (7, 63, 100), (33, 17, 1), (64, 3000, 70), (130, 64, 65), (600, 33, 20)]

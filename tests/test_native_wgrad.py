@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from isa import INSTRUCTION_SETS, run_on
 
 from edgepop_kernels import reference
 from edgepop_kernels.backend import native
@@ -344,15 +343,8 @@ def test_not_a_number_stays_within_its_group(width):
         assert hit.sum() == width + 1
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_drawn_on_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-import torch
-from test_native_wgrad import check, drawn_case
-for seed in range(1000, 1040):
-    torch.manual_seed(seed)
-    check(drawn_case(seed))
-""",
-    )
+@pytest.mark.usefixtures("other_isa")
+def test_drawn_on_every_instruction_set():
+    for seed in range(1000, 1040):
+        torch.manual_seed(seed)
+        check(drawn_case(seed))

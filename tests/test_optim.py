@@ -5,7 +5,6 @@ from unittest import mock
 
 import pytest
 import torch
-from isa import INSTRUCTION_SETS, run_on
 from torch import nn
 
 import edgepop_kernels as ek
@@ -119,18 +118,12 @@ def test_cuts_of_hostile_scores(kind, shape):
     check_hostile(kind, shape)
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-from test_optim import *
-for kind in ("normal", "few", "nonfinite", "denormal"):
-    check_hostile(kind, (67, 307))
-for name in ("nesterov", "amsgrad"):
-    test_a_thousand_steps_are_torchs_to_rounding(name)
-""",
-    )
+@pytest.mark.usefixtures("other_isa_for_scores")
+def test_every_instruction_set():
+    for kind in ("normal", "few", "nonfinite", "denormal"):
+        check_hostile(kind, (67, 307))
+    for name in ("nesterov", "amsgrad"):
+        test_a_thousand_steps_are_torchs_to_rounding(name)
 
 
 @pytest.mark.parametrize("grad_layout", inputs.layouts(4))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from isa import INSTRUCTION_SETS, run_on
 
 import edgepop_kernels as ek
+from edgepop_kernels import ops
 from edgepop_kernels.testing import inputs, oracle
 from edgepop_kernels.testing.guard import Guarded
 from edgepop_kernels.testing.inputs import ConvCase, LinearCase
@@ -351,24 +351,15 @@ def test_thread_count_does_not_change_a_bit(case):
         assert_same_bits(name, two[name], one[name])
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
+@pytest.mark.usefixtures("other_isa")
+def test_every_instruction_set():
     """Layers of every kind through the public functions, and the draw of a Bernoulli mask bit for bit."""
-    run_on(
-        isa,
-        """
-import torch
-import edgepop_kernels as ek
-from edgepop_kernels import ops
-from test_parity import *
-seed, scores = torch.tensor(5), torch.randn(37, 11, 3)
-with ek.use_backend("reference"):
-    bits = ops.draw(scores, seed)
-with ek.use_backend("native"):
-    assert torch.equal(ops.draw(scores, seed), bits)
-    for case in inputs.linear_cases(200):
-        check_linear(case, torch.device("cpu"))
-    for case in ZERO_PADDED:
-        check_conv(case, torch.device("cpu"))
-""",
-    )
+    seed, scores = torch.tensor(5), torch.randn(37, 11, 3)
+    with ek.use_backend("reference"):
+        bits = ops.draw(scores, seed)
+    with ek.use_backend("native"):
+        assert torch.equal(ops.draw(scores, seed), bits)
+        for case in inputs.linear_cases(200):
+            check_linear(case, torch.device("cpu"))
+        for case in ZERO_PADDED:
+            check_conv(case, torch.device("cpu"))

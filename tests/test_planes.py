@@ -4,7 +4,6 @@ the same bits of every result."""
 import pytest
 import torch
 import torch.nn.functional as F
-from isa import INSTRUCTION_SETS, run_on
 
 import edgepop_kernels as ek
 from edgepop_kernels import ops
@@ -96,20 +95,14 @@ def test_a_convolution_is_the_same_by_bits(case, dtype, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set_reads_bits(isa):
-    run_on(
-        isa,
-        """
-from test_planes import *
-for kind in SCORES:
-    for dtype in DTYPES:
-        for shape in LINEAR:
-            check_linear(*shape, dtype, kind)
-        for case in CONV:
-            check_conv(case, dtype, kind)
-""",
-    )
+@pytest.mark.usefixtures("other_isa")
+def test_every_instruction_set_reads_bits():
+    for kind in SCORES:
+        for dtype in DTYPES:
+            for shape in LINEAR:
+                check_linear(*shape, dtype, kind)
+            for case in CONV:
+                check_conv(case, dtype, kind)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from isa import INSTRUCTION_SETS, run_on
 
 import edgepop_kernels as ek
 from edgepop_kernels import functional, ops, reference
@@ -288,21 +287,17 @@ def test_read():
     check_read()
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set(isa):
-    run_on(
-        isa,
-        """
-from test_select import *
-for kind in SCORES:
-    for n in (17, 1000, 4099, 36864):
-        check_hostile(kind, n)
-check_read()
-layers, kept, of = many_layers()
-cuts = native.select(layers, kept, of, None)
-assert [tuple(c) for c in cuts.tolist()] == [expected_cuts(s, o, [m])[0] for s, o, m in zip(layers, of, kept)]
-""",
-    )
+@pytest.mark.usefixtures("other_isa_for_scores")
+def test_every_instruction_set():
+    for kind in SCORES:
+        for n in (17, 1000, 4099, 36864):
+            check_hostile(kind, n)
+    check_read()
+    layers, kept, of = many_layers()
+    cuts = native.select(layers, kept, of, None)
+    assert [tuple(c) for c in cuts.tolist()] == [
+        expected_cuts(s, o, [m])[0] for s, o, m in zip(layers, of, kept, strict=True)
+    ]
 
 
 def test_one_missing_hint_leaves_the_others_in_use():

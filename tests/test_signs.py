@@ -3,7 +3,6 @@ result as with the float weight."""
 
 import pytest
 import torch
-from isa import INSTRUCTION_SETS, run_on
 from test_planes import CONV, DTYPES, LINEAR, SCORES, selected
 
 from edgepop_kernels import reference
@@ -191,17 +190,11 @@ def test_the_module_refuses_what_it_has_no_kernel_for():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_every_instruction_set_reads_signs(isa):
-    run_on(
-        isa,
-        """
-from test_signs import *
-for x_dtype, dtype in zip(DTYPES, (torch.float32, torch.float32, torch.bfloat16)):
-    for of in OF:
-        for shape in [*LINEAR, (3, 4096, 40), (40, 33, 640)]:
-            check_linear(shape, x_dtype, dtype, of)
-        for case in CONV:
-            check_conv(case, x_dtype, dtype, of)
-""",
-    )
+@pytest.mark.usefixtures("other_isa")
+def test_every_instruction_set_reads_signs():
+    for x_dtype, dtype in zip(DTYPES, (torch.float32, torch.float32, torch.bfloat16), strict=True):
+        for of in OF:
+            for shape in [*LINEAR, (3, 4096, 40), (40, 33, 640)]:
+                check_linear(shape, x_dtype, dtype, of)
+            for case in CONV:
+                check_conv(case, x_dtype, dtype, of)

@@ -9,8 +9,8 @@
 
 #include <cstdint>
 
-#include "host_device.h"
-#include "keys.h"
+#include "common/host_device.h"
+#include "common/keys.h"
 
 namespace edgepop {
 

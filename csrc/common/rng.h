@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "keys.h"
+#include "common/keys.h"
 
 namespace edgepop {
 

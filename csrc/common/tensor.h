@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "keys.h"
+#include "common/keys.h"
 
 namespace edgepop {
 
@@ -35,8 +35,8 @@ struct Mask {
   const void* data = nullptr;
   int64_t stride[4] = {0, 0, 0, 0};
   const Cut* cut = nullptr;
-  // For abs: the scores' sign bits where a selection has written them (cpu/select.h), packed as bits are. With them the
-  // gradient of contiguous scores needs no other word of them.
+  // For abs: the scores' sign bits where a selection has written them (cpu/select/select.h), packed as bits are. With
+  // them the gradient of contiguous scores needs no other word of them.
   const uint8_t* signs = nullptr;
 };
 

@@ -1,4 +1,4 @@
-#include "compiled.h"
+#include "cuda/compiled.h"
 
 namespace edgepop::cuda {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "step.cuh"
+#include "cuda/step.cuh"
 
 namespace edgepop::cuda {
 

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../common/host_device.h"
-#include "../common/keys.h"
+#include "common/host_device.h"
+#include "common/keys.h"
 
 namespace edgepop::cuda {
 

@@ -1,7 +1,7 @@
-#include "mask_bits.cuh"
+#include "cuda/mask_bits.cuh"
 
-#include "device.cuh"
-#include "launch.h"
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
 
 namespace edgepop::cuda {
 namespace {

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../common/host_device.h"
-#include "collective.cuh"
-#include "mask_bits.h"
+#include "common/host_device.h"
+#include "cuda/collective.cuh"
+#include "cuda/mask_bits.h"
 
 namespace edgepop::cuda {
 

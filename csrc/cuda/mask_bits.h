@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../common/keys.h"
+#include "common/keys.h"
 
 namespace edgepop::cuda {
 

@@ -17,9 +17,9 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../common/codes.h"
-#include "collective.cuh"
-#include "layer.h"
+#include "common/codes.h"
+#include "cuda/collective.cuh"
+#include "cuda/layer.h"
 
 namespace edgepop::cuda {
 

@@ -1,8 +1,8 @@
-#include "select.h"
+#include "cuda/select.h"
 
-#include "device.cuh"
-#include "launch.h"
-#include "work.cuh"
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+#include "cuda/work.cuh"
 
 namespace edgepop::cuda {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "layer.h"
+#include "cuda/layer.h"
 
 namespace edgepop::cuda {
 

@@ -1,11 +1,11 @@
-#include "step.cuh"
+#include "cuda/step.cuh"
 
 #include <algorithm>
 
-#include "derive.cuh"
-#include "device.cuh"
-#include "launch.h"
-#include "work.cuh"
+#include "cuda/derive.cuh"
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
+#include "cuda/work.cuh"
 
 namespace edgepop::cuda {
 namespace {

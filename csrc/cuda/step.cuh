@@ -3,9 +3,9 @@
 
 #include <cmath>
 
-#include "../common/update.h"
-#include "search.cuh"
-#include "step.h"
+#include "common/update.h"
+#include "cuda/search.cuh"
+#include "cuda/step.h"
 
 namespace edgepop::cuda {
 

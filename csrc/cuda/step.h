@@ -5,8 +5,8 @@
 #include <variant>
 #include <vector>
 
-#include "../common/update.h"
-#include "select.h"
+#include "common/update.h"
+#include "cuda/select.h"
 
 namespace edgepop::cuda {
 

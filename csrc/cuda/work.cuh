@@ -1,8 +1,8 @@
 // A selection as its kernels take it.
 #pragma once
 
-#include "search.cuh"
-#include "select.h"
+#include "cuda/search.cuh"
+#include "cuda/select.h"
 
 namespace edgepop::cuda {
 

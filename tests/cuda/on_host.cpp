@@ -2,9 +2,9 @@
 #include <cstdio>
 #include <cstring>
 
-#include "../../csrc/cuda/derive.cuh"
-#include "../../csrc/cuda/mask_bits.cuh"
-#include "../../csrc/cuda/step.cuh"
+#include "cuda/derive.cuh"
+#include "cuda/mask_bits.cuh"
+#include "cuda/step.cuh"
 #include "simulator.h"
 
 using namespace edgepop;

@@ -1,2 +1,0 @@
-#define EDGEPOP_ISA amx
-#include "isa_kernels.inl"

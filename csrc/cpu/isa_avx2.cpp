@@ -1,2 +1,0 @@
-#define EDGEPOP_ISA avx2
-#include "isa_kernels.inl"

@@ -1,2 +1,0 @@
-#define EDGEPOP_ISA portable
-#include "isa_kernels.inl"
