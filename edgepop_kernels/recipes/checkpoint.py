@@ -20,7 +20,7 @@ import torch
 from .errors import UserError
 from .files import read_bytes, write_atomic
 
-FORMAT = 6
+FORMAT = 7
 NAMES = ("last", "best", "first")  # the order in which a reader wants them
 BEST = ("best-validation", "best-test")  # files of "best", named by the images that it was picked on; a run has one
 FILES = tuple(f"{stem}.pt" for stem in ("last", *BEST, "first"))

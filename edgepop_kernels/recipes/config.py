@@ -52,6 +52,7 @@ class Recipe:
 
     method: ClassVar[str]
     masks: ClassVar[bool] = True  # whether its networks have masked layers
+    compares: ClassVar[bool] = False  # whether it is of several trainings, which keep no network
 
     dataset: str = choice("digits", DATASETS, "data set", panel="Data")
     image_size: int = whole(224, 1, "side of the crops, in pixels", panel="Data", when=only("dataset", *PHOTOGRAPHS))

@@ -113,7 +113,8 @@ def _subject(place: Path, name: str | None) -> Subject:
     except UserError as error:
         if not place.is_file() or checkpoint.is_name(place.name):
             raise
-        raise UserError(f"{error}; nor is it an export: {exported.description(place)} does not describe it") from error
+        told = f"nor is it an export: {exported.description(place)} does not describe it"
+        raise UserError(f"{error}; {told}; `edgepop import` reads one of hidden-networks") from error
 
 
 def _of_run(place: Path, name: str | None) -> Subject:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,8 @@ class Result:
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Recipe):
     """A recipe of several trainings: ``compare`` instead of ``network``. Adam at a constant rate, no weight decay."""
+
+    compares: ClassVar[bool] = True
 
     accumulate: int = setting(
         1,

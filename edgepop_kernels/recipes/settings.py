@@ -24,7 +24,7 @@ class When:
 
 ALWAYS = When("every recipe", lambda recipe: True)
 MASKED = When("methods that mask layers", lambda recipe: recipe.masks)
-ONE_TRAINING = When("recipes of one training", lambda recipe: recipe.trainings() == 1)
+ONE_TRAINING = When("recipes of one training", lambda recipe: not recipe.compares)
 
 
 def only(name: str, *values: Any) -> When:
