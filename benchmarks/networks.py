@@ -25,6 +25,20 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(*_mlp(784, 300, 100, 10))
 
 
+def fc1024() -> nn.Sequential:
+    """The net 784-1024-1024-10 of Wortsman et al. 2020, without biases."""
+    return nn.Sequential(*_mlp(784, 1024, 1024, 10))
+
+
+def thin_resnet18() -> nn.Sequential:
+    """ResNet-18 of 20 channels at first, for 32x32 images, in 5 classes (Lopez-Paz and Ranzato 2017)."""
+    model = resnets.build("cifar-resnet18", channels=3, classes=5, width_multiplier=0.3125)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.affine, module.weight, module.bias = False, None, None
+    return model
+
+
 def linear(inputs: int, outputs: int) -> nn.Sequential:
     """One layer, without bias."""
     return nn.Sequential(*_mlp(inputs, outputs))

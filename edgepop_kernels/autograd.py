@@ -485,14 +485,14 @@ class MaskedWeight(torch.autograd.Function):
 
 
 class MixedWeight(torch.autograd.Function):
-    """W * sum(alpha_t * M_t) in memory, in W's dtype, of packed masks that are never unpacked as a whole.
+    """W * sum(alpha_t * M_t) in memory, in W's dtype, of masks as ``mixing.codes_of`` has them.
 
     dalpha_t = <dW_eff * W, M_t>        dW = dW_eff * sum(alpha_t * M_t)
     """
 
     @staticmethod
-    def compute(weight: Tensor, bits: Tensor, alphas: Tensor) -> Tensor:
-        return mixing.superposed(weight, bits, alphas)
+    def compute(weight: Tensor, codes: Tensor, alphas: Tensor) -> Tensor:
+        return mixing.superposed(weight, codes, alphas)
 
     @staticmethod
     def save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -507,10 +507,13 @@ class MixedWeight(torch.autograd.Function):
     @staticmethod
     @_once
     def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, ...]:
-        weight, bits, alphas = ctx.saved_tensors
-        dw = mixing.superposed(g, bits, alphas).to(weight.dtype) if ctx.needs_input_grad[0] else None
-        wide = torch.promote_types(g.dtype, torch.float32)
-        shares = mixing.shares_of(g.to(wide) * weight, bits).to(alphas.dtype) if ctx.needs_input_grad[2] else None
+        weight, codes, alphas = ctx.saved_tensors
+        shares = dw = None
+        if ctx.needs_input_grad[0]:
+            dw = mixing.superposed(g, codes, alphas).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            wide = torch.promote_types(g.dtype, torch.float32)
+            shares = mixing.shares_of(g.to(wide) * weight, codes, len(alphas)).to(alphas.dtype)
         return dw, None, shares
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from . import checks, functional
+from . import checks, functional, mixing
 from .autograd import MaskedWeight, MixedWeight, StraightThrough, apply
 from .cut import Selection
 from .rules import Rule
@@ -116,4 +116,9 @@ def mixed_weight(weight: torch.Tensor, bits: torch.Tensor, alphas: torch.Tensor)
     ([[0.75, 2.0, 0.75]], [3.0, 5.0])
     """
     checks.mixed_weight(weight, bits, alphas)
-    return apply(MixedWeight, weight, bits, alphas)
+    return weight_of_codes(weight, mixing.codes_of(bits), alphas)
+
+
+def weight_of_codes(weight: torch.Tensor, codes: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
+    """``mixed_weight`` of masks as ``mixing.codes_of`` has them, of arguments that need no check."""
+    return apply(MixedWeight, weight, codes, alphas)

@@ -9,6 +9,8 @@ RECIPES = {
     "bayesian-tickets-digits": dict(widths=(8,), criterion="random"),
     # Its lr falls after every epoch that is no best; its images are moved at random.
     "supermask-init-digits": dict(widths=(16,), patience=1, augment=True, lr=0.1, epochs=3),
+    # Begins with the masks of the tasks before, and evaluates between its trainings.
+    "supsup-digits": dict(widths=(8,), tasks=3, infer_batch=120),
     # Draws in its criteria and in what it resets weights to.
     "lottery-tickets-digits": dict(widths=(8,), rounds=2, criteria="snip,random", kept="rewind,random_reinit"),
 }

@@ -331,9 +331,18 @@ def test_a_mixture_ends_and_leaves_statistics_alone():
     for what in (bank.state_dict, lambda: copy.deepcopy(bank), lambda: ek.save_packed(bank, "never")):
         with pytest.raises(RuntimeError, match="the masks are mixed"):
             what()
+    bank.mix(alphas)
+    masks = bank.masks(3)
     bank.unmix()
     bank.eval()
+    assert all(torch.equal(bank.model.get_submodule(n).mask(), mask) for n, mask in masks.items())
     assert torch.equal(bank.model[1].running_mean, statistics) and torch.equal(bank(X), before)
+    bank.mix(alphas)
+    assert bank.add(like=3) == 4
+    bank.eval()
+    assert torch.equal(bank.model[1].running_mean, statistics) and torch.equal(bank(X), before)
+    bank.use(3)
+    alphas = torch.full((5,), 0.2)
     bank.mix(alphas)
     bank.use(3)
     bank.eval()

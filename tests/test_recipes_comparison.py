@@ -24,7 +24,7 @@ from edgepop_kernels.recipes.session import Outcome, Session
 CPU = torch.device("cpu")
 TICKETS = "bayesian-tickets-digits"
 LOTTERY = "lottery-tickets-digits"
-TRAININGS = {TICKETS: 3, "supermask-init-digits": 3, LOTTERY: 9}
+TRAININGS = {TICKETS: 3, "supermask-init-digits": 3, LOTTERY: 9, "supsup-digits": 3}
 STEPS = 3  # of an epoch
 
 

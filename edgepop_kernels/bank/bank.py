@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checks, functional
+from .. import checks, functional, mixing
 from ..interop.containers import Content
 from ..interop.load import Loaded
 from ..nn.cuts import Standing
@@ -79,7 +79,7 @@ class MaskBank(nn.Module):
         self._aside: State = {}  # statistics of norms, while masks are mixed
         self._mixed = False
         self._packed: dict[int, tuple[Standing | None, State]] = {}
-        self._stacks: tuple[list[State], State] = [], {}
+        self._coded: tuple[list[State], State] = [], {}
         self.register_buffer("place", torch.tensor([-1, 0], device="cpu"))  # what a state_dict has of both
         if tasks:
             self._take_tasks([{**self._first, **task} for task in tasks])
@@ -188,9 +188,9 @@ class MaskBank(nn.Module):
         device = next(iter(self._layers.values()))._bare_weight().device
         if alphas.device != device:
             raise ValueError(f"alphas: expected them on the weights' device {device}, got {alphas.device}")
-        stacks = self._stacked()
+        codes = self._codes()
         for name, layer in self._layers.items():
-            layer._mixture = stacks[name], alphas
+            layer._mixture = codes[name], alphas
         if not self._mixed:
             for name, norm in state.norms(self.model):
                 for leaf, value in norm._buffers.items():
@@ -238,14 +238,14 @@ class MaskBank(nn.Module):
                 return int(slopes.argmin())
             left = better
 
-    def _stacked(self) -> State:
-        """Of each layer the packed masks of all tasks, [tasks, bytes]."""
+    def _codes(self) -> State:
+        """Of each layer the masks of all tasks as ``mixing`` reads them, made anew where one has changed."""
         bits = [self.packed_masks(task) for task in range(self.tasks)]
-        known, stacks = self._stacks
+        known, codes = self._coded
         if len(known) != len(bits) or any(a is not b for a, b in zip(known, bits, strict=True)):
-            stacks = {name: torch.stack([masks[name] for masks in bits]) for name in self._layers}
-            self._stacks = bits, stacks
-        return stacks
+            codes = {name: mixing.codes_of(torch.stack([masks[name] for masks in bits])) for name in self._layers}
+            self._coded = bits, codes
+        return codes
 
     def _live(self) -> State:
         """What the network has of the task in use, itself."""
@@ -256,7 +256,10 @@ class MaskBank(nn.Module):
                 live[join(name, "mask_bits")] = fixed
             elif layer.scores is not None:
                 live[join(name, "scores")] = layer.scores
-        return live | {name: state.named(self.model, name).detach() for name in self._beside}
+        return live | {
+            name: self._aside[name] if name in self._aside else state.named(self.model, name).detach()
+            for name in self._beside
+        }
 
     def _state(self, task: int) -> State:
         return self._live() if task == self._in_use else self._held[task]
@@ -297,7 +300,7 @@ class MaskBank(nn.Module):
     def _replace_all(self, tasks: list[State], in_use: int) -> None:
         """Takes tasks that were checked in the place of all there are; the network is to have the one in use."""
         self.unmix()
-        self._held, self._packed, self._stacks = tasks, {}, ([], {})
+        self._held, self._packed, self._coded = tasks, {}, ([], {})
         self._take(in_use)
 
     def _take_tasks(self, tasks: list[State]) -> None:
@@ -364,7 +367,7 @@ class MaskBank(nn.Module):
 
         for held in (*self._held, self._first, self._aside):
             held.update({name: moved(name, value) for name, value in held.items()})
-        self._packed, self._stacks = {}, ([], {})
+        self._packed, self._coded = {}, ([], {})
         place = self.place
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as torch has it
         self._buffers["place"] = place  # numbers that the CPU reads
@@ -372,7 +375,7 @@ class MaskBank(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_unmixed("copy")
-        return self.__dict__ | {"_packed": {}, "_stacks": ([], {})}
+        return self.__dict__ | {"_packed": {}, "_coded": ([], {})}
 
     def extra_repr(self) -> str:
         """The text of ``print(bank)`` between the parentheses: how many tasks, and which is in use."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import effective, functional, torch_private
+from .. import effective, functional, mixing, torch_private
 from ..cut import Selection
 from ..interop.supsup import FAST
 from ..nn import KINDS, FusedSubnetConv
@@ -94,6 +94,7 @@ class _Tasks(nn.Module):
         self.scores = nn.ParameterList(self._drawn(tasks))
         self._of_tasks_cuts = [Cuts() for _ in range(tasks)]
         self._of_tasks_bits: torch.Tensor | None = None
+        self._of_tasks_codes: torch.Tensor | None = None
         _stop_weight(self)
 
     def _drawn(self, tasks: int) -> Iterator[nn.Parameter]:
@@ -108,10 +109,11 @@ class _Tasks(nn.Module):
     def cache_masks(self) -> None:
         """Packs the masks of all tasks, for superposed forwards."""
         self._of_tasks_bits = self._packed(len(self.scores))
+        self._of_tasks_codes = mixing.codes_of(self._of_tasks_bits)
 
     def clear_masks(self) -> None:
         """Drops the masks that ``cache_masks`` packed."""
-        self._of_tasks_bits = None
+        self._of_tasks_bits = self._of_tasks_codes = None
 
     @property
     def stacked(self) -> torch.Tensor | None:
@@ -127,7 +129,7 @@ class _Tasks(nn.Module):
         kind = next(kind for plain, kind in KINDS.items() if isinstance(self, plain))
         if self.task < 0:
             x, geometry = kind.operands(self, x)
-            weight = effective.mixed_weight(self.weight, *self._superposed())
+            weight = effective.weight_of_codes(self.weight, *self._superposed())
             return kind.dense(x, weight, self.bias, geometry)
         scores, watched = self.scores[self.task], torch_private.watched()
         cut = self._selected(scores, watched)
@@ -146,13 +148,11 @@ class _Tasks(nn.Module):
         return selection
 
     def _superposed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The packed masks and their shares."""
-        if self._of_tasks_bits is None:
+        """The masks as ``mixing`` reads them, and their shares."""
+        if self._of_tasks_codes is None:
             raise AttributeError("stacked: there are no masks to superpose; call cache_masks() on this layer first")
         alphas = self.alphas[: self.num_tasks_learned].flatten()
-        mixed = (alphas > 0).nonzero().flatten()
-        bits = self._of_tasks_bits[: self.num_tasks_learned]
-        return (bits, alphas) if len(mixed) == len(alphas) else (bits[mixed], alphas[mixed])
+        return self._of_tasks_codes, torch.where(alphas > 0, alphas, 0)
 
     def _packed(self, tasks: int) -> torch.Tensor:
         """The masks of the first ``tasks`` tasks, [tasks, bytes]."""
@@ -165,6 +165,7 @@ class _Tasks(nn.Module):
             cuts.forget()  # may be on the device left behind
         if self._of_tasks_bits is not None:
             self._of_tasks_bits = fn(self._of_tasks_bits)
+            self._of_tasks_codes = mixing.codes_of(self._of_tasks_bits)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as torch has it
 
     def __repr__(self) -> str:
@@ -211,7 +212,7 @@ class StackedFastMultitaskMaskConv(FastMultitaskMaskConv):
 
     def _superposed(self) -> tuple[torch.Tensor, torch.Tensor]:
         bits = self._packed(min(len(self.scores), self.num_tasks_learned))
-        return bits, self.alphas[: self.num_tasks_learned].flatten()
+        return mixing.codes_of(bits), self.alphas[: self.num_tasks_learned].flatten()
 
     @property
     def cache_masks(self) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 from .. import checks, functional, init, torch_private
 from ..autograd import Spends
 from ..cut import Cut, Selection
-from ..effective import ScoreGrad, WeightGrad, mixed_weight, weight_under
+from ..effective import ScoreGrad, WeightGrad, weight_of_codes, weight_under
 from ..rules import RULES, Frozen, Rule, checked_keep
 from .cuts import Cuts
 from .kinds import KINDS, Kind
@@ -396,7 +396,7 @@ class MaskedLayer(Packed, Saved, AmongTools):
     def _superposed(self, x: torch.Tensor) -> torch.Tensor:
         """The product of ``x`` and the weight under several masks at once, which torch multiplies by."""
         assert self._mixture is not None  # as who calls this has seen
-        weight = mixed_weight(self.weight, *self._mixture)
+        weight = weight_of_codes(self.weight, *self._mixture)
         x, geometry = self._kind.operands(self, x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return self._kind.dense(x, weight.to(x.dtype), bias, geometry)

@@ -52,7 +52,7 @@ class Part(nn.Module):
     _cuts: Cuts  # what is remembered of selections
     _scores_name = "scores"  # of the parameter, which has another name in the layers of some projects
     _group: Group | None = None  # what share_selection put this layer in
-    _mixture: tuple[torch.Tensor, torch.Tensor] | None = None  # packed masks [tasks, bytes] and their shares: ``bank``
+    _mixture: tuple[torch.Tensor, torch.Tensor] | None = None  # masks as codes (``mixing``), and their shares: ``bank``
     _updater: Updater | None = None  # of an optimizer with fused_backward
 
     if TYPE_CHECKING:  # of MaskedLayer

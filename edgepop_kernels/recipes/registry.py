@@ -13,6 +13,7 @@ from . import (
     neural_graphs,
     supermask,
     supermask_init,
+    supsup,
     wirings,
 )
 from .config import Entry, Recipe, spelled
@@ -27,6 +28,7 @@ RECIPES: dict[str, Entry] = (
     | lottery_tickets.RECIPES
     | supermask_init.RECIPES
     | bayesian_tickets.RECIPES
+    | supsup.RECIPES
 )
 METHODS: dict[str, type[Recipe]] = {entry.recipe.method: type(entry.recipe) for entry in RECIPES.values()}
 
