@@ -512,8 +512,7 @@ class MixedWeight(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dw = mixing.superposed(g, codes, alphas).to(weight.dtype)
         if ctx.needs_input_grad[2]:
-            wide = torch.promote_types(g.dtype, torch.float32)
-            shares = mixing.shares_of(g.to(wide) * weight, codes, len(alphas)).to(alphas.dtype)
+            shares = mixing.shares_of(g, weight, codes, len(alphas)).to(alphas.dtype)
         return dw, None, shares
 
 

@@ -13,3 +13,12 @@ def popcount(bits: torch.Tensor) -> torch.Tensor:
     b = bits - ((bits >> 1) & 0x55)
     b = (b & 0x33) + ((b >> 2) & 0x33)
     return ((b + (b >> 4)) & 0x0F).sum()
+
+
+def full_bits(numel: int, device: torch.device) -> torch.Tensor:
+    """The packed mask that keeps all of ``numel`` weights."""
+    whole, rest = divmod(numel, 8)
+    bits = torch.zeros(packed_bytes(numel), dtype=torch.uint8, device=device)
+    bits[:whole] = 255
+    bits[whole] = (1 << rest) - 1
+    return bits

@@ -35,42 +35,40 @@ def codes_of(bits: torch.Tensor) -> torch.Tensor:
 def superposed(weight: torch.Tensor, codes: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
     """``weight * sum(alphas[t] * M_t)`` in the weight's dtype, computed in float32 at least. alphas: [tasks], of a
     floating dtype."""
-    compute, numel = torch.promote_types(weight.dtype, torch.float32), weight.numel()
-    total = torch.empty(numel, dtype=compute, device=weight.device)
-    tables = _sums(alphas.detach().to(compute), len(codes))
-    for first, last in _parts(numel):
-        part = tables[0].index_select(0, codes[0, first:last].to(torch.int32))
-        for table, of_eight in zip(tables[1:], codes[1:], strict=True):
-            part += table.index_select(0, of_eight[first:last].to(torch.int32))
-        total[first:last] = part
-    return (weight * total.view(weight.shape)).to(weight.dtype)
+    flat = weight.reshape(-1)
+    mixed = torch.empty_like(flat)
+    tables = _sums(alphas.detach().to(torch.promote_types(weight.dtype, torch.float32)), len(codes))
+    for first, last in _parts(flat.numel()):
+        total = tables[0].index_select(0, codes[0, first:last].to(torch.int32))
+        for row in range(1, len(codes)):
+            total += tables[row].index_select(0, codes[row, first:last].to(torch.int32))
+        mixed[first:last] = total.mul_(flat[first:last])
+    return mixed.view(weight.shape)
 
 
-def shares_of(product: torch.Tensor, codes: torch.Tensor, tasks: int) -> torch.Tensor:
-    """The sum of ``product`` over each mask, [tasks] in float32 at least: of dW_eff * W the gradient to the alphas."""
-    flat, device = product.reshape(-1), codes.device
-    table = _bits(torch.float64, device)
+def shares_of(a: torch.Tensor, b: torch.Tensor, codes: torch.Tensor, tasks: int) -> torch.Tensor:
+    """The sums of ``a * b`` over each mask, [tasks] in float64: of dW_eff and W the gradient to the alphas."""
+    a, b, device = a.reshape(-1), b.reshape(-1), codes.device
+    bits = _bits(torch.float64, device)
+    sums = torch.zeros(len(codes), 256, dtype=torch.float64, device=device)
     shares = torch.zeros(len(codes), 8, dtype=torch.float64, device=device)
-    for row, of_eight in enumerate(codes):
-        sums = torch.zeros(256, dtype=torch.float64, device=device)
-        for first, last in _parts(flat.numel()):
-            code, part = of_eight[first:last].to(torch.int32), flat[first:last].to(torch.float64)
+    for first, last in _parts(a.numel()):
+        part = a[first:last].to(torch.float64) * b[first:last]
+        for row in range(len(codes)):
+            code = codes[row, first:last].to(torch.int32)
             if device.type == "cpu":
-                sums.index_add_(0, code, part)
+                sums[row].index_add_(0, code, part)
             else:  # where that would be atomics, of no fixed order
-                shares[row] += (table.index_select(0, code) * part[:, None]).sum(0)
-        shares[row] += (table * sums[:, None]).sum(0)
-    return shares.view(-1)[:tasks].to(torch.promote_types(product.dtype, torch.float32))
+                shares[row] += (bits.index_select(0, code) * part[:, None]).sum(0)
+    shares += (sums[:, :, None] * bits).sum(1)
+    return shares.view(-1)[:tasks]
 
 
 def _sums(alphas: torch.Tensor, rows: int) -> torch.Tensor:
     """Of each 8 alphas the sums by the bits of a byte: [rows, 256]."""
-    eights = torch.zeros(rows, 8, dtype=alphas.dtype, device=alphas.device)
-    eights.view(-1)[: len(alphas)] = alphas
-    bits, sums = _bits(alphas.dtype, alphas.device), alphas.new_zeros(rows, 256)
-    for place in range(8):
-        sums += eights[:, place, None] * bits[:, place]
-    return sums
+    eights = alphas.new_zeros(rows * 8)
+    eights[: len(alphas)] = alphas
+    return (eights.view(rows, 1, 8) * _bits(alphas.dtype, alphas.device)).sum(2)
 
 
 def _parts(size: int) -> Iterator[tuple[int, int]]:

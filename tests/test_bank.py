@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import edgepop_kernels as ek
+from edgepop_kernels.masks import full_bits
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.tolerances import assert_close, assert_same_bits
 
@@ -91,6 +92,11 @@ def test_a_mixed_weight_is_the_same_on_any_number_of_threads_and_in_any_layout()
     for mixed, slopes in results[1:]:
         assert_same_bits("mixed", mixed, results[0][0])
         assert_same_bits("alphas", slopes, results[0][1])
+
+
+@pytest.mark.parametrize("numel", [0, 1, 7, 8, 63, 64, 65, 128])
+def test_a_mask_of_everything_is_packed_as_any(numel):
+    assert torch.equal(full_bits(numel, torch.device("cpu")), ek.pack_mask(torch.ones(numel, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import effective, functional, mixing, torch_private
+from .. import functional, mixing, torch_private
 from ..cut import Selection
 from ..interop.supsup import FAST
 from ..nn import KINDS, FusedSubnetConv
 from ..nn.cuts import Cuts
+from ..nn.kinds import superposed_product
 from ..rules import Rule, TopK
 from .theirs import Theirs
 
@@ -128,9 +129,7 @@ class _Tasks(nn.Module):
         superposition of the tasks learned, of those whose alpha is above 0."""
         kind = next(kind for plain, kind in KINDS.items() if isinstance(self, plain))
         if self.task < 0:
-            x, geometry = kind.operands(self, x)
-            weight = effective.weight_of_codes(self.weight, *self._superposed())
-            return kind.dense(x, weight, self.bias, geometry)
+            return superposed_product(kind, self, x, *self._superposed())
         scores, watched = self.scores[self.task], torch_private.watched()
         cut = self._selected(scores, watched)
         x, geometry = kind.operands(self, x)

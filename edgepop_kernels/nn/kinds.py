@@ -11,6 +11,9 @@ from torch.fx import Proxy
 
 from .. import functional, torch_private
 from ..checks import Geometry
+from ..effective import weight_of_codes
+from ..masks import full_bits
+from ..rules import Frozen
 
 
 class _Called(Protocol):
@@ -27,7 +30,6 @@ class Kind(NamedTuple):
     product   of functional.py: (x, weight, scores, rule, bias, geometry, cut, watched, update, signs)
     shape     of the layer's weight
     operands  of a forward of the layer with ``x``: x as the product takes it, and the geometry
-    dense     (x, weight, bias, geometry): torch's product of these operands
     forward   the masked layers' ``forward``, with a docstring of its own
     hooks     forward pre-hooks of every layer of the kind
     updates   whether an optimizer with ``fused_backward`` can step in its backward: not where a view of the scores is
@@ -37,7 +39,6 @@ class Kind(NamedTuple):
     product: Callable[..., torch.Tensor]
     shape: Callable[[Any], torch.Size]
     operands: Callable[[Any, torch.Tensor], tuple[torch.Tensor, Geometry | None]]
-    dense: Callable[..., torch.Tensor]
     forward: Callable[..., torch.Tensor]
     hooks: tuple[Callable[..., None], ...] = ()
     updates: bool = True
@@ -78,10 +79,6 @@ def _linear_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
     return torch.nested.as_nested_tensor(list(joined.split([len(s) for s in sequences])), layout=x.layout)
 
 
-def _dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: None) -> torch.Tensor:
-    return F.linear(x, weight, bias)
-
-
 def _padded(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     """x with the padding that is not of zeros, and what is left to pad."""
     if layer.padding_mode == "zeros":
@@ -92,10 +89,6 @@ def _padded(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
 def _conv2d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometry]:
     x, padding = _padded(layer, x)
     return x, (layer.stride, padding, layer.dilation, layer.groups)
-
-
-def _dense_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Any) -> torch.Tensor:
-    return F.conv2d(x, weight, bias, *geometry)
 
 
 def _conv2d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
@@ -118,13 +111,6 @@ def _conv1d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometr
     return x, ((1, *layer.stride), padding, (1, *layer.dilation), layer.groups)
 
 
-def _dense_conv1d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Any) -> torch.Tensor:
-    stride, padding, dilation, groups = geometry  # of images, their height first
-    return F.conv1d(
-        x, weight, bias, stride[1], padding if isinstance(padding, str) else padding[1], dilation[1], groups
-    )
-
-
 def _conv1d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
     """The convolution of ``x`` with the weights that are kept, and the bias.
 
@@ -138,15 +124,21 @@ def _conv1d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
 
 
 KINDS: dict[type[nn.Module], Kind] = {
-    nn.Conv2d: Kind(functional.conv2d_product, _conv_shape, _conv2d_operands, _dense_conv2d, _conv2d_forward),
-    nn.Linear: Kind(
-        *(functional.linear_product, _linear_shape, _linear_operands, _dense_linear, _linear_forward),
-        hooks=(past_no_forward,),
-    ),
-    nn.Conv1d: Kind(
-        functional.conv1d_product, _conv_shape, _conv1d_operands, _dense_conv1d, _conv1d_forward, updates=False
-    ),
+    nn.Conv2d: Kind(functional.conv2d_product, _conv_shape, _conv2d_operands, _conv2d_forward),
+    nn.Linear: Kind(functional.linear_product, _linear_shape, _linear_operands, _linear_forward, (past_no_forward,)),
+    nn.Conv1d: Kind(functional.conv1d_product, _conv_shape, _conv1d_operands, _conv1d_forward, updates=False),
 }
 
 for _kind in KINDS.values():
     _kind.forward.__name__ = _kind.forward.__qualname__ = "forward"  # as help() and tracebacks call it
+
+
+def superposed_product(
+    kind: Kind, layer: Any, x: torch.Tensor, codes: torch.Tensor, alphas: torch.Tensor
+) -> torch.Tensor:
+    """The product of ``x`` and a layer's weight under several masks at once, ``codes`` and ``alphas`` as in ``mixing``:
+    that of a weight of which all is kept."""
+    weight = weight_of_codes(layer.weight, codes, alphas)
+    x, geometry = kind.operands(layer, x)
+    everything = full_bits(weight.numel(), weight.device)
+    return kind.product(x, weight, everything, Frozen(), layer.bias, geometry, None, torch_private.watched())

@@ -11,10 +11,10 @@ from torch import nn
 from .. import checks, functional, init, torch_private
 from ..autograd import Spends
 from ..cut import Cut, Selection
-from ..effective import ScoreGrad, WeightGrad, weight_of_codes, weight_under
+from ..effective import ScoreGrad, WeightGrad, weight_under
 from ..rules import RULES, Frozen, Rule, checked_keep
 from .cuts import Cuts
-from .kinds import KINDS, Kind
+from .kinds import KINDS, Kind, superposed_product
 from .packed import Packed, weight_first
 from .saved import Saved
 from .tools import AmongTools
@@ -394,12 +394,9 @@ class MaskedLayer(Packed, Saved, AmongTools):
         return self._masked(x, held["bias"], cut, rule, held, watched)
 
     def _superposed(self, x: torch.Tensor) -> torch.Tensor:
-        """The product of ``x`` and the weight under several masks at once, which torch multiplies by."""
+        """The product of ``x`` and the weight under several masks at once."""
         assert self._mixture is not None  # as who calls this has seen
-        weight = weight_of_codes(self.weight, *self._mixture)
-        x, geometry = self._kind.operands(self, x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return self._kind.dense(x, weight.to(x.dtype), bias, geometry)
+        return superposed_product(self._kind, self, x, *self._mixture)
 
     def _masked(
         self,
