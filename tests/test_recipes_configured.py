@@ -196,6 +196,11 @@ def test_what_a_configuration_means(tmp_path, values, asked, expected):
         (CONV | dict(prune_rate="half"), "prune_rate", "expected a number"),
         (CONV | dict(conv_type="DenseConv"), "freeze_weights", "nothing would train"),
         (CONV | dict(conv_type="FixedSubnetConv", freeze_weights=False), "conv_type", "without pretrained"),
+        (
+            CONV | dict(conv_type="FixedSubnetConv", freeze_weights=False, prune_rate=0.1, pretrained="x.pth"),
+            "prune_rate",
+            "a layer would keep one weight more or less under --keep 0.9, got 0.1",
+        ),
         (CONV | dict(trainer="lottery"), "trainer", "keeps nothing in its first six epochs"),
         (CONV | dict(trainer="ss"), "trainer", "ends there with a TypeError"),
         (CONV | dict(trainer="cs"), "trainer", "no such trainer"),

@@ -7,11 +7,14 @@ here is what that program does with an option, which is not always what its help
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import torch
+
 import edgepop_kernels as ek
 
 from . import cli_settings, models, registry
 from .config import Recipe
 from .data import PHOTOGRAPHS
+from .dense import plain_network
 from .errors import ConfigError, UserError
 
 # Its options' defaults, where something follows from them.
@@ -128,8 +131,20 @@ class _Reader:
         except ConfigError as error:
             keys = [key for key, (names, _) in self.how.items() if error.setting in names]
             raise UserError(f"{self.source}: {', '.join(keys)}: {error.text}") from error
+        if self.value("conv_type") == "FixedSubnetConv":
+            self.check_counts(recipe)
         recipe = recipe.asked(**self.asked)
         return Reading(recipe, self.folder, self.lines(recipe))
+
+    def check_counts(self, recipe: Recipe) -> None:
+        """Counted from the weights that are kept, or from those removed as there, rounding may make one weight's
+        difference."""
+        rate, (_, _, classes) = self.value("prune_rate"), SETS[self.value("set")]
+        image = (1, 28, 28) if recipe.dataset == "mnist" else (3, 32, 32)  # residual networks do not depend on it
+        with torch.device("meta"):
+            sizes = [p.numel() for p in plain_network(recipe, image, classes).parameters() if p.dim() > 1]
+        if any(ek.kept_count(size, recipe.keep) != size - int(rate * size) for size in sizes):
+            self.refuse("prune_rate", f"a layer would keep one weight more or less under --keep {recipe.keep}")
 
     def lines(self, recipe: Recipe) -> list[str]:
         rows = [(key, f"{key}: {_spelled(value)}") for key, value in self.values.items()]
