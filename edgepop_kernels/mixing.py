@@ -2,9 +2,9 @@
 
 Packed masks are turned into codes, which hold the same bits the other way round: of each weight a byte for 8 tasks. So
 the sum of 8 masks is a look-up in 256 sums of alphas, and the gradient to 8 alphas comes of 256 sums of what weights of
-one code have. No mask is unpacked as a whole. On an x86 CPU, one thread, of a million weights, 8 tasks took 2.2 ms
-forward and 2.4 backward, and to make codes 3.7 ms, where a read and a write of as many float32 took 1. All sums are of
-one order, whatever the number of threads.
+one code have. No mask is unpacked as a whole. On a Xeon with AMX, one thread, 8 tasks of a million weights took 2.2 ms
+forward and 2.4 backward, and the codes, once, 3.7 ms. Rows of 8 numbers, looked up by the bytes of each mask, took 29
+and 43 ms of 25 tasks, four rows of codes. All sums are of one order, whatever the number of threads.
 """
 
 from collections.abc import Iterator

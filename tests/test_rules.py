@@ -79,3 +79,21 @@ def test_threshold_at_the_ends_of_the_sigmoid():
     assert not ek.mask(scores, ek.Threshold(1.0)).any()
     assert ek.mask(scores, ek.Threshold(0.0, inclusive=True)).tolist() == [True, True, True, True, True, False]
     assert ek.mask(scores, ek.Threshold(1.0, inclusive=True)).tolist() == [False, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["native", "triton", "staged", "reference"])
+def test_scores_at_zero_are_kept_in_every_product(backend, dtype):
+    if ek.backends()[backend] is not None:
+        pytest.skip(ek.backends()[backend])
+    values = torch.tensor([-1.0, -1e-45, -0.0, 0.0, 1e-45, math.nan, 2.0, -1e-38, 1e-38])
+    scores = torch.stack([values, values.roll(1), values.roll(4)]).requires_grad_()
+    weight = torch.randint(1, 5, (3, 9)).float().requires_grad_()
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    with ek.use_backend(backend):
+        x = torch.eye(9, dtype=dtype, device=device)
+        y = ek.masked_linear(x, weight.to(device), scores.to(device), ek.Threshold(0.0, of="raw", inclusive=True))
+        y.sum().backward()
+    kept = scores.detach() >= 0
+    assert torch.equal(y.detach().cpu().float().t(), weight.detach() * kept)
+    assert torch.equal(weight.grad, kept.float()) and torch.equal(scores.grad, weight.detach())
