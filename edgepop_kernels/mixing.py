@@ -49,11 +49,12 @@ def superposed(weight: torch.Tensor, codes: torch.Tensor, alphas: torch.Tensor) 
 def shares_of(a: torch.Tensor, b: torch.Tensor, codes: torch.Tensor, tasks: int) -> torch.Tensor:
     """The sums of ``a * b`` over each mask, [tasks] in float64: of dW_eff and W the gradient to the alphas."""
     a, b, device = a.reshape(-1), b.reshape(-1), codes.device
+    wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     bits = _bits(torch.float64, device)
     sums = torch.zeros(len(codes), 256, dtype=torch.float64, device=device)
     shares = torch.zeros(len(codes), 8, dtype=torch.float64, device=device)
     for first, last in _parts(a.numel()):
-        part = a[first:last].to(torch.float64) * b[first:last]
+        part = (a[first:last].to(wide) * b[first:last].to(wide)).to(torch.float64)
         for row in range(len(codes)):
             code = codes[row, first:last].to(torch.int32)
             if device.type == "cpu":

@@ -1,5 +1,6 @@
 """supsup's layers under their own names, and in a bank, against stand-ins in plain PyTorch."""
 
+import argparse
 import copy
 from types import SimpleNamespace
 
@@ -217,8 +218,10 @@ def test_a_bank_takes_a_checkpoint_of_theirs(prefix, tmp_path):
     model = trained(theirs)
     other = ek.MaskBank(network(theirs))
     state = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
-    torch.save({"epoch": 3, "state_dict": state, "best_acc1": [0.5] * 3}, tmp_path / "final.pt")
+    args = argparse.Namespace(num_tasks=3, run_base_dir=tmp_path, device=torch.device("cpu"))
+    torch.save({"epoch": 3, "state_dict": state, "best_acc1": [0.5] * 3, "args": args}, tmp_path / "final.pt")
     loaded = ek.load_checkpoint(other, tmp_path / "final.pt")
+    assert str(loaded).splitlines()[0].startswith("read 17: 2 weight, 2 scores.0 as scores, 2 scores.1 as scores")
     bank = ek.MaskBank(model)
     assert loaded.left == () and loaded.missing == () and "epoch" in loaded.beside
     assert loaded.read_as[f"{prefix}0.scores.1"] == "tasks.1.0.scores"

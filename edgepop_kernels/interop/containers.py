@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import pathlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -114,7 +115,7 @@ def _holds_tensors(content: Mapping[str, Any]) -> bool:
 def _pickled(where: str) -> Any:
     """The content of a file of ``torch.save``: tensors and plain values, nothing that could run code."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *_numbers_of_numpy()]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_paths(), *_numbers_of_numpy()]):
             return torch.load(where, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -125,6 +126,13 @@ def _pickled(where: str) -> Any:
         ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"file: {where} is damaged or no checkpoint ({error})") from error
+
+
+def _paths() -> list[Any]:
+    """The types by which paths are unpickled, as names alone, which open nothing: programs save their arguments."""
+    kinds = {"PosixPath": pathlib.PurePosixPath, "WindowsPath": pathlib.PureWindowsPath}
+    kinds |= {pure.__name__: pure for pure in kinds.values()}
+    return [(kind, f"{module}.{name}") for name, kind in kinds.items() for module in ("pathlib", "pathlib._local")]
 
 
 def _numbers_of_numpy() -> list[Any]:

@@ -246,7 +246,9 @@ def _tell(loaded: Loaded) -> None:
 
 
 def _leaf(name: str) -> str:
-    return name.rpartition(".")[2]
+    """The entry's own name, of a list's with its number."""
+    parts = name.split(".")
+    return ".".join(parts[-2:]) if parts[-1].isdecimal() else parts[-1]
 
 
 def _some(names: Iterable[str], most: int = 8) -> str:

@@ -136,9 +136,14 @@ for _kind in KINDS.values():
 def superposed_product(
     kind: Kind, layer: Any, x: torch.Tensor, codes: torch.Tensor, alphas: torch.Tensor
 ) -> torch.Tensor:
-    """The product of ``x`` and a layer's weight under several masks at once, ``codes`` and ``alphas`` as in ``mixing``:
-    that of a weight of which all is kept."""
+    """The product of ``x`` and a layer's weight under several masks at once, ``codes`` and ``alphas`` as in ``mixing``.
+
+    Convolutions are this package's, of a weight of which all is kept: a ResNet-18's step took 10 % less so. Matrices
+    are torch's, which are the faster ones of few rows.
+    """
     weight = weight_of_codes(layer.weight, codes, alphas)
     x, geometry = kind.operands(layer, x)
+    if geometry is None:
+        return F.linear(x, weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
     everything = full_bits(weight.numel(), weight.device)
     return kind.product(x, weight, everything, Frozen(), layer.bias, geometry, None, torch_private.watched())
