@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 import torch
 from torch import nn
 
+from .bank import MaskBank
 from .candidates import Wanted, chosen, unknown_kinds
 from .first_forward import unwatch, watch
 from .init import Name, Scale, by_name
@@ -94,6 +95,7 @@ def convert(
       (2): Linear(in_features=32, out_features=10, bias=True)
     )
     """
+    _refuse_bank(model, "convert the network before a bank is made of it")
     given = cast(dict[str, Any], options)
     if method is not None:
         _check_method(method)
@@ -176,6 +178,7 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
     >>> (model[0].weight == 0).sum().item()
     320
     """
+    _refuse_bank(model, "materialize(bank.model, copy=True) makes torch's layers of the task in use")
     refuse_materializing({name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)})
     layers = _masked_layers(model)
     masks = layer_masks(layers)  # all before any weight changes: one threshold may hang on all of them
@@ -191,6 +194,12 @@ def materialize(model: nn.Module, copy: bool = False) -> nn.Module:
         if type(module) is NonAffineBatchNorm:
             module.__class__ = nn.BatchNorm2d  # type: ignore[assignment]  # which it is but for the constructor
     return model
+
+
+def _refuse_bank(model: object, instead: str) -> None:
+    """Raises TypeError for a bank, whose tasks would be of other layers than its network's."""
+    if isinstance(model, MaskBank):
+        raise TypeError(f"model: expected a network, got a MaskBank; {instead}")
 
 
 def _check_method(method: str) -> None:

@@ -484,6 +484,8 @@ def filled_by(model):
     [
         (lambda bank: ek.MaskBank(3), TypeError, "^model: expected a torch.nn.Module"),
         (lambda bank: ek.MaskBank(bank), TypeError, "^model: expected a network, got a MaskBank"),
+        (lambda bank: ek.materialize(bank), TypeError, r"^model: .*; materialize\(bank\.model, copy=True\) makes"),
+        (lambda bank: ek.convert(bank), TypeError, "^model: expected a network, got a MaskBank; convert the network"),
         (lambda bank: ek.MaskBank(nn.Linear(3, 4)), ValueError, "^model: it has no masked layer"),
         (
             lambda bank: ek.MaskBank(ek.FusedSparseLinear(3, 4)),
