@@ -13,6 +13,7 @@ from ..interop.load import Loaded
 from ..nn.cuts import Standing
 from ..nn.tools import check_unwrapped
 from . import checkpoint, state, theirs
+from .saved import Saved
 from .state import State, join
 
 
@@ -22,7 +23,7 @@ def entropy(outputs: torch.Tensor) -> torch.Tensor:
     return -(log_p.exp() * log_p).sum(1).mean()
 
 
-class MaskBank(nn.Module):
+class MaskBank(Saved):
     """A network with a mask for each of several tasks over one set of weights (Wortsman et al. 2020, "Supermasks in
     Superposition"; Mallya et al. 2018, "Piggyback"; Mallya & Lazebnik 2018, "PackNet").
 
@@ -57,7 +58,6 @@ class MaskBank(nn.Module):
     torch.Size([3])
     """
 
-    place: torch.Tensor
     meta: dict[str, Any]
 
     def __init__(self, model: nn.Module) -> None:
@@ -310,72 +310,6 @@ class MaskBank(nn.Module):
 
     def _load_checkpoint(self, content: Content) -> Loaded:
         return checkpoint.load(self, content)
-
-    def _check_unmixed(self, what: str) -> None:
-        if self._mixed:
-            raise RuntimeError(f"{what}: the masks are mixed, and no task is in the network; call unmix() first")
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self._check_unmixed("state_dict")
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for task, held in enumerate(self._held):
-            destination |= {f"{prefix}tasks.{task}.{name}": value for name, value in held.items()}
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        metadata: dict[str, Any],
-        strict: bool,
-        missing: list[str],
-        unexpected: list[str],
-        errors: list[str],
-    ) -> None:
-        begin, place = f"{prefix}tasks.", state_dict.get(f"{prefix}place")
-        others = {name: value for name, value in state_dict.items() if not name.startswith(begin)}
-        if isinstance(place, torch.Tensor) and place.shape == (2,):
-            in_use, count = place.tolist()
-            tasks: list[State] = [{} for _ in range(count)]
-            problems: list[str] = []
-            self.unmix()
-            for name, value in state_dict.items():
-                if name.startswith(begin):
-                    number, _, inner = name.removeprefix(begin).partition(".")
-                    if not number.isdecimal() or int(number) >= count:
-                        problems.append(f"{name}: expected tasks below {count}")
-                    else:
-                        device = state.named(self.model, inner).device if inner in self._first else self._device(inner)
-                        tasks[int(number)][inner] = value.detach().to(device, copy=True)
-            for task, held in enumerate(tasks):
-                if task != in_use:
-                    found = state.problems(held, self.model, self._layers, self._beside)
-                    problems += [f"{begin}{task}.{line}" for line in found]
-            errors += problems
-            if not problems:
-                self._replace_all(tasks, in_use)
-        super()._load_from_state_dict(others, prefix, metadata, strict, missing, unexpected, errors)
-
-    def _device(self, name: str) -> torch.device:
-        layer = self._layers.get(name.rpartition(".")[0])
-        return torch.device("cpu") if layer is None else layer._bare_weight().device
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        def moved(name: str, value: torch.Tensor) -> torch.Tensor:
-            now = fn(value)
-            # Scores stay float32, as those of layers do.
-            return value.to(now.device) if name.endswith("scores") and now.dtype != value.dtype else now
-
-        for held in (*self._held, self._first, self._aside):
-            held.update({name: moved(name, value) for name, value in held.items()})
-        self._packed, self._coded = {}, ([], {})
-        place = self.place
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # as torch has it
-        self._buffers["place"] = place  # numbers that the CPU reads
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._check_unmixed("copy")
-        return self.__dict__ | {"_packed": {}, "_coded": ([], {})}
 
     def extra_repr(self) -> str:
         """The text of ``print(bank)`` between the parentheses: how many tasks, and which is in use."""
