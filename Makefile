@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy figures zoo lint types docs sanitize gpu gpu-sanitize oldest newest wheel clean
+.PHONY: train test bench accuracy figures zoo lint types docs sanitize arm gpu gpu-sanitize oldest newest wheel clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -129,6 +129,15 @@ sanitize: $(VENV)/installed
 	cd build/address/lib && ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    $(CURDIR)/$(BIN)/python -m pytest $(IN_FOLDER) $(NATIVE_TESTS) -k "not thousand and not process and not compiled"
+
+# The kernels for 64-bit ARM on whatever this is: compiled by a cross-compiler, run by an emulator of the processor, held
+# to sums in double. Debian: apt-get install g++-aarch64-linux-gnu qemu-user-static.
+ARM_CXX := aarch64-linux-gnu-g++
+ARM_RUN := qemu-aarch64-static
+
+arm: $(VENV)/installed
+	CXX="$(ARM_CXX)" EDGEPOP_CXXFLAGS=-Werror $(BIN)/python tests/arm/build.py build/arm
+	$(ARM_RUN) build/arm/kernels
 
 # The two ends of what is supported, each in an environment of its own, into which the package is installed as a user's
 # pip does it: the lowest versions that pyproject.toml names, on the lowest Python, and the newest that pip finds.

@@ -29,8 +29,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-X86 = platform.machine() in ("x86_64", "AMD64")
-CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
+CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DNDEBUG"]
 CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-DNDEBUG"]
 # What each instruction set adds to the compiler's flags, the units that it compiles, and the set that has the others.
 _ALL = ["forward/unit", "wgrad/unit", "select/unit", "optim/unit"]
@@ -42,7 +41,12 @@ ISAS = {
     "avx512": (_AVX512, _ALL, None),
     "avx512bf16": (_BF16, ["forward/unit", "wgrad/unit"], "avx512"),
     "amx": ([*_BF16, "-mamx-tile", "-mamx-bf16"], ["forward/tiles"], "avx512bf16"),
+    "neon": (["-DEDGEPOP_NEON"], _ALL, None),  # compilers for 64-bit ARM have it on
 }
+_FAMILIES = {"x86_64": ["avx2", "avx512", "avx512bf16", "amx"], "aarch64": ["neon"]}
+_FAMILIES |= {"AMD64": _FAMILIES["x86_64"], "arm64": _FAMILIES["aarch64"]}
+APPLE = sys.platform == "darwin"
+FAMILY = ["portable", *_FAMILIES.get(platform.machine(), [])]
 UNITS = {Path("csrc/cpu", f"{unit}.cpp") for _, units, _ in ISAS.values() for unit in units}
 RULES = """\
 rule cxx
@@ -95,8 +99,15 @@ def ninja_file(sources, target):
     cuda_sources = [str(path) for path in sorted(Path("csrc").rglob("*.cu"))]
     nvcc = nvcc_command(cxx) if cuda_sources else None
     user_flags = shlex.split(os.environ.get("EDGEPOP_CXXFLAGS", ""))
-    cxx_flags = shlex.split(os.environ.get("CXXFLAGS", "")) + CXX_FLAGS + include_flags()
-    link = [*cxx, "-fopenmp", *user_flags]
+    openmp = openmp_flags(cxx)
+    cxx_flags = shlex.split(os.environ.get("CXXFLAGS", "")) + CXX_FLAGS + openmp + include_flags()
+    # Apple's linker wants to be told that Python's symbols are the interpreter's.
+    link = [
+        *cxx,
+        *(["-undefined", "dynamic_lookup"] if APPLE else []),
+        *(f for f in openmp if f == "-fopenmp"),
+        *user_flags,
+    ]
     if nvcc:
         sources = sources + cuda_sources
         cxx_flags += ["-DEDGEPOP_CUDA"]
@@ -117,7 +128,7 @@ def ninja_file(sources, target):
             compile_one(f"csrc/cpu/{unit}.cpp", Path("cpu", unit).with_suffix(f".{isa}.o"), "cxx", flags)
     cxx_flags += [f"-DEDGEPOP_HAS_{isa.upper()}" for isa in isas]
     for source in map(Path, sources):
-        obj = source.relative_to("csrc").with_suffix(".o")
+        obj = Path(*source.parts[source.parts[0] == "csrc" :]).with_suffix(".o")
         if source.suffix == ".cu":
             compile_one(source, obj, "nvcc", [*CUDA_FLAGS, f"-I{ROOT / 'csrc'}", *cuda_arch_flags()])
         elif source not in UNITS:
@@ -129,16 +140,15 @@ def ninja_file(sources, target):
 
 def chosen_isas():
     """The instruction sets to compile: of EDGEPOP_ISAS or the processor's family, with what they stand on; portable."""
-    family = list(ISAS) if X86 else ["portable"]
-    named = os.environ.get("EDGEPOP_ISAS", "").replace(",", " ").split() or family
+    named = os.environ.get("EDGEPOP_ISAS", "").replace(",", " ").split() or FAMILY
     chosen = {"portable"}
     for isa in named:
-        if isa not in family:
-            sys.exit(f'EDGEPOP_ISAS: expected names of {", ".join(family)}, got "{isa}"')
+        if isa not in FAMILY:
+            sys.exit(f'EDGEPOP_ISAS: expected names of {", ".join(FAMILY)}, got "{isa}"')
         while isa is not None:
             chosen.add(isa)
             isa = ISAS[isa][2]
-    return [isa for isa in family if isa in chosen]
+    return [isa for isa in FAMILY if isa in chosen]
 
 
 def cxx_command():
@@ -149,6 +159,15 @@ def cxx_command():
             return command
     missing = f"CXX={named} was not found" if named else "none of g++, c++, clang++ is on PATH"
     sys.exit(f"edgepop_kernels needs a C++17 compiler, and {missing}. Debian: apt-get install g++; or set CXX.")
+
+
+def openmp_flags(cxx):
+    """Apple's clang comes without OpenMP: there kernels run on one thread, and `edgepop doctor` says so."""
+    if APPLE:
+        probe = [*cxx, "-fopenmp", "-x", "c++", "-fsyntax-only", "-"]
+        if subprocess.run(probe, input=b"#include <omp.h>\n", capture_output=True, check=False).returncode:
+            return ["-Wno-unknown-pragmas"]
+    return ["-fopenmp"]
 
 
 def nvcc_command(cxx):

@@ -12,6 +12,7 @@
 #include "cpu/select/draw.h"
 #include "cpu/select/fingerprint.h"
 #include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/threads.h"
 #include "cpu/select/mask_bits.h"
 #include "cpu/select/read.h"
 #include "cpu/select/select.h"
@@ -213,9 +214,8 @@ void step(const std::vector<ParameterArg>& parameters, const std::vector<Ranking
   for (const auto& [value, grad, moments, count, arg] : parameters) {
     check("params", value, count);
     check("grad", grad, count);
-    const auto moment = [&](size_t i) { return reinterpret_cast<float*>(moments[i]); };
-    const cpu::Elements elements = {reinterpret_cast<float*>(value), reinterpret_cast<const float*>(grad),
-                                    {moment(0), moment(1), moment(2)}};
+    cpu::Elements elements = {reinterpret_cast<float*>(value), reinterpret_cast<const float*>(grad), {}};
+    for (size_t i = 0; i < moments.size(); ++i) elements.moments[i] = reinterpret_cast<float*>(moments[i]);
     updated.push_back({elements, count, update(arg)});
   }
   const std::vector<cpu::Ranking> rankings = rankings_of(layers);
@@ -317,6 +317,7 @@ PYBIND11_MODULE(_native, m) {
 #else
   m.attr("compiler") = "GCC " __VERSION__;
 #endif
+  m.attr("threads") = edgepop::cpu::kThreads;
   m.def("isa", [] { return edgepop::cpu::kernels().name; });
   m.def("isas", &edgepop::cpu::usable, "The instruction sets that this machine can run, the widest first.");
   m.def("use_isa", &edgepop::cpu::use, "Has later calls use the named instruction set; returns the one before.");

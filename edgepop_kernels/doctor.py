@@ -39,7 +39,9 @@ def _native_module() -> str:
         from . import _native  # type: ignore[attr-defined]  # compiled
 
         passed_over = _native.isa_passed_over()
-        return f"kernels for {_native.isa()}{passed_over and f' ({passed_over})'}, built with {_native.compiler}"
+        threads = "" if _native.threads else ", which has no OpenMP: one thread"
+        isa = f"{_native.isa()}{passed_over and f' ({passed_over})'}"
+        return f"kernels for {isa}, built with {_native.compiler}{threads}"
     except ImportError as error:
         return f"does not load: {error}"
     except RuntimeError as error:  # EDGEPOP_ISA names a set that this machine or this build lacks

@@ -2,7 +2,7 @@
 
 from edgepop_kernels.backend import native
 
-INSTRUCTION_SETS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
+INSTRUCTION_SETS = ["portable", "avx2", "avx512", "avx512bf16", "amx", "neon"]
 # Sets that add products of their own, and have all that reads or updates scores from another.
 ADD_ONS = {"avx512bf16": "avx512", "amx": "avx512"}
 

@@ -50,7 +50,7 @@ def library(tmp_path_factory):
     path = tmp_path_factory.mktemp("amx") / "amx_emulated.so"
     csrc = TESTS.parent / "csrc"
     flags = [flag for flag in build["CXX_FLAGS"] if flag != "-fvisibility=hidden"]
-    flags += ["-O1", "-ftree-vectorize", "-Werror", f"-I{csrc}", f"-I{TESTS}"]
+    flags += ["-O1", "-fopenmp", "-ftree-vectorize", "-Werror", f"-I{csrc}", f"-I{TESTS}"]
     cxx, objects = build["cxx_command"](), []
     for isa, source in (("avx512", csrc / "cpu/forward/unit.cpp"), ("avx512bf16", TESTS / "amx_emulated.cpp")):
         objects.append(str(path.with_suffix(f".{isa}.o")))

@@ -156,19 +156,36 @@ def test_an_unknown_instruction_set_is_one_sentence(tree):
     assert 'EDGEPOP_ISAS: expected names of portable, avx2, avx512, avx512bf16, amx, got "neon"' in done.stdout
 
 
-def test_other_processors_get_the_portable_unit_only(tree):
+@pytest.mark.parametrize(("machine", "isas"), [("aarch64", ["portable", "neon"]), ("riscv64", ["portable"])])
+def test_other_processors_get_their_own_sets(tree, machine, isas):
     tree.compiler("g++")
     script = (
-        "import platform, runpy; platform.machine = lambda: 'aarch64'; runpy.run_path('setup.py', run_name='__main__')"
+        "import platform, runpy, sys; platform.machine = lambda: sys.argv.pop(1); "
+        "runpy.run_path('setup.py', run_name='__main__')"
     )
-    (tree.root / "as_aarch64.py").write_text(script)
-    done = tree.run("as_aarch64.py", "build_ext")
+    (tree.root / "elsewhere.py").write_text(script)
+    done = tree.run("elsewhere.py", machine, "build_ext")
     assert done.returncode == 0, done.stdout
     by_source = compiled([json.loads(line) for line in tree.log.read_text().splitlines()])
     assert {name for name in by_source if not name.endswith(".cpp")} == {
-        f"{room}.portable" for room in ("forward", "wgrad", "select", "optim")
+        f"{room}.{isa}" for room in ("forward", "wgrad", "select", "optim") for isa in isas
     }
     assert not [flag for command in by_source.values() for flag in command if flag.startswith("-m")]
+
+
+@pytest.mark.parametrize("has_openmp", [True, False])
+def test_apples_compiler_builds_without_openmp(tree, has_openmp):
+    compiler = tree.bin / "clang++"
+    compiler.write_text(f"#!/bin/sh\nexit {int(not has_openmp)}\n")
+    compiler.chmod(0o755)
+    script = "import runpy, sys, setuptools.command.build_ext, setuptools.command.build_py; sys.platform = 'darwin'; "
+    script += "build = runpy.run_path('setup.py', run_name='build'); "
+    script += "print(build['ninja_file'](build['cpp_sources'](), 'module.so'))"
+    done = tree.run("-c", script, CXX=str(compiler), EDGEPOP_CUDA_ARCHS="")
+    assert done.returncode == 0, done.stdout
+    assert ("-fopenmp" in done.stdout) == has_openmp
+    assert ("-Wno-unknown-pragmas" in done.stdout) != has_openmp
+    assert "-undefined dynamic_lookup" in done.stdout
 
 
 def test_the_users_flags_go_before_ours_and_the_projects_after(tree):

@@ -137,7 +137,7 @@ def test_native_sources_know_neither_torch_nor_python():
 
 CPU_SOURCES = sorted(path.relative_to(CSRC) for path in (CSRC / "cpu").rglob("*") if path.suffix in (".h", ".inl"))
 # One file for each set of vector registers, of which simd/vec.h includes one, and the tiles of AMX.
-OF_ONE_SET = {Path("cpu/simd/vec_avx2.h"), Path("cpu/simd/vec_avx512.h"), Path("cpu/simd/vec_portable.h")}
+OF_ONE_SET = {Path(f"cpu/simd/vec_{name}.h") for name in ("avx2", "avx512", "neon", "portable")}
 OF_ONE_SET.add(Path("cpu/forward/amx.inl"))
 
 

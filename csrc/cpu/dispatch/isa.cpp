@@ -80,6 +80,9 @@ constexpr Entry kWidestFirst[] = {
 #if defined(EDGEPOP_HAS_AVX2)
     {{"avx2", &avx2::kForward, &avx2::kWgrad, &avx2::kSelect, &avx2::kUpdate, nullptr}, avx2_missing},
 #endif
+#if defined(EDGEPOP_HAS_NEON)
+    {{"neon", &neon::kForward, &neon::kWgrad, &neon::kSelect, &neon::kUpdate, nullptr}, nothing_missing},
+#endif
     {{"portable", &portable::kForward, &portable::kWgrad, &portable::kSelect, &portable::kUpdate, nullptr},
      nothing_missing}};
 

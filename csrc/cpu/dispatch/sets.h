@@ -22,6 +22,7 @@ namespace edgepop::cpu {
 EDGEPOP_SET(portable)
 EDGEPOP_SET(avx2)
 EDGEPOP_SET(avx512)
+EDGEPOP_SET(neon)
 #undef EDGEPOP_SET
 
 // Add-ons: what they do not define, the set below them does.

@@ -4,16 +4,15 @@
 // A set that multiplies bfloat16 pairs compiles nothing else: each `kDotBf16` below is a part that one of both has.
 #pragma once
 
-#include <omp.h>
-
-#include "cpu/forward/plan.inl"
+#include "cpu/dispatch/scratch.h"
+#include "cpu/dispatch/sets.h"
+#include "cpu/dispatch/threads.h"
 #include "cpu/forward/few_columns.inl"
 #include "cpu/forward/few_rows.inl"
 #include "cpu/forward/pack.inl"
 #include "cpu/forward/patches.inl"
+#include "cpu/forward/plan.inl"
 #include "cpu/forward/rows.inl"
-#include "cpu/dispatch/scratch.h"
-#include "cpu/dispatch/sets.h"
 
 namespace edgepop::cpu::EDGEPOP_ISA::forward {
 
@@ -366,7 +365,7 @@ static void run_problems(int64_t count, int threads, const MakeProblem& make_pro
   };
   if (threads == 1) return work(0, 1);
 #pragma omp parallel num_threads(threads)
-  work(omp_get_thread_num(), omp_get_num_threads());
+  work(thread_number(), thread_count());
 }
 
 static inline Tensor images_from(Tensor t, int64_t first) {

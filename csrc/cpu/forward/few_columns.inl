@@ -82,7 +82,7 @@ class FewColumns {
   int64_t first_ = 0, rows_ = 0;
 };
 
-static void multiply_few_columns(const Problem& p, int threads) {
+static inline void multiply_few_columns(const Problem& p, int threads) {
   share_lines(p, p.rows(), FewColumns::kBytes, threads,
               [&](char* memory, int64_t begin, int64_t end) { FewColumns(p, memory).run(begin, end); });
 }

@@ -6,10 +6,9 @@
 // goes into all sums of a row. The order of a sum hangs on the geometry alone.
 #pragma once
 
-#include <omp.h>
-
-#include "cpu/forward/pack.inl"
 #include "cpu/dispatch/scratch.h"
+#include "cpu/dispatch/threads.h"
+#include "cpu/forward/pack.inl"
 #include "cpu/forward/tile.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA::forward {
@@ -240,10 +239,10 @@ static void share_lines(const Problem& p, int64_t count, int64_t bytes, int thre
   };
   if (threads == 1) return share(0, 1);
 #pragma omp parallel num_threads(threads)
-  share(omp_get_thread_num(), omp_get_num_threads());
+  share(thread_number(), thread_count());
 }
 
-static void multiply_few_rows(const Problem& p, int threads) {
+static inline void multiply_few_rows(const Problem& p, int threads) {
   share_lines(p, p.columns, FewRows::kBytes, threads,
               [&](char* memory, int64_t begin, int64_t end) { FewRows(p, memory).run(begin, end); });
 }

@@ -214,7 +214,7 @@ static void pack(const Problem& p, const Slab& slab, int64_t width, float* out) 
 
 // The same as panels one behind the other. Those of contiguous columns are written side by side, row by row of the
 // weight: panel by panel, a run of each row was 256 bytes.
-static void pack(const Problem& p, const Slab& slab, const Columns& panels, float* out) {
+static inline void pack(const Problem& p, const Slab& slab, const Columns& panels, float* out) {
   const int64_t rows = slab.taps * slab.depth;
   if (layout_of(p, slab) == Layout::columns) {
     with_packer(p, slab, 0, [&](const auto& packer) { packer.straight(panels, out); });

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "common/update.h"
-#include "cpu/select/select.h"
 #include "cpu/optim/kernels.h"
+#include "cpu/select/select.h"
 
 namespace edgepop::cpu {
 

@@ -11,7 +11,7 @@ struct VecMath {
   static Vec all(float a) { return broadcast(a); }
   static Vec fma(Vec a, Vec b, Vec c) { return EDGEPOP_ISA::fma(a, b, c); }
   static Vec root(Vec a) { return square_root(a); }
-  static Vec larger(Vec a, Vec b) { return (b <= a) | (a != a) ? a : b; }
+  static Vec larger(Vec a, Vec b) { return ((b <= a) | (a != a)) ? a : b; }
 };
 
 // Updates n <= kLanes elements from the i-th on. Copies: nothing that is stored can change them.

@@ -1,10 +1,9 @@
 #include "cpu/select/read.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/threads.h"
 
 namespace edgepop::cpu {
 namespace {
@@ -22,7 +21,7 @@ uint32_t read(const std::vector<ScoreRange>& ranges, int threads) {
   uint32_t all = 0;
 #pragma omp parallel num_threads(threads) reduction(| : all) if (threads > 1)
   for (const ScoreRange& range : ranges) {
-    const int64_t me = omp_get_thread_num(), team = omp_get_num_threads();
+    const int64_t me = thread_number(), team = thread_count();
     const int64_t end = range.count * (me + 1) / team;
     for (int64_t begin = range.count * me / team; begin < end; begin += kPiece) {
       all |= our.read(range.scores + begin, std::min(kPiece, end - begin));

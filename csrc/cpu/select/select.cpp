@@ -1,7 +1,5 @@
 #include "cpu/select/select.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -10,6 +8,7 @@
 #include "common/codes.h"
 #include "common/tensor.h"
 #include "cpu/dispatch/isa.h"
+#include "cpu/dispatch/threads.h"
 #include "cpu/select/search.h"
 
 namespace edgepop::cpu {
@@ -144,7 +143,7 @@ void Selection::run(int threads) {
   const std::unique_ptr<int32_t[]> scratches(new int32_t[static_cast<size_t>(threads * scratch * (marked_ ? 2 : 1))]);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    int32_t* const own = scratches.get() + omp_get_thread_num() * scratch;
+    int32_t* const own = scratches.get() + thread_number() * scratch;
     int32_t* const positions = marked_ ? own + threads * scratch : nullptr;
 #pragma omp for schedule(dynamic)
     for (size_t i = 0; i < open_layers_.size(); ++i) open_layers_[i]->bracket = open_layers_[i]->search.bracket(own);

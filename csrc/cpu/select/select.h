@@ -25,7 +25,6 @@ struct Ranking {
   uint8_t* signs = nullptr;
 };
 
-
 // Writes every layer's cut: the kept-th largest key, and the logical index of the last kept among the scores that tie
 // with it, lower indices kept first. A layer that keeps nothing gets key 2^32 and index -1. The result depends on the
 // scores alone: not on the hint, the number of threads, the layout or the instruction set.

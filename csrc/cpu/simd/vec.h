@@ -5,6 +5,7 @@
 //   avx512bf16, amx   16     32         yes
 //   avx512            16     32
 //   avx2               8     16
+//   neon               4     32
 //   portable           4     16         (GCC / clang vector extensions)
 //
 // Included by kernel sources only (see dispatch/sets.h): every name lives in the namespace of the instruction set.
@@ -19,6 +20,8 @@
 #include "cpu/simd/vec_avx512.h"
 #elif defined(__AVX2__)
 #include "cpu/simd/vec_avx2.h"
+#elif defined(EDGEPOP_NEON)  // which a compiler for ARM has in the portable unit too
+#include "cpu/simd/vec_neon.h"
 #else
 #include "cpu/simd/vec_portable.h"
 #endif
@@ -83,7 +86,7 @@ static inline IntVec lane_of_group(int width, int k) {
 static inline Vec round_to(Vec a, float) { return a; }
 template <class Half>
 static inline Vec round_to(Vec a, Half) {
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(EDGEPOP_NEON)
   return widen(narrow(a, Half{}), Half{});
 #else
   Half words[kLanes];

@@ -11,13 +11,12 @@
 // Every sum's order follows from the geometry: results are the same bits for any number of threads.
 #pragma once
 
-#include <omp.h>
-
 #include <type_traits>
 
 #include "cpu/dispatch/pages.h"
 #include "cpu/dispatch/scratch.h"
 #include "cpu/dispatch/sets.h"
+#include "cpu/dispatch/threads.h"
 #include "cpu/wgrad/task.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA::wgrad {
@@ -47,7 +46,7 @@ static void run(const Job& job, int threads) {
 
 #pragma omp parallel num_threads(threads)
   {
-    const Scratch<Math> mine(job, memory + omp_get_thread_num() * per_thread);
+    const Scratch<Math> mine(job, memory + thread_number() * per_thread);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < job.tasks(); ++task) {
       int64_t rest = task;
