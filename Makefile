@@ -11,8 +11,9 @@ NATIVE_SOURCES := setup.py $(shell find csrc)
 train: $(VENV)/installed
 	$(BIN)/edgepop train
 
+# A process a core. Threads that wait for work sleep: the processes are as many as the cores.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --durations=25
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only
