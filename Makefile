@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 NATIVE_SOURCES := setup.py $(shell find csrc)
 
-.PHONY: train test bench accuracy figures zoo lint types docs sanitize arm gpu gpu-sanitize oldest newest wheel clean
+.PHONY: train test bench accuracy evidence figures zoo lint types docs sanitize arm gpu gpu-sanitize oldest newest wheel clean
 
 train: $(VENV)/installed
 	$(BIN)/edgepop train
@@ -20,6 +20,11 @@ bench: $(VENV)/installed
 
 accuracy: $(VENV)/installed
 	$(BIN)/python benchmarks/accuracy.py
+
+# DATA is a folder that holds one for each data set: mnist, cifar10. A call goes on where the last one was stopped.
+evidence: $(VENV)/installed
+	$(BIN)/python benchmarks/evidence.py $(if $(DATA),--data '$(DATA)') $(if $(ONLY),--only '$(ONLY)') \
+	    $(if $(BUDGET_S),--budget-s $(BUDGET_S))
 
 figures: $(VENV)/installed
 	$(BIN)/python benchmarks/figures.py

@@ -12,7 +12,7 @@ from measure import interleave
 from rows import ONE_ROW, ONE_WEIGHT
 
 import edgepop_kernels as ek
-from edgepop_kernels.doctor import installed
+from edgepop_kernels.doctor import installed, processor
 from edgepop_kernels.files import replace
 
 
@@ -94,7 +94,7 @@ def environment(setup, command):
     cuda = setup.device.type == "cuda"
     return {
         "command": command,
-        "device": torch.cuda.get_device_name(setup.device) if cuda else _processor(),
+        "device": torch.cuda.get_device_name(setup.device) if cuda else processor(),
         "threads": torch.get_num_threads(),
         "fused_backend": setup.backend,
         "backends": ek.backends(),
@@ -115,15 +115,6 @@ def _driver():
     """The version of NVIDIA's driver, as its own tool says, where there is one."""
     said = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return said.splitlines()[0].strip() if said else None
-
-
-def _processor():
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _git(*command):

@@ -63,13 +63,17 @@ def installed(package: str) -> str:
         return "not installed"
 
 
+def processor() -> str:
+    """The CPU's name as Linux gives it; its architecture elsewhere."""
+    model = re.search(r"^model name\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return model.group(1).strip() if model else platform.machine()
+
+
 def _cpu() -> str:
-    info = _read("/proc/cpuinfo")
-    model = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
-    flags = re.search(r"^flags\s*: (.*)$", info, re.MULTILINE)
+    flags = re.search(r"^flags\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
     words = flags.group(1).split() if flags else []
     sets = " ".join(name for name in INSTRUCTION_SETS if name in words)
-    return f"{model.group(1) if model else platform.machine()}, {sets or 'instruction sets unknown'}"
+    return f"{processor()}, {sets or 'instruction sets unknown'}"
 
 
 def openmp_runtimes() -> list[str]:

@@ -1,0 +1,174 @@
+"""docs/evidence.md and its figures, from the files of results in docs/evidence and the list of rows alone."""
+
+import io
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+import evidence_results as results
+import figures
+from evidence_rows import Row
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from edgepop_kernels.recipes.files import write_atomic
+
+HEAD = """# Evidence
+
+Every recipe on the data that it is named after, beside what is published or follows from the authors' code. This page
+and its figures are made by
+
+<!-- not run: it takes hours, and the data -->
+```sh
+make evidence DATA=folder
+```
+
+where the folder holds `mnist` (the four IDX files) and `cifar10` (its binary or Python version). On every core a
+process of one thread takes the next training, and a call goes on where the last one was stopped; `ONLY=REGEX` chooses
+among the rows, `BUDGET_S=600` ends it in time. The numbers are percent of the test part after the last epoch: nothing
+is picked by the test part. Behind ± stands the deviation of the seeds. Epochs are those of the run, which may be fewer
+than the source trained for: then a number below the published one is no contradiction.
+
+In the last column: **met** and **not met** where a number is published or follows from the claim, with what is asked;
+"no published number" where a row stands for itself; "not yet run".
+"""
+RESULTS = """
+## What was run
+
+Each row was trained by the command beside it, with `--seed` 0 and on, `--data`, `--device cpu` and `--threads 1`; its
+settings in full, and the accuracies of every epoch, are in the file of its name in `docs/evidence/`. Seconds are of one
+core's time, the mean of the seeds.
+"""
+
+
+def write(rows: tuple[Row, ...], docs: Path) -> None:
+    """Writes the page and its figures into ``docs``. UserError for a file that is damaged."""
+    found = {row.name: results.read(row, docs / "evidence") for row in rows}
+    drawn = curves(rows, found)
+    write_atomic(docs / "evidence.md", page(rows, found, drawn).encode())
+    for name, content in drawn.items():
+        write_atomic(docs / "evidence" / name, content)
+    for left in {path.name for path in (docs / "evidence").glob("*.svg")} - drawn.keys():
+        (docs / "evidence" / left).unlink()
+
+
+def page(rows: tuple[Row, ...], found: dict[str, dict], drawn: dict[str, bytes]) -> str:
+    means = {row.name: value for row in rows if (value := results.mean(row, found[row.name])) is not None}
+    titles = {row.name: row.title for row in rows}
+    parts = [HEAD]
+    for section, chosen in _sections(rows).items():
+        lines = [["", "said", "ours, %", "epochs", "seeds", ""]]
+        for row in chosen:
+            runs = found[row.name]["runs"]
+            epochs = str(runs[0]["config"]["epochs"]) if runs else ""
+            lines.append(
+                [row.title, row.said, _ours(row, runs), epochs, _seeds(row, runs), verdict(row, means, titles)]
+            )
+        parts.append(f"\n## {section}\n\n{_table(lines)}")
+        if _file(section) in drawn:
+            parts.append(f"\n![{section}: test accuracy after each epoch](evidence/{_file(section)})\n")
+        parts += [_compared(row, found[row.name]) for row in chosen if row.training and found[row.name]["runs"]]
+    lines = [["row", "command", "s", "processor", "torch", "commit"]]
+    lines += [_ran(row, found[row.name]["runs"]) for row in rows if found[row.name]["runs"]]
+    return "".join([*parts, RESULTS, "\n", _table(lines)])
+
+
+def verdict(row: Row, means: dict[str, float], titles: dict[str, str]) -> str:
+    if row.name not in means:
+        return "not yet run"
+    if row.goal is None:
+        return "no published number"
+    words, met = row.goal.words(titles), row.goal.met(means, row.name)
+    return f"{words}: not yet run" if met is None else f"**{'met' if met else 'not met'}**: {words}"
+
+
+def _ours(row, runs):
+    numbers = [results.number(row, run) for run in runs]
+    if not numbers:
+        return ""
+    deviation = f" ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.2f}{deviation}"
+
+
+def _seeds(row, runs):
+    return str(len(runs)) if len(runs) in (0, row.seeds) else f"{len(runs)} of {row.seeds}"
+
+
+def _compared(row, record):
+    """Beside the row's number, what the trainings that it is compared with reached; of the first seed."""
+    trainings = record["runs"][0]["trainings"]
+    told = "; ".join(f"{name} {100 * found['test'][-1]:.2f} %" for name, found in trainings.items())
+    return f"\n{row.title}, seed {record['runs'][0]['seed']}: {told}.\n"
+
+
+def _ran(row, runs):
+    def every(value):
+        return ", ".join(dict.fromkeys(map(value, runs)))
+
+    seconds = f"{statistics.mean(run['processor_s'] for run in runs):.0f}"
+    commits = every(lambda run: _short(run["commit"]))
+    processors = every(lambda run: run["processor"].replace("(R)", ""))
+    return [row.name, f"`edgepop {' '.join(row.command())}`", seconds, processors, every(_torch), commits]
+
+
+def _torch(run):
+    return run["environment"]["torch"]
+
+
+def _short(commit):
+    return "unknown" if commit is None else commit[:7] + "-dirty" * commit.endswith("-dirty")
+
+
+def _table(lines):
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _sections(rows):
+    sections = defaultdict(list)
+    for row in rows:
+        sections[row.section].append(row)
+    return sections
+
+
+def _file(section):
+    return "".join(c if c.isalnum() else "-" for c in section.lower()).strip("-").replace("--", "-") + ".svg"
+
+
+def curves(rows: tuple[Row, ...], found: dict[str, dict]) -> dict[str, bytes]:
+    """By its file's name, a figure of each section: the learning curves of the rows that are one training each."""
+    drawn = {}
+    for section, chosen in _sections(rows).items():
+        lines = {row.title: _curve(found[row.name]["runs"]) for row in chosen if not (row.training or row.before)}
+        lines = {title: line for title, line in lines.items() if line}
+        if lines:
+            with rc_context(figures.STYLE):
+                content = io.StringIO()
+                figures.svg(_figure(lines), content)
+            drawn[_file(section)] = content.getvalue().encode()
+    return drawn
+
+
+def _curve(runs):
+    """Percent after each epoch, the mean of the seeds."""
+    lines = [run["trainings"][results.ALONE]["test"] for run in runs]
+    return [100 * statistics.mean(values) for values in zip(*lines, strict=True)]
+
+
+def _figure(lines: dict[str, list[float]]) -> Figure:
+    figure = Figure(figsize=(7.2, 3.4 + 0.2 * len(lines)), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    colours = list(figures.COLOURS.values())
+    for number, (title, line) in enumerate(lines.items()):
+        style = ("-", "--", ":")[number // len(colours)]
+        epochs = range(1, len(line) + 1)
+        axes.plot(epochs, line, style, marker=".", markersize=3, color=colours[number % len(colours)], label=title)
+    ends = [line[-1] for line in lines.values()]
+    room = max(1.0, max(ends) - min(ends))
+    axes.set_ylim(min(ends) - room, max(ends) + 0.3 * room)  # the first epochs would hide what differs at the end
+    axes.set(xlabel="epoch", ylabel="test accuracy, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,167 @@
+"""What ``evidence.py`` trains: each row a recipe with its settings and seeds, and what is said of it elsewhere."""
+
+import itertools
+from dataclasses import dataclass, field
+
+from edgepop_kernels.recipes.config import spelled
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the mean of a row has to be, in percent: at least ``least``, or higher than that of the row ``above``."""
+
+    least: float | None = None
+    above: str | None = None
+
+    def words(self, titles: dict[str, str]) -> str:
+        return f"at least {self.least:.1f} %" if self.above is None else f"above: {titles[self.above]}"
+
+    def met(self, means: dict[str, float], row: str) -> bool | None:
+        """Whether ``row`` has reached it; None where a number that this takes is missing."""
+        goal = self.least if self.above is None else means.get(self.above)
+        if row not in means or goal is None:
+            return None
+        return means[row] >= goal if self.above is None else means[row] > goal
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe with ``settings`` other than its own, for the seeds 0 to ``seeds`` - 1.
+
+    said: what is published or follows from the authors' code, and where. goal: None where no number is published. Of a
+    recipe that compares several trainings, ``training`` names the one whose last epoch is the row's number; with
+    ``before`` it is the best that any mask of them reaches before its training.
+    """
+
+    name: str
+    section: str
+    title: str
+    recipe: str
+    said: str
+    goal: Goal | None = None
+    settings: dict = field(default_factory=dict)
+    seeds: int = 3
+    training: str = ""
+    before: bool = False
+
+    def command(self) -> list[str]:
+        """The arguments of ``edgepop`` that train it, but for seed and data."""
+        options = ((f"--{name.replace('_', '-')}", spelled(value)) for name, value in self.settings.items())
+        return ["train", self.recipe, *itertools.chain.from_iterable(options)]
+
+
+FC, MASKS = "MNIST, 784-300-100-10", "MNIST, masks of trained networks"
+CONV, CIFAR = "MNIST, convolutions", "CIFAR-10"
+_RAMANUJAN = "Ramanujan et al. 2020"
+_ZHOU = "Zhou et al. 2019, learned masks"
+_BLOG = "scelesticsiva 2020"
+_NONE = "no published number"
+_CURVES = "published as curves"
+_30 = {"epochs": 30}
+_EXPECTED = "no published number; {} % is what we expect of the authors' configuration"
+_KEEP = f"no published number; on CIFAR-10 the best lie between 0.3 and 0.7, {_RAMANUJAN}"
+_ABOVE = Goal(above="mnist-tickets-high-variance")
+
+
+def _edge_popup(percent: int, said: str, goal: Goal | None = None) -> Row:
+    settings = _30 | {"keep": percent / 100}
+    title = f"edge-popup, signed constants, keep {percent / 100:g}"
+    return Row(f"mnist-edge-popup-{percent}", FC, title, "edge-popup-mnist", said, goal, settings)
+
+
+def _tickets(criterion: str, said: str, goal: Goal | None = None) -> Row:
+    name, title = f"mnist-tickets-{criterion.replace('_', '-')}", f"Bayesian tickets, keep 0.2 by {criterion}"
+    training, settings = f"keep 0.2 by {criterion}", {"epochs": 10, "criterion": criterion}
+    return Row(name, MASKS, title, "bayesian-tickets-mnist", said, goal, settings, 1, training)
+
+
+def _cifar(name: str, title: str, recipe: str, said: str, goal: Goal | None = None, epochs: int = 10) -> Row:
+    return Row(f"cifar10-{name}", CIFAR, title, recipe, said, goal, {"epochs": epochs}, 1)
+
+
+ROWS = (
+    Row("mnist-dense", FC, "dense", "dense-mnist", _EXPECTED.format(98.0), Goal(98.0), _30),
+    _edge_popup(50, _EXPECTED.format(97.0), Goal(97.0)),
+    _edge_popup(30, _KEEP),
+    _edge_popup(70, _KEEP),
+    Row(
+        "mnist-bernoulli-constant",
+        FC,
+        "Bernoulli supermask, signed constants, weights rescaled",
+        "supermask-bernoulli-mnist-constant",
+        f"98.0 %, {_ZHOU}",
+        Goal(97.3),
+    ),
+    Row(
+        "mnist-bernoulli",
+        FC,
+        "Bernoulli supermask, Xavier normal",
+        "supermask-bernoulli-mnist",
+        f"95.3 %, {_ZHOU}",
+        Goal(94.6),
+    ),
+    Row(
+        "mnist-threshold",
+        FC,
+        "threshold supermask, Xavier normal",
+        "supermask-mnist",
+        f"{_CURVES}, mshlis 2019",
+        settings=_30,
+    ),
+    Row("mnist-wirings-10", FC, "Discovering Neural Wirings, keep 0.1", "wirings-mnist", _NONE, settings=_30),
+    _tickets(
+        "low_variance", f"{_CURVES}: better than high variance, {_BLOG}", Goal(above="mnist-tickets-high-variance")
+    ),
+    _tickets("high_variance", f"{_CURVES}: the worst, {_BLOG}"),
+    _tickets("signal_to_noise", f"{_CURVES}, {_BLOG}"),
+    _tickets("magnitude", f"{_CURVES}, {_BLOG}"),
+    Row(
+        "mnist-lottery-masks",
+        MASKS,
+        "lottery tickets, nine criteria: the best mask before any training",
+        "lottery-tickets-mnist",
+        "86 %, Zhou et al. 2019, abstract",
+        Goal(86.0),
+        {"epochs": 2, "rounds": 10},
+        1,
+        before=True,
+    ),
+    Row(
+        "mnist-lenet",
+        CONV,
+        "edge-popup, the network of hidden-networks' MNIST example, Kaiming normal, keep 0.5",
+        "edge-popup-lenet",
+        "the authors' example prints it, no number is published",
+        settings={"epochs": 3},
+        seeds=1,
+    ),
+    Row(
+        "mnist-supermask-init",
+        CONV,
+        "supermasks as an initialisation, WRN-28 of an eighth of the width: best mask, then weights",
+        "supermask-init-mnist",
+        f"{_CURVES}: mask, weights and both are alike, mshlis 2019",
+        settings={"epochs": 3, "width_multiplier": 0.125},
+        seeds=1,
+        training="best mask, then weights",
+    ),
+    _cifar("conv2-dense", "Conv2, dense", "dense-conv2", f"{_CURVES}, {_RAMANUJAN}"),
+    _cifar("conv2-edge-popup", "Conv2, edge-popup, keep 0.5", "edge-popup-conv2", f"{_CURVES}, {_RAMANUJAN}"),
+    _cifar("conv4-dense", "Conv4, dense", "dense-conv4", f"{_CURVES}, {_RAMANUJAN}"),
+    _cifar("conv4-edge-popup", "Conv4, edge-popup, keep 0.5", "edge-popup-conv4", f"{_CURVES}, {_RAMANUJAN}"),
+    _cifar("conv4-wirings", "Conv4, Discovering Neural Wirings, keep 0.1", "wirings-conv4", _NONE),
+    _cifar("conv4-bernoulli", "Conv4, Bernoulli supermask", "supermask-bernoulli-conv4", f"{_CURVES}, {_RAMANUJAN}"),
+    _cifar(
+        "static",
+        "tiny static graph, learned edges",
+        "neural-graph-static",
+        "80.9 % after 160 epochs, Wortsman et al. 2019: above random edges",
+        Goal(above="cifar10-static-random"),
+    ),
+    _cifar(
+        "static-random",
+        "tiny static graph, random edges",
+        "neural-graph-static-random",
+        "76.1 % after 160 epochs, Wortsman et al. 2019",
+    ),
+)

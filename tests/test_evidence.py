@@ -1,0 +1,278 @@
+"""`make evidence`: what is done is not done again, the page follows from the files of results, and they are whole."""
+
+import importlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import pytest
+from source_tree import ROOT
+
+if not (ROOT / "benchmarks").is_dir():
+    pytest.skip("the benchmarks are part of the source checkout", allow_module_level=True)
+
+MODULES = ("evidence", "evidence_page", "evidence_results", "evidence_rows", "figures", "accuracy")
+MATPLOTLIB = re.search(r"^matplotlib==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M)[1]
+# `edgepop train` as the driver knows it, in a hundredth of the time: it trains until it is told to stop, and then
+# saves; the process that goes on ends at once.
+STAND_IN = """
+import json, signal, sys, time
+from pathlib import Path
+
+arguments = sys.argv[1:]
+resumed = "--resume" in arguments
+run = Path(arguments[arguments.index("--resume") + 1] if resumed else
+           arguments[arguments.index("--out") + 1] + "/" + arguments[arguments.index("--name") + 1])
+
+def save(number, frame):
+    (run / "last.pt").touch()
+    sys.exit(130)
+
+if resumed:
+    print("gone on")
+else:
+    signal.signal(signal.SIGTERM, save)
+    run.mkdir()
+    config = {"seed": int(arguments[arguments.index("--seed") + 1]), "epochs": 1}
+    about = {"edgepop_kernels": "0.1.0", "torch": "2.13.0", "python": "3.11.7"}
+    record = {"recipe": "", "started": "", "data": None, "config": config, "environment": about, "commit": "0" * 40}
+    (run / "config.json").write_text(json.dumps(record))
+    if "--at-once" not in arguments:
+        time.sleep(60)
+(run / "log.csv").write_text("train_accuracy,test_accuracy\\n0.5,0.75\\n")
+(run / "summary.json").write_text(json.dumps({"layers": [{"name": "fc", "kept": 1, "weights": 2}]}))
+"""
+
+
+@pytest.fixture
+def evidence(monkeypatch, tmp_path):
+    """The driver's module, with a call of it on the rows of a test, in a folder of its own."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    module = importlib.import_module("evidence")
+    module.call = lambda rows, *arguments: module.main(
+        ["--processes", "2", *arguments], tuple(rows), tmp_path / "docs", tmp_path / "runs"
+    )
+    yield module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def started(evidence, monkeypatch):
+    """The names of the trainings that were begun, or gone on with."""
+    names, start = [], evidence.Training.start
+
+    def noted(training):
+        names.append(training.name)
+        return start(training)
+
+    monkeypatch.setattr(evidence.Training, "start", noted)
+    return names
+
+
+def row(evidence, name, recipe="edge-popup-digits", **more):
+    settings = more.pop("settings", {"epochs": 1})
+    return evidence.Row(name, "Digits, tiny", f"a title of {name}", recipe, "something", settings=settings, **more)
+
+
+def files(tmp_path):
+    return {path.name: path.read_bytes() for path in (tmp_path / "docs").rglob("*") if path.is_file()}
+
+
+def test_trainings_write_their_results_once_and_the_page_follows_from_these_alone(evidence, started, tmp_path, capsys):
+    compared = row(
+        evidence,
+        "tickets",
+        "bayesian-tickets-digits",
+        settings={"epochs": 1, "widths": (9,)},
+        seeds=1,
+        training="unmasked",
+        goal=importlib.import_module("evidence_rows").Goal(least=99.0),
+    )
+    rows = [row(evidence, "masked", seeds=1, settings={"epochs": 2, "keep": 0.3, "widths": (9,)}), compared]
+    assert evidence.call(rows) == 0
+    assert sorted(started) == ["masked-0", "tickets-0"]
+    record = json.loads((tmp_path / "docs" / "evidence" / "masked.json").read_text())
+    (run,) = record["runs"]
+    assert (run["seed"], run["config"]["keep"], run["config"]["threads"]) == (0, 0.3, 1)
+    assert len(run["trainings"]["network"]["test"]) == 2
+    assert run["layers"][0] == ["fc1", 173, 576]
+    assert run["processor_s"] > 0 and run["processor"] and run["environment"]["torch"]
+    (run,) = json.loads((tmp_path / "docs" / "evidence" / "tickets.json").read_text())["runs"]
+    assert run["trainings"].keys() == {"posterior", "unmasked", "keep 0.2 by low_variance"}
+    page = (tmp_path / "docs" / "evidence.md").read_text()
+    accuracy = f"{100 * run['trainings']['unmasked']['test'][-1]:.2f}"
+    assert f"| a title of tickets | something | {accuracy} | 1 | 1 | **not met**: at least 99.0 % |" in page
+    assert "| no published number |" in page
+    assert "`edgepop train edge-popup-digits --epochs 2 --keep 0.3 --widths 9`" in page
+    assert "![Digits, tiny: test accuracy after each epoch](evidence/digits-tiny.svg)" in page
+
+    before = files(tmp_path)
+    capsys.readouterr()
+    for file in ("evidence.md", "evidence/digits-tiny.svg"):
+        (tmp_path / "docs" / file).unlink()
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert evidence.call(rows) == 0
+    assert len(started) == 2
+    assert files(tmp_path) == before
+    assert "0 trainings left" in capsys.readouterr().out
+
+
+def stand_in(evidence, monkeypatch, tmp_path):
+    """In the place of Python and the package."""
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable} -S\n{STAND_IN}")
+    program.chmod(0o755)
+    monkeypatch.setattr(evidence.sys, "executable", str(program))
+
+
+def test_a_call_whose_time_is_over_saves_what_runs_and_the_next_goes_on(
+    evidence, started, monkeypatch, tmp_path, capsys
+):
+    rows = [row(evidence, "first", seeds=3), row(evidence, "other", seeds=1)]
+    stand_in(evidence, monkeypatch, tmp_path)
+    begun = lambda: all((tmp_path / "runs" / name / "config.json").exists() for name in ("first-0", "first-1"))  # noqa: E731
+    clock = SimpleNamespace(monotonic=lambda: 1.0 if begun() else 0.0, sleep=time.sleep)
+    monkeypatch.setattr(evidence, "time", clock)
+    assert evidence.call(rows, "--budget-s", "0.5") == 0
+    assert started == ["first-0", "first-1"]
+    assert not list((tmp_path / "docs").rglob("*.json"))
+    assert "4 trainings left" in capsys.readouterr().out
+    assert "| not yet run |" in (tmp_path / "docs" / "evidence.md").read_text()
+
+    monkeypatch.setattr(evidence.Row, "command", lambda row: ["train", "--at-once"])
+    assert evidence.call(rows) == 0
+    assert sorted(started[2:]) == ["first-0", "first-1", "first-2", "other-0"]
+    assert "0 trainings left" in capsys.readouterr().out
+    logs = [(tmp_path / "runs" / f"first-{seed}.log").read_text() for seed in range(3)]
+    assert [log.count("gone on") for log in logs] == [1, 1, 0]
+
+
+def test_rows_are_chosen_by_name_and_a_signal_ends_the_driver(evidence, started, monkeypatch, tmp_path, capsys):
+    rows = [row(evidence, "first", seeds=1), row(evidence, "other", seeds=2)]
+    stand_in(evidence, monkeypatch, tmp_path)
+    run = tmp_path / "runs" / "other-0"
+
+    def signal_when_begun():
+        while not (run / "config.json").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), 15)
+
+    thread = threading.Thread(target=signal_when_begun)
+    thread.start()
+    assert evidence.call(rows, "--only", "^other$", "--processes", "1") == 130
+    thread.join()
+    assert started == ["other-0"]
+    assert (run / "last.pt").exists()
+
+    assert evidence.call(rows, "--only", "^other$", "--budget-s", "0") == 0
+    assert started == ["other-0"]
+    (run / "last.pt").unlink()  # as where a process was killed before it saved anything: begun anew
+    (run / "of before").touch()
+    monkeypatch.setattr(evidence.Row, "command", lambda row: ["train", "--at-once"])
+    assert evidence.call(rows, "--only", "^other$", "--processes", "1") == 0
+    assert started == ["other-0", "other-0", "other-1"]
+    assert not (run / "of before").exists()
+    record = json.loads((tmp_path / "docs" / "evidence" / "other.json").read_text())
+    assert [found["seed"] for found in record["runs"]] == [0, 1]
+    assert not (tmp_path / "docs" / "evidence" / "first.json").exists()
+
+
+def test_a_training_that_fails_is_said_and_stops_no_other(evidence, monkeypatch, tmp_path, capsys):
+    rows = [row(evidence, "bad", seeds=1), row(evidence, "good", seeds=1)]
+    stand_in(evidence, monkeypatch, tmp_path)
+    commands = {"bad": ["train", "--seed"], "good": ["train", "--at-once"]}
+    monkeypatch.setattr(evidence.Row, "command", lambda row: commands[row.name])
+    assert evidence.call(rows) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"^bad-0: failed, exit code 1, see .*bad-0\.log$", said, re.M)
+    assert "good-0: 75.00 %" in said
+    assert "1 trainings left" in said
+
+
+def test_rows_whose_data_are_not_there_are_left_out(evidence, started, tmp_path, capsys):
+    assert evidence.call([row(evidence, "a", "dense-mnist", seeds=1)], "--data", str(tmp_path)) == 0
+    assert f"a-0: left out, {tmp_path / 'mnist'} is no folder" in capsys.readouterr().out
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text[:-9], r"a\.json is damaged \(.*\): restore it, or remove it"),
+        (lambda text: text.replace('"seed"', '"seat"'), r"a\.json is damaged \(it lacks seed\): restore it"),
+        (lambda text: text.replace("0.75", ""), r"a\.json is damaged \(it lacks accuracies of network\)"),
+        (lambda text: "[]", r"a\.json is damaged"),
+        (lambda text: text.replace('"epochs": 1', '"epochs": 2', 1), r"expected settings {'epochs': 1}, .* got {'epo"),
+    ],
+)
+def test_a_damaged_file_is_said_before_anything_runs(evidence, started, tmp_path, capsys, change, said):
+    rows = [row(evidence, "a", seeds=2)]
+    trainings = {"network": {"train": [0.5], "test": [0.75]}}
+    of_a_run = importlib.import_module("evidence_results").OF_A_RUN
+    run = dict.fromkeys(of_a_run) | {"seed": 0, "trainings": trainings, "config": {"epochs": 7}}
+    record = {"row": "a", "recipe": rows[0].recipe, "settings": {"epochs": 1}, "runs": [run]}
+    file = tmp_path / "docs" / "evidence" / "a.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(change(json.dumps(record)))
+    assert evidence.call(rows) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("goal", "means", "said"),
+    [
+        (dict(least=97.0), {"a": 97.0}, "**met**: at least 97.0 %"),
+        (dict(least=97.0), {"a": 96.9}, "**not met**: at least 97.0 %"),
+        (dict(least=97.0), {}, "not yet run"),
+        (dict(above="b"), {"a": 96.9}, "above: B: not yet run"),
+        (dict(above="b"), {"a": 96.9, "b": 96.8}, "**met**: above: B"),
+        (dict(above="b"), {"a": 96.9, "b": 96.9}, "**not met**: above: B"),
+    ],
+)
+def test_a_verdict_is_by_the_mean(evidence, goal, means, said):
+    rows = importlib.import_module("evidence_rows")
+    asked = row(evidence, "a", goal=rows.Goal(**goal))
+    assert evidence.evidence_page.verdict(asked, means, {"a": "A", "b": "B"}) == said
+
+
+def test_the_list_of_rows_is_sound(evidence):
+    rows = evidence.ROWS
+    names = [found.name for found in rows]
+    assert len(set(names)) == len(names)
+    for found in rows:
+        recipe = evidence.registry.find(found.recipe).recipe.asked(**found.settings)
+        assert recipe.compares == bool(found.training or found.before)
+        assert found.goal is None or found.goal.above in (None, *names)
+
+
+def test_the_page_is_what_the_committed_results_say(evidence):
+    rows, folder = evidence.ROWS, ROOT / "docs" / "evidence"
+    found = {one.name: evidence.results.read(one, folder) for one in rows}
+    assert {path.stem for path in folder.glob("*.json")} == {name for name, record in found.items() if record["runs"]}
+    drawn = evidence.evidence_page.curves(rows, found)
+    assert (ROOT / "docs" / "evidence.md").read_text() == evidence.evidence_page.page(rows, found, drawn)
+    assert {path.name for path in folder.glob("*.svg")} == drawn.keys()
+    if version("matplotlib") == MATPLOTLIB:
+        assert {name: (folder / name).read_bytes() for name in drawn} == drawn
+
+
+def test_committed_results_hold_nothing_of_the_machine_but_its_processor(evidence):
+    def texts(value):
+        if isinstance(value, dict):
+            yield from (text for part in value.items() for text in texts(part))
+        elif isinstance(value, list | tuple):
+            yield from (text for part in value for text in texts(part))
+        elif isinstance(value, str):
+            yield value
+
+    for path in (ROOT / "docs" / "evidence").glob("*.json"):
+        for text in texts(json.loads(path.read_text())):
+            assert "/" not in text, path.name
