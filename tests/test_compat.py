@@ -667,7 +667,9 @@ def test_checkpoints_and_packed_files_know_hydras_scores(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.5, 32, False, False), r"^blocksize: a score stands for one weight here, expected 1, got 32"),
+        ((0.5, 0, False, False), r"^blocksize: expected 1 or more, got 0"),
+        ((0.5, 2.0, False, False), r"^blocksize: expected an int, got float"),
+        ((1.5, 4, False, False), r"^sparsity_level: the fraction of weights REMOVED must be in \[0, 1\], got 1.5"),
         ((1.5, 1, False, False), r"^sparsity_level: the fraction of weights REMOVED must be in \[0, 1\], got 1.5"),
         (("0.5", 1, False, False), r"^sparsity_level: expected a float in \[0, 1\], got str"),
     ],
@@ -690,6 +692,38 @@ def test_torchaos_layer_keeps_ties_and_never_nothing():
     assert layer.sparsity_level == 1 - 1 / 600 and int(layer.mask().sum()) == 600 - round(
         0.01 * 100 * (1 - 1 / 600) * 599
     )
+
+
+@pytest.mark.parametrize(("blocksize", "out", "into"), [(2, 20, 30), (4, 17, 63), (32, 100, 40), (8, 3, 5)])
+@pytest.mark.parametrize("sparsity_level", [0.0, 0.5, 0.9, 1.0])
+def test_torchaos_layer_with_a_score_for_a_square_of_weights(blocksize, out, into, sparsity_level):
+    layer, x = torchao.SupermaskLinear(sparsity_level, blocksize, False, False, into, out), torch.randn(5, into)
+    assert isinstance(layer, torchao.SupermaskLinear) and layer.blocksize == blocksize
+    tiles = layer.scores.shape
+    assert tiles == (-(-out // blocksize), -(-into // blocksize))
+    if sparsity_level == 0.9:  # ties at the percentile
+        with torch.no_grad():
+            layer.scores.copy_(torch.randint(0, 3, tiles))
+    level = min(sparsity_level, 1 - 1 / tiles.numel())
+    threshold = layer.scores.flatten().kthvalue(1 + round(0.01 * 100 * level * (tiles.numel() - 1))).values
+    kept = (layer.scores >= threshold).float()
+    mask = torch.kron(kept, torch.ones(blocksize, blocksize))[:out, :into]
+    assert torch.equal(layer.get_mask(), mask)
+    y, dy = layer(x), torch.randn(5, out)
+    assert torch.equal(y, nn.functional.linear(x, layer.weight * mask, layer.bias))
+    y.backward(dy)
+    everywhere = torch.zeros(tiles[0] * blocksize, tiles[1] * blocksize)
+    everywhere[:out, :into] = dy.T @ x
+    squares = everywhere.view(tiles[0], blocksize, tiles[1], blocksize).sum((1, 3))
+    assert_close("dW", layer.weight.grad, dy.T @ x, torch.float32)
+    assert_close("dS", layer.scores.grad, squares, torch.float32)
+    plain = torchao.SupermaskLinear.to_linear(layer)
+    assert type(plain) is nn.Linear
+    assert_close("y", plain(x), y, torch.float32)
+    again = torchao.SupermaskLinear.from_linear(plain, level, blocksize)
+    assert torch.equal(again.weight, plain.weight) and torch.equal(again.bias, plain.bias)
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(copy.deepcopy(again)(x), y)
 
 
 def test_torchaos_layer_comes_from_and_becomes_a_linear():

@@ -1,4 +1,4 @@
-"""The SupermaskLinear of torchao (SuperBlock, in releases 0.11 to 0.18), where a score stands for one weight.
+"""The SupermaskLinear of torchao (SuperBlock, in releases 0.11 to 0.18).
 
 ``sparsity_level`` is the fraction REMOVED. Raw scores are ranked and ties at the percentile kept; the gradient reaches
 every weight as it is, and every score without the weight. No product of this package has those gradients: the masked
@@ -17,14 +17,22 @@ from ..nn import FusedSubnetLinear
 from ..rules import Percentile, Ranked
 from .theirs import Theirs
 
-__all__ = ["SupermaskLinear"]
+__all__ = ["SupermaskLinear", "TiledSupermaskLinear"]
 
 
-class SupermaskLinear(Theirs, FusedSubnetLinear):
+class _OrTiled(type):
+    """The type of SupermaskLinear, of which layers with tiles are instances too."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return super().__instancecheck__(instance) or isinstance(instance, TiledSupermaskLinear)
+
+
+class SupermaskLinear(Theirs, FusedSubnetLinear, metaclass=_OrTiled):
     """A linear layer that keeps the scores at or above a percentile, and trains weights beside them.
 
-    sparsity_level  the fraction REMOVED, in [0, 1]; 1 - 1 / numel at most
-    blocksize       1: tiles of weights that share a score are refused
+    sparsity_level  the fraction REMOVED, in [0, 1]; 1 - 1 / (the number of scores) at most
+    blocksize       the side of the square of weights that share a score; above 1 the layer is a
+                    ``TiledSupermaskLinear``
     fixed_mask      True: the scores do not train
     fixed_weight    True: the weight does not train
 
@@ -38,11 +46,14 @@ class SupermaskLinear(Theirs, FusedSubnetLinear):
 
     blocksize: ClassVar[int] = 1
 
+    def __new__(cls, sparsity_level: float = 0.0, blocksize: int = 1, *args: Any, **kwargs: Any) -> Any:
+        if blocksize == 1:
+            return super().__new__(cls)
+        return TiledSupermaskLinear(sparsity_level, blocksize, *args, **kwargs)
+
     def __init__(
         self, sparsity_level: float, blocksize: int, fixed_mask: bool, fixed_weight: bool, *args: Any, **kwargs: Any
     ) -> None:
-        if blocksize != 1:
-            raise ValueError(f"blocksize: a score stands for one weight here, expected 1, got {blocksize!r}")
         _check_level(sparsity_level)
         super().__init__(*args, rule=Percentile(of="raw"), **kwargs)
         self.sparsity_level = sparsity_level
@@ -73,7 +84,9 @@ class SupermaskLinear(Theirs, FusedSubnetLinear):
         return F.linear(x, self.masked_weight(weight_grad="all", score_grad="unweighted"), self.bias)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, sparsity_level: float = 0.0, blocksize: int = 1) -> "SupermaskLinear":
+    def from_linear(
+        cls, linear: nn.Linear, sparsity_level: float = 0.0, blocksize: int = 1
+    ) -> "SupermaskLinear | TiledSupermaskLinear":
         """A layer with the weight and bias of ``linear``, copies, and scores of its own."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear: expected an nn.Linear, got {type(linear).__name__}")
@@ -85,9 +98,70 @@ class SupermaskLinear(Theirs, FusedSubnetLinear):
         return made
 
     @classmethod
-    def to_linear(cls, supermask_linear: "SupermaskLinear") -> nn.Linear:
+    def to_linear(cls, supermask_linear: "SupermaskLinear | TiledSupermaskLinear") -> nn.Linear:
         """A plain layer with the weights that are kept, the others 0."""
         return supermask_linear.materialize()
+
+
+class TiledSupermaskLinear(nn.Linear):
+    """A ``SupermaskLinear`` whose scores stand for squares of ``blocksize`` weights; smaller ones at the far edges.
+
+    Scores are [ceil(out / blocksize), ceil(in / blocksize)], in the layer's dtype; ties at the percentile are kept. The
+    gradient of a score is the sum of its square's. Torch multiplies: the layer is none of this package's masked ones,
+    which ``convert``, ``materialize`` and ``summary`` of a model look at.
+
+    Arguments as in ``SupermaskLinear``, which makes it. Raises TypeError, ValueError.
+    """
+
+    def __init__(
+        self, sparsity_level: float, blocksize: int, fixed_mask: bool, fixed_weight: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        if isinstance(blocksize, bool) or not isinstance(blocksize, int):
+            raise TypeError(f"blocksize: expected an int, got {type(blocksize).__name__}")
+        if blocksize < 1:
+            raise ValueError(f"blocksize: expected 1 or more, got {blocksize}")
+        _check_level(sparsity_level)
+        super().__init__(*args, **kwargs)
+        tiles = [max(1, -(-size // blocksize)) for size in self.weight.shape]
+        self.blocksize, self.sparsity_level = blocksize, min(sparsity_level, 1 - 1 / math.prod(tiles))
+        scores = nn.init.kaiming_uniform_(self.weight.new_empty(tiles), a=math.sqrt(5))
+        self.scores = nn.Parameter(scores, requires_grad=not fixed_mask)
+        self.weight.requires_grad_(not fixed_weight)
+
+    def get_mask(self) -> torch.Tensor:
+        """The mask of the weight's shape, in float32, whose gradient reaches the scores."""
+        rule = Percentile(of="raw").with_drop(self.sparsity_level)
+        mask = effective.masked(self.scores.to(torch.float32), rule)
+        for dim, size in enumerate(self.weight.shape):
+            mask = mask.repeat_interleave(self.blocksize, dim).narrow(dim, 0, size)
+        return mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The product of ``x`` and the weights that are kept, and the bias."""
+        masked: torch.Tensor = _Applied.apply(self.weight, self.get_mask())  # type: ignore[no-untyped-call]  # torch's
+        return F.linear(x, masked, self.bias)
+
+    @torch.no_grad()
+    def materialize(self) -> nn.Linear:
+        """A plain layer with the weights that are kept, the others 0."""
+        weight = self.weight
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, weight.device, weight.dtype)
+        plain.weight.copy_(weight.masked_fill(self.get_mask() == 0, 0))
+        _copy(self.bias, plain.bias)
+        return plain
+
+
+class _Applied(torch.autograd.Function):
+    """weight * mask, whose gradient both get as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return weight * mask.to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, mask = ctx.needs_input_grad
+        return gradient if weight else None, gradient.to(torch.float32) if mask else None
 
 
 def _check_level(sparsity_level: float) -> None:
