@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,10 @@ class Contact:
         stages = [{"script": str(self.folder / "fake.py"), **s} for s in stages]
         job = {"folder": str(self.folder), "about": {}, "only": ""}
         arguments = map(json.dumps, (stages, job, budget))
-        return subprocess.Popen(
-            [sys.executable, "-c", DRIVER, *arguments], env=WITH_BENCHMARKS, stdout=subprocess.PIPE, text=True
-        )
+        # Where the tests run in a shell's background SIGINT is ignored, by all that they start too.
+        heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        command = [sys.executable, "-c", DRIVER, *arguments]
+        return subprocess.Popen(command, env=WITH_BENCHMARKS, stdout=subprocess.PIPE, text=True, preexec_fn=heard)
 
     def run(self, wanted, *names, budget=50, **stage):
         """(exit status, what it printed, what was begun)"""
