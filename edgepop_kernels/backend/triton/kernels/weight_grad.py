@@ -101,13 +101,15 @@ def store_grads(
         else:
             magnitude = tl.load(weight).to(tl.float32)
             b_weight = tl.where(negative, -magnitude, magnitude)
+        b_ds = dw_eff * b_weight
         if not by_sign:
-            b_map = score_map_derivative(b_scores, OF)
+            b_ds *= score_map_derivative(b_scores, OF)
         elif unsigned:
-            b_map = score_map_derivative(tl.load(at(scores, score_strides, o, c, kh, kw), mask=inside, other=0.0), OF)
+            b_scores = tl.load(at(scores, score_strides, o, c, kh, kw), mask=inside, other=0.0)
+            b_ds *= score_map_derivative(b_scores, OF)
         else:
-            b_map = tl.where(falling, -1.0, 1.0)
-        tl.store(at(ds, ds_strides, o, c, kh, kw), dw_eff * b_weight * b_map, mask=inside)
+            b_ds = tl.where(falling, -b_ds, b_ds)
+        tl.store(at(ds, ds_strides, o, c, kh, kw), b_ds, mask=inside)
     if WEIGHT_GRAD != "none":
         if WEIGHT_GRAD == "kept":
             index = at(0, index_strides, o, c, kh, kw)
