@@ -13,7 +13,8 @@ train: $(VENV)/installed
 
 # A process a core. Threads that wait for work sleep: the processes are as many as the cores.
 test: $(VENV)/installed
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --durations=25
+	$(BIN)/python -m pytest -m alone --durations=5
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto -m "not alone" --durations=25
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks/ --benchmark-only

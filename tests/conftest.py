@@ -47,7 +47,14 @@ other_isa = pytest.fixture(_switched, name="other_isa")
 other_isa_for_scores = pytest.fixture(_switched, name="other_isa_for_scores")
 
 
+ALONE = {f"test_{name}.py" for name in ("recipes_parallel", "torch_distributed", "recipes_resume", "first_contact")}
+
+
+@pytest.hookimpl(tryfirst=True)  # before the choice by markers
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in ALONE:
+            item.add_marker(pytest.mark.alone)
     if torch.cuda.is_available():
         return
     for item in items:
