@@ -11,7 +11,7 @@ NATIVE_SOURCES := setup.py $(shell find csrc)
 train: $(VENV)/installed
 	$(BIN)/edgepop train
 
-# A process a core. Threads that wait for work sleep: the processes are as many as the cores.
+# First what is not to run beside other tests, then the rest, a process a core: threads that wait for work sleep there.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m alone --durations=5
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto -m "not alone" --durations=25
