@@ -68,6 +68,18 @@ def test_tiny_classifiers_take_every_image_and_train(time, image):
     assert model.graph.adjacency().sum() == 400
 
 
+@pytest.mark.parametrize(("side", "first"), [(8, 2), (7, 2), (4, 0), (3, 0)])
+def test_the_classifier_reads_four_pixels_in_the_middle(side, first):
+    """Of an odd side as of MNIST's, 28 / 4, the middle one is among them."""
+    model = wired.TinyClassifier(image=(1, 8, 8), nodes=60, edges=400)
+    model.graph.forward = lambda x: graph
+    graph = torch.zeros(1, 7, side, side, requires_grad=True)
+    model(torch.zeros(1, 1, 8, 8)).sum().backward()
+    read = torch.zeros(side, side, dtype=torch.bool)
+    read[first : first + 2, first : first + 2] = True
+    assert torch.equal(graph.grad[0, 0] != 0, read)
+
+
 @pytest.mark.parametrize("time", wired.GRAPHS)
 def test_a_random_wiring_is_drawn_once_and_held(time):
     torch.manual_seed(1)

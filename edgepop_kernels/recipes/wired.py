@@ -87,7 +87,7 @@ class TinyClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.graph(self.down(x))
-        row, column = z.shape[2] // 2 - 2, z.shape[3] // 2 - 2
+        row, column = ((side - 1) // 2 - 1 for side in z.shape[2:])
         return self.classifier(z[:, :, row : row + 2, column : column + 2].mean((2, 3)))
 
 
