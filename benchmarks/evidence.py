@@ -1,6 +1,7 @@
 """Every recipe on the data it is named after, beside what is published: ``make evidence DATA=folder``.
 
-The folder holds one for each data set, ``mnist`` and ``cifar10``. The trainings of ``evidence_rows.ROWS`` that lack
+The folder holds one for each data set, ``mnist`` and ``cifar10``; a file note.txt beside its files, a sentence, is said
+of all that is found with them. The trainings of ``evidence_rows.ROWS`` that lack
 results are done by ``edgepop train``, on every core a process of one thread, in build/evidence: what stops them stops
 nothing that is done, the next call goes on where this one was. Each writes its results when it ends, into the file of
 its row in docs/evidence; docs/evidence.md and its figures follow from these files alone. Exit code 1 where a training
@@ -25,13 +26,13 @@ from accuracy import cores, positive
 from evidence_rows import ROWS, Row
 
 from edgepop_kernels.doctor import processor
-from edgepop_kernels.recipes import registry
 from edgepop_kernels.recipes.errors import UserError
 from edgepop_kernels.recipes.files import locked, write_atomic
 from edgepop_kernels.recipes.interrupt import Stop
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS, RUNS = ROOT / "docs", ROOT / "build" / "evidence"
+DOCS, RUNS, PROGRAMS = ROOT / "docs", ROOT / "build" / "evidence", ROOT / "benchmarks"
+NOTE = "note.txt"  # in a data set's folder: what is to be said of every number that was found with it
 STOPPED = (130, -signal.SIGTERM)  # exit codes of a process that was told to: after it saved, or before it began
 LOOK_EVERY = 0.1  # seconds between looks at what runs
 
@@ -78,7 +79,8 @@ class Training:
         # A session of its own: a terminal's Ctrl-C is for the driver, which tells each process once.
         own = dict(start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         with open(self.log, "ab") as log:
-            arguments = [sys.executable, "-m", "edgepop_kernels", *self.command()]
+            program = [str(PROGRAMS / self.row.program)] if self.row.program else ["-m", "edgepop_kernels"]
+            arguments = [sys.executable, *program, *self.command()]
             return subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **own)
 
     def took(self) -> float:
@@ -90,7 +92,9 @@ class Training:
         write_atomic(self.about, json.dumps(about).encode())
 
     def results(self) -> dict:
-        return results.of_run(self.row, self.seed, self.run) | json.loads(self.about.read_text())
+        found = results.of_run(self.row, self.seed, self.run) | json.loads(self.about.read_text())
+        note = None if self.data is None else self.data / NOTE
+        return found | ({"data_note": note.read_text().strip()} if note and note.exists() else {})
 
     def finished(self) -> bool:
         return (self.run / "summary.json").exists() and self.about.exists()
@@ -135,9 +139,9 @@ def lacking(rows: tuple[Row, ...], folder: Path, only: str, data: Path, runs: Pa
     missing = []
     for row in rows:
         have = {run["seed"] for run in results.read(row, folder)["runs"]}
-        if re.search(only, row.name) is None:
+        if row.of or re.search(only, row.name) is None:
             continue
-        dataset = registry.find(row.recipe).recipe.dataset
+        dataset = row.asked().dataset
         place = None if dataset == "digits" else data / dataset
         seeds = [seed for seed in range(row.seeds) if seed not in have]
         missing += [Training(row, seed, place, runs) for seed in seeds]

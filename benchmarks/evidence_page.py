@@ -10,6 +10,7 @@ import figures
 from evidence_rows import Row
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 from edgepop_kernels.recipes.files import write_atomic
 
@@ -23,11 +24,12 @@ and its figures are made by
 make evidence DATA=folder
 ```
 
-where the folder holds `mnist` (the four IDX files) and `cifar10` (its binary or Python version). On every core a
-process of one thread takes the next training, and a call goes on where the last one was stopped; `ONLY=REGEX` chooses
-among the rows, `BUDGET_S=600` ends it in time. The numbers are percent of the test part after the last epoch: nothing
-is picked by the test part. Behind ± stands the deviation of the seeds. Epochs are those of the run, which may be fewer
-than the source trained for: then a number below the published one is no contradiction.
+where the folder holds `mnist` (the four IDX files) and `cifar10` (its binary or Python version); a sentence in a file
+`note.txt` beside these is said here of all that was found with them. On every core a process of one thread takes the
+next training, and a call goes on where the last one was stopped; `ONLY=REGEX` chooses among the rows, `BUDGET_S=600`
+ends it in time. The numbers are percent of the test part after the last epoch: nothing is picked by the test part.
+Behind ± stands the deviation of the seeds. Epochs are those of the run, which may be fewer than the source trained for:
+then a number below the published one is no contradiction.
 
 In the last column: **met** and **not met** where a number is published or follows from the claim, with what is asked;
 "no published number" where a row stands for itself; "not yet run".
@@ -67,9 +69,12 @@ def page(rows: tuple[Row, ...], found: dict[str, dict], drawn: dict[str, bytes])
         parts.append(f"\n## {section}\n\n{_table(lines)}")
         if _file(section) in drawn:
             parts.append(f"\n![{section}: test accuracy after each epoch](evidence/{_file(section)})\n")
-        parts += [_compared(row, found[row.name]) for row in chosen if row.training and found[row.name]["runs"]]
+        for row in chosen:
+            if row.compares and not row.of and found[row.name]["runs"]:
+                parts.append("\n" + (_rounds if row.best else _compared)(row, found[row.name]["runs"][0]))
+        parts += [f"\n{note}\n" for note in _notes(found[row.name] for row in chosen)]
     lines = [["row", "command", "s", "processor", "torch", "commit"]]
-    lines += [_ran(row, found[row.name]["runs"]) for row in rows if found[row.name]["runs"]]
+    lines += [_ran(row, found[row.name]["runs"]) for row in rows if found[row.name]["runs"] and not row.of]
     return "".join([*parts, RESULTS, "\n", _table(lines)])
 
 
@@ -94,11 +99,32 @@ def _seeds(row, runs):
     return str(len(runs)) if len(runs) in (0, row.seeds) else f"{len(runs)} of {row.seeds}"
 
 
-def _compared(row, record):
+def _compared(row, run):
     """Beside the row's number, what the trainings that it is compared with reached; of the first seed."""
-    trainings = record["runs"][0]["trainings"]
-    told = "; ".join(f"{name} {100 * found['test'][-1]:.2f} %" for name, found in trainings.items())
-    return f"\n{row.title}, seed {record['runs'][0]['seed']}: {told}.\n"
+    told = "; ".join(f"{name} {100 * found['test'][-1]:.2f} %" for name, found in run["trainings"].items())
+    return f"{row.title}, seed {run['seed']}: {told}.\n"
+
+
+def _rounds(row, run):
+    """What each line of rounds of pruning reached at its best, before a round's training and after one; of the first
+    seed."""
+    lines, ((whole, first), *rounds) = defaultdict(list), run["trainings"].items()
+    for name, found in rounds:
+        lines[name.rpartition(", round ")[0]].append(found)
+    cells = [["criterion", "untrained at best, %", "kept, %", "trained at best, %", "kept, %"]]
+    for name, line in lines.items():
+        cells.append([name])
+        for reached in (lambda found: found["before"], lambda found: found["test"][-1]):
+            best = max(line, key=reached)
+            cells[-1] += [f"{100 * reached(best):.2f}", f"{100 * best['kept'][0] / best['kept'][1]:.1f}"]
+    about = f"Seed {run['seed']}: the {whole} reaches {100 * first['test'][-1]:.2f} %, its masks"
+    return f"{about}\n\n{_table(cells)}"
+
+
+def _notes(records):
+    """What is said of the data of these results."""
+    notes = (run.get("data_note") for record in records for run in record["runs"])
+    return list(dict.fromkeys(note for note in notes if note))
 
 
 def _ran(row, runs):
@@ -108,7 +134,8 @@ def _ran(row, runs):
     seconds = f"{statistics.mean(run['processor_s'] for run in runs):.0f}"
     commits = every(lambda run: _short(run["commit"]))
     processors = every(lambda run: run["processor"].replace("(R)", ""))
-    return [row.name, f"`edgepop {' '.join(row.command())}`", seconds, processors, every(_torch), commits]
+    program = f"python benchmarks/{row.program}" if row.program else "edgepop"
+    return [row.name, f"`{program} {' '.join(row.command())}`", seconds, processors, every(_torch), commits]
 
 
 def _torch(run):
@@ -139,7 +166,7 @@ def curves(rows: tuple[Row, ...], found: dict[str, dict]) -> dict[str, bytes]:
     """By its file's name, a figure of each section: the learning curves of the rows that are one training each."""
     drawn = {}
     for section, chosen in _sections(rows).items():
-        lines = {row.title: _curve(found[row.name]["runs"]) for row in chosen if not (row.training or row.before)}
+        lines = {row.title: _curve(found[row.name]["runs"]) for row in chosen if not row.compares}
         lines = {title: line for title, line in lines.items() if line}
         if lines:
             with rc_context(figures.STYLE):
@@ -163,8 +190,13 @@ def _figure(lines: dict[str, list[float]]) -> Figure:
     colours = list(figures.COLOURS.values())
     for number, (title, line) in enumerate(lines.items()):
         style = ("-", "--", ":")[number // len(colours)]
-        epochs = range(1, len(line) + 1)
-        axes.plot(epochs, line, style, marker=".", markersize=3, color=colours[number % len(colours)], label=title)
+        epochs = _shown(len(line))
+        values, colour = [line[epoch - 1] for epoch in epochs], colours[number % len(colours)]
+        axes.plot(epochs, values, style, marker=".", markersize=3, color=colour, label=title)
+    lengths = [len(line) for line in lines.values()]
+    if max(lengths) > 4 * min(lengths):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     ends = [line[-1] for line in lines.values()]
     room = max(1.0, max(ends) - min(ends))
     axes.set_ylim(min(ends) - room, max(ends) + 0.3 * room)  # the first epochs would hide what differs at the end
@@ -172,3 +204,11 @@ def _figure(lines: dict[str, list[float]]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", frameon=False, fontsize=8)
     return figure
+
+
+def _shown(epochs: int) -> list[int]:
+    """Those of 1 to ``epochs`` that a line has a point for: all of the first 50, and then each that is 2 % further."""
+    shown = [1]
+    while shown[-1] < epochs:
+        shown.append(min(epochs, max(shown[-1] + 1, round(1.02 * shown[-1]))))
+    return shown

@@ -3,7 +3,8 @@
 import itertools
 from dataclasses import dataclass, field
 
-from edgepop_kernels.recipes.config import spelled
+from edgepop_kernels.recipes import registry
+from edgepop_kernels.recipes.config import Recipe, spelled
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Row:
     """A recipe with ``settings`` other than its own, for the seeds 0 to ``seeds`` - 1.
 
     said: what is published or follows from the authors' code, and where. goal: None where no number is published. Of a
-    recipe that compares several trainings, ``training`` names the one whose last epoch is the row's number; with
-    ``before`` it is the best that any mask of them reaches before its training.
+    recipe that compares several trainings, ``training`` names the one whose last epoch is the row's number, or ``best``
+    says that it is the best which any mask of them reaches "before" or "after" its training. of: another row whose
+    trainings these are; then it is not trained itself. program: what trains it, in this folder, in the place of
+    ``edgepop``.
     """
 
     name: str
@@ -42,7 +45,22 @@ class Row:
     settings: dict = field(default_factory=dict)
     seeds: int = 3
     training: str = ""
-    before: bool = False
+    best: str = ""
+    of: str = ""
+    program: str = ""
+
+    @property
+    def results(self) -> str:
+        """The name of the row whose trainings these are."""
+        return self.of or self.name
+
+    @property
+    def compares(self) -> bool:
+        """Whether it is of several trainings."""
+        return bool(self.training or self.best)
+
+    def asked(self) -> Recipe:
+        return registry.find(self.recipe).recipe.asked(**self.settings)
 
     def command(self) -> list[str]:
         """The arguments of ``edgepop`` that train it, but for seed and data."""
@@ -51,16 +69,16 @@ class Row:
 
 
 FC, MASKS = "MNIST, 784-300-100-10", "MNIST, masks of trained networks"
-CONV, CIFAR = "MNIST, convolutions", "CIFAR-10"
+CONV, GRAPHS, CIFAR = "MNIST, convolutions", "MNIST, tiny graphs", "CIFAR-10"
 _RAMANUJAN = "Ramanujan et al. 2020"
 _ZHOU = "Zhou et al. 2019, learned masks"
+_WORTSMAN = "Wortsman et al. 2019"
 _BLOG = "scelesticsiva 2020"
 _NONE = "no published number"
 _CURVES = "published as curves"
 _30 = {"epochs": 30}
 _EXPECTED = "no published number; {} % is what we expect of the authors' configuration"
 _KEEP = f"no published number; on CIFAR-10 the best lie between 0.3 and 0.7, {_RAMANUJAN}"
-_ABOVE = Goal(above="mnist-tickets-high-variance")
 
 
 def _edge_popup(percent: int, said: str, goal: Goal | None = None) -> Row:
@@ -75,6 +93,20 @@ def _tickets(criterion: str, said: str, goal: Goal | None = None) -> Row:
     return Row(name, MASKS, title, "bayesian-tickets-mnist", said, goal, settings, 1, training)
 
 
+def _lottery(name: str, what: str, said: str, goal: Goal | None = None, best: str = "before", of: str = "") -> Row:
+    settings = {"epochs": 2, "rounds": 10}
+    title = f"lottery tickets, nine criteria, ten rounds: {what}"
+    return Row(
+        f"mnist-lottery-{name}", MASKS, title, "lottery-tickets-mnist", said, goal, settings, 1, best=best, of=of
+    )
+
+
+def _graph(wiring: str, said: str, goal: Goal | None = None) -> Row:
+    settings = {"dataset": "mnist", "nodes": 200, "edges": 2000, "wiring": wiring, "epochs": 5}
+    title = f"tiny static graph of 200 nodes, 2,000 {wiring} edges"
+    return Row(f"mnist-static-{wiring}", GRAPHS, title, "neural-graph-static", said, goal, settings, 1)
+
+
 def _cifar(name: str, title: str, recipe: str, said: str, goal: Goal | None = None, epochs: int = 10) -> Row:
     return Row(f"cifar10-{name}", CIFAR, title, recipe, said, goal, {"epochs": epochs}, 1)
 
@@ -82,6 +114,15 @@ def _cifar(name: str, title: str, recipe: str, said: str, goal: Goal | None = No
 ROWS = (
     Row("mnist-dense", FC, "dense", "dense-mnist", _EXPECTED.format(98.0), Goal(98.0), _30),
     _edge_popup(50, _EXPECTED.format(97.0), Goal(97.0)),
+    Row(
+        "mnist-edge-popup-50-authors",
+        FC,
+        "edge-popup, signed constants, keep 0.5, by the authors' rule in plain PyTorch",
+        "edge-popup-mnist",
+        "what the row above is compared with: the same draws and batches",
+        settings=_30 | {"keep": 0.5},
+        program="evidence_unfused.py",
+    ),
     _edge_popup(30, _KEEP),
     _edge_popup(70, _KEEP),
     Row(
@@ -89,8 +130,17 @@ ROWS = (
         FC,
         "Bernoulli supermask, signed constants, weights rescaled",
         "supermask-bernoulli-mnist-constant",
-        f"98.0 % after 2,000 epochs, {_ZHOU}",
+        "no published number for these epochs",
+    ),
+    Row(
+        "mnist-bernoulli-constant-2000",
+        FC,
+        "Bernoulli supermask, signed constants, weights rescaled, the authors' 2,000 epochs",
+        "supermask-bernoulli-mnist-constant",
+        f"98.0 %, {_ZHOU}",
         Goal(97.3),
+        {"epochs": 2000},
+        1,
     ),
     Row(
         "mnist-bernoulli",
@@ -115,16 +165,13 @@ ROWS = (
     _tickets("high_variance", f"{_CURVES}: the worst, {_BLOG}"),
     _tickets("signal_to_noise", f"{_CURVES}, {_BLOG}"),
     _tickets("magnitude", f"{_CURVES}, {_BLOG}"),
-    Row(
-        "mnist-lottery-masks",
-        MASKS,
-        "lottery tickets, nine criteria: the best mask before any training",
-        "lottery-tickets-mnist",
-        "86 %, Zhou et al. 2019, abstract",
-        Goal(86.0),
-        {"epochs": 2, "rounds": 10},
-        1,
-        before=True,
+    _lottery("masks", "the best mask before any training", "86 %, Zhou et al. 2019, abstract", Goal(86.0)),
+    _lottery(
+        "tickets",
+        "the best of the same masks, trained",
+        f"{_CURVES}: the best are above the whole network, Zhou et al. 2019",
+        best="after",
+        of="mnist-lottery-masks",
     ),
     Row(
         "mnist-lenet",
@@ -145,6 +192,8 @@ ROWS = (
         seeds=1,
         training="best mask, then weights",
     ),
+    _graph("learned", f"{_NONE}; on CIFAR-10 above random edges, {_WORTSMAN}", Goal(above="mnist-static-random")),
+    _graph("random", f"{_NONE}; on CIFAR-10 below learned edges, {_WORTSMAN}"),
     _cifar("conv2-dense", "Conv2, dense", "dense-conv2", f"{_CURVES}, {_RAMANUJAN}"),
     _cifar("conv2-edge-popup", "Conv2, edge-popup, keep 0.5", "edge-popup-conv2", f"{_CURVES}, {_RAMANUJAN}"),
     _cifar("conv4-dense", "Conv4, dense", "dense-conv4", f"{_CURVES}, {_RAMANUJAN}"),
@@ -155,13 +204,13 @@ ROWS = (
         "static",
         "tiny static graph, learned edges",
         "neural-graph-static",
-        "80.9 % after 160 epochs, Wortsman et al. 2019: above random edges",
+        f"80.9 % after 160 epochs, {_WORTSMAN}: above random edges",
         Goal(above="cifar10-static-random"),
     ),
     _cifar(
         "static-random",
         "tiny static graph, random edges",
         "neural-graph-static-random",
-        "76.1 % after 160 epochs, Wortsman et al. 2019",
+        f"76.1 % after 160 epochs, {_WORTSMAN}",
     ),
 )

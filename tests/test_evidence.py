@@ -11,12 +11,13 @@ from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
+import torch
 from source_tree import ROOT
 
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("the benchmarks are part of the source checkout", allow_module_level=True)
 
-MODULES = ("evidence", "evidence_page", "evidence_results", "evidence_rows", "figures", "accuracy")
+MODULES = ("evidence", "evidence_page", "evidence_results", "evidence_rows", "evidence_unfused", "figures", "accuracy")
 MATPLOTLIB = re.search(r"^matplotlib==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M)[1]
 # `edgepop train` as the driver knows it, in a hundredth of the time: it trains until it is told to stop, and then
 # saves; the process that goes on ends at once.
@@ -122,6 +123,74 @@ def test_trainings_write_their_results_once_and_the_page_follows_from_these_alon
     assert len(started) == 2
     assert files(tmp_path) == before
     assert "0 trainings left" in capsys.readouterr().out
+
+
+def test_two_rows_of_one_training_a_graph_and_the_authors_rule(evidence, started, tmp_path):
+    lottery = {"epochs": 1, "rounds": 2, "criteria": "large_final,random", "widths": (9,)}
+    rounds = dict(recipe="lottery-tickets-digits", settings=lottery, seeds=1)
+    graph = {"epochs": 1, "nodes": 60, "edges": 400}
+    popup = {"epochs": 2, "widths": (30,)}
+    rows = [
+        row(evidence, "masks", best="before", **rounds),
+        row(evidence, "tickets", best="after", of="masks", **rounds),
+        row(evidence, "graph", "neural-graph-static-digits", settings=graph, seeds=1),
+        row(evidence, "ours", settings=popup, seeds=1),
+        row(evidence, "authors", settings=popup, seeds=1, program="evidence_unfused.py"),
+    ]
+    assert evidence.call(rows) == 0
+    assert sorted(started) == ["authors-0", "graph-0", "masks-0", "ours-0"]
+    read = lambda name: json.loads((tmp_path / "docs" / "evidence" / f"{name}.json").read_text())["runs"][0]  # noqa: E731
+
+    trainings = read("masks")["trainings"]
+    best = [
+        max(line) for line in zip(*((t["before"], t["test"][-1]) for t in list(trainings.values())[1:]), strict=True)
+    ]
+    page = (tmp_path / "docs" / "evidence.md").read_text()
+    for title, accuracy in zip(("masks", "tickets"), best, strict=True):
+        assert f"| a title of {title} | something | {100 * accuracy:.2f} | 1 | 1 | no published number |" in page
+    assert trainings["random, round 2"]["kept"][0] < trainings["random, round 1"]["kept"][0] < 9 * 74
+    told = rf"whole network reaches {100 * trainings['whole network']['test'][-1]:.2f} %, its masks\n\n"
+    assert re.search(
+        told + r"\| criterion .*\n.*\n\| large_final \| [\d.]+ \| [\d.]+ \| [\d.]+ \| [\d.]+ \|\n\| random", page
+    )
+    assert page.count("`edgepop train lottery-tickets-digits") == 1
+
+    wiring = read("graph")["wiring"]
+    assert (wiring["nodes"], wiring["edges"]) == (60, 400) and 0 < wiring["stayed"] < 400
+    for cells in (wiring["before"], wiring["after"]):
+        assert len(cells) == len(cells[0]) == 25 and sum(map(sum, cells)) == 400
+    assert wiring["before"] != wiring["after"]
+    # An edge leads to a later block; the first two cells are the inputs, and receive nothing.
+    assert not any(
+        sender > receiver and row[sender] for receiver, row in enumerate(wiring["after"]) for sender in range(25)
+    )
+
+    ours, authors = (read(name) for name in ("ours", "authors"))
+    assert authors["config"] == ours["config"] | {"method": "edge-popup-unfused"}
+    assert authors["trainings"]["network"]["test"] == pytest.approx(ours["trainings"]["network"]["test"], abs=0.01)
+    assert [kept for _, kept, _ in authors["layers"]] == [kept for _, kept, _ in ours["layers"]]
+    assert "`python benchmarks/evidence_unfused.py train edge-popup-digits --epochs 2 --widths 30`" in page
+
+
+def test_the_authors_rule_is_computed_without_a_kernel_of_ours(evidence, monkeypatch):
+    unfused = importlib.import_module("evidence_unfused")
+    monkeypatch.setattr("edgepop_kernels.recipes.edge_popup.ek.FusedSubnetLinear.forward", None)
+    torch.manual_seed(0)
+    network = unfused.Unfused(widths=(9,)).network((1, 8, 8), 10)
+    network(torch.randn(2, 1, 8, 8)).sum().backward()
+    assert all(p.grad is not None for name, p in network.named_parameters() if name.endswith("scores"))
+
+
+def test_a_sentence_beside_the_data_is_said_of_what_was_found_with_them(evidence, monkeypatch, tmp_path):
+    monkeypatch.setattr(evidence.Row, "command", lambda row: ["train", "--at-once"])
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "note.txt").write_text("Of another hand.\n")
+    stand_in(evidence, monkeypatch, tmp_path)
+    rows = [row(evidence, "a", "dense-mnist", seeds=2), row(evidence, "b", seeds=1)]
+    assert evidence.call(rows, "--data", str(tmp_path)) == 0
+    records = {name: json.loads((tmp_path / "docs" / "evidence" / f"{name}.json").read_text())["runs"] for name in "ab"}
+    assert [run.get("data_note") for runs in records.values() for run in runs] == ["Of another hand."] * 2 + [None]
+    assert (tmp_path / "docs" / "evidence.md").read_text().count("\nOf another hand.\n") == 1
 
 
 def stand_in(evidence, monkeypatch, tmp_path):
@@ -248,15 +317,20 @@ def test_the_list_of_rows_is_sound(evidence):
     names = [found.name for found in rows]
     assert len(set(names)) == len(names)
     for found in rows:
-        recipe = evidence.registry.find(found.recipe).recipe.asked(**found.settings)
-        assert recipe.compares == bool(found.training or found.before)
+        assert found.asked().compares == found.compares
         assert found.goal is None or found.goal.above in (None, *names)
+        assert not found.program or (ROOT / "benchmarks" / found.program).is_file()
+        if found.of:
+            (trained,) = [other for other in rows if other.name == found.of]
+            assert (trained.recipe, trained.settings, trained.of) == (found.recipe, found.settings, "")
 
 
 def test_the_page_is_what_the_committed_results_say(evidence):
     rows, folder = evidence.ROWS, ROOT / "docs" / "evidence"
     found = {one.name: evidence.results.read(one, folder) for one in rows}
-    assert {path.stem for path in folder.glob("*.json")} == {name for name, record in found.items() if record["runs"]}
+    assert {path.stem for path in folder.glob("*.json")} == {
+        record["row"] for record in found.values() if record["runs"]
+    }
     drawn = evidence.evidence_page.curves(rows, found)
     assert (ROOT / "docs" / "evidence.md").read_text() == evidence.evidence_page.page(rows, found, drawn)
     assert {path.name for path in folder.glob("*.svg")} == drawn.keys()
