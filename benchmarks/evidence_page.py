@@ -1,16 +1,13 @@
 """docs/evidence.md and its figures, from the files of results in docs/evidence and the list of rows alone."""
 
-import io
 import statistics
-from collections import defaultdict
 from pathlib import Path
+from textwrap import fill
 
 import evidence_results as results
-import figures
+from evidence_curves import curves, file_of, sections
+from evidence_figures import Shown, shown
 from evidence_rows import Row
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
 
 from edgepop_kernels.recipes.files import write_atomic
 
@@ -34,6 +31,12 @@ then a number below the published one is no contradiction.
 In the last column: **met** and **not met** where a number is published or follows from the claim, with what is asked;
 "no published number" where a row stands for itself; "not yet run".
 """
+CLAIMS = """
+## Figures of the sources, from our runs
+
+Above each stands what its source says, and what these runs show; the sentences about ours follow from the results as
+the tables do.
+"""
 RESULTS = """
 ## What was run
 
@@ -46,19 +49,21 @@ core's time, the mean of the seeds.
 def write(rows: tuple[Row, ...], docs: Path) -> None:
     """Writes the page and its figures into ``docs``. UserError for a file that is damaged."""
     found = {row.name: results.read(row, docs / "evidence") for row in rows}
-    drawn = curves(rows, found)
-    write_atomic(docs / "evidence.md", page(rows, found, drawn).encode())
+    text, drawn = page(rows, found)
+    write_atomic(docs / "evidence.md", text.encode())
     for name, content in drawn.items():
         write_atomic(docs / "evidence" / name, content)
     for left in {path.name for path in (docs / "evidence").glob("*.svg")} - drawn.keys():
         (docs / "evidence" / left).unlink()
 
 
-def page(rows: tuple[Row, ...], found: dict[str, dict], drawn: dict[str, bytes]) -> str:
+def page(rows: tuple[Row, ...], found: dict[str, dict]) -> tuple[str, dict[str, bytes]]:
+    """The page, and its figures by their files' names."""
+    drawn, claims = curves(rows, found), shown(rows, found)
     means = {row.name: value for row in rows if (value := results.mean(row, found[row.name])) is not None}
     titles = {row.name: row.title for row in rows}
     parts = [HEAD]
-    for section, chosen in _sections(rows).items():
+    for section, chosen in sections(row for row in rows if row.at is None).items():
         lines = [["", "said", "ours, %", "epochs", "seeds", ""]]
         for row in chosen:
             runs = found[row.name]["runs"]
@@ -67,15 +72,16 @@ def page(rows: tuple[Row, ...], found: dict[str, dict], drawn: dict[str, bytes])
                 [row.title, row.said, _ours(row, runs), epochs, _seeds(row, runs), verdict(row, means, titles)]
             )
         parts.append(f"\n## {section}\n\n{_table(lines)}")
-        if _file(section) in drawn:
-            parts.append(f"\n![{section}: test accuracy after each epoch](evidence/{_file(section)})\n")
+        if file_of(section) in drawn:
+            parts.append(f"\n![{section}: test accuracy after each epoch](evidence/{file_of(section)})\n")
         for row in chosen:
             if row.compares and not row.of and found[row.name]["runs"]:
                 parts.append("\n" + (_rounds if row.best else _compared)(row, found[row.name]["runs"][0]))
         parts += [f"\n{note}\n" for note in _notes(found[row.name] for row in chosen)]
+    parts += [CLAIMS, *map(_claim, claims)] if claims else []
     lines = [["row", "command", "s", "processor", "torch", "commit"]]
     lines += [_ran(row, found[row.name]["runs"]) for row in rows if found[row.name]["runs"] and not row.of]
-    return "".join([*parts, RESULTS, "\n", _table(lines)])
+    return "".join([*parts, RESULTS, "\n", _table(lines)]), drawn | {claim.file: claim.content for claim in claims}
 
 
 def verdict(row: Row, means: dict[str, float], titles: dict[str, str]) -> str:
@@ -108,17 +114,21 @@ def _compared(row, run):
 def _rounds(row, run):
     """What each line of rounds of pruning reached at its best, before a round's training and after one; of the first
     seed."""
-    lines, ((whole, first), *rounds) = defaultdict(list), run["trainings"].items()
-    for name, found in rounds:
-        lines[name.rpartition(", round ")[0]].append(found)
     cells = [["criterion", "untrained at best, %", "kept, %", "trained at best, %", "kept, %"]]
-    for name, line in lines.items():
+    for name, line in results.rounds(run).items():
         cells.append([name])
-        for reached in (lambda found: found["before"], lambda found: found["test"][-1]):
-            best = max(line, key=reached)
+        for reached in (lambda done: done["before"], lambda done: done["test"][-1]):
+            best = max(line[1:], key=reached)
             cells[-1] += [f"{100 * reached(best):.2f}", f"{100 * best['kept'][0] / best['kept'][1]:.1f}"]
+    (whole, first), *_ = run["trainings"].items()
     about = f"Seed {run['seed']}: the {whole} reaches {100 * first['test'][-1]:.2f} %, its masks"
     return f"{about}\n\n{_table(cells)}"
+
+
+def _claim(claim: Shown) -> str:
+    table = f"\n{_table(list(claim.table))}" if claim.table else ""
+    said = fill(f"{claim.said} {claim.ours}", 120, break_on_hyphens=False)
+    return f"\n### {claim.title}\n\n{said}\n{table}\n![{claim.title}](evidence/{claim.file})\n"
 
 
 def _notes(records):
@@ -149,66 +159,3 @@ def _short(commit):
 def _table(lines):
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def _sections(rows):
-    sections = defaultdict(list)
-    for row in rows:
-        sections[row.section].append(row)
-    return sections
-
-
-def _file(section):
-    return "".join(c if c.isalnum() else "-" for c in section.lower()).strip("-").replace("--", "-") + ".svg"
-
-
-def curves(rows: tuple[Row, ...], found: dict[str, dict]) -> dict[str, bytes]:
-    """By its file's name, a figure of each section: the learning curves of the rows that are one training each."""
-    drawn = {}
-    for section, chosen in _sections(rows).items():
-        lines = {row.title: _curve(found[row.name]["runs"]) for row in chosen if not row.compares}
-        lines = {title: line for title, line in lines.items() if line}
-        if lines:
-            with rc_context(figures.STYLE):
-                content = io.StringIO()
-                figures.svg(_figure(lines), content)
-            drawn[_file(section)] = content.getvalue().encode()
-    return drawn
-
-
-def _curve(runs):
-    """Percent after each epoch, the mean of the seeds."""
-    lines = [run["trainings"][results.ALONE]["test"] for run in runs]
-    return [100 * statistics.mean(values) for values in zip(*lines, strict=True)]
-
-
-def _figure(lines: dict[str, list[float]]) -> Figure:
-    figure = Figure(figsize=(7.2, 3.4 + 0.2 * len(lines)), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    colours = list(figures.COLOURS.values())
-    for number, (title, line) in enumerate(lines.items()):
-        style = ("-", "--", ":")[number // len(colours)]
-        epochs = _shown(len(line))
-        values, colour = [line[epoch - 1] for epoch in epochs], colours[number % len(colours)]
-        axes.plot(epochs, values, style, marker=".", markersize=3, color=colour, label=title)
-    lengths = [len(line) for line in lines.values()]
-    if max(lengths) > 4 * min(lengths):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-    ends = [line[-1] for line in lines.values()]
-    room = max(1.0, max(ends) - min(ends))
-    axes.set_ylim(min(ends) - room, max(ends) + 0.3 * room)  # the first epochs would hide what differs at the end
-    axes.set(xlabel="epoch", ylabel="test accuracy, %")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
-    return figure
-
-
-def _shown(epochs: int) -> list[int]:
-    """Those of 1 to ``epochs`` that a line has a point for: all of the first 50, and then each that is 2 % further."""
-    shown = [1]
-    while shown[-1] < epochs:
-        shown.append(min(epochs, max(shown[-1] + 1, round(1.02 * shown[-1]))))
-    return shown

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import statistics
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -125,6 +126,15 @@ def _cells(adjacency: torch.Tensor) -> torch.Tensor:
     cells = torch.arange(len(adjacency)) * CELLS // len(adjacency)
     to, sender = adjacency.nonzero().T
     return torch.bincount(cells[to] * CELLS + cells[sender], minlength=CELLS**2).view(CELLS, CELLS)
+
+
+def rounds(run: dict) -> dict[str, list[dict]]:
+    """The trainings of rounds of pruning, by their line; each begins with that of the whole network."""
+    (_, whole), *trainings = run["trainings"].items()
+    lines = defaultdict(lambda: [whole])
+    for name, found in trainings:
+        lines[name.rpartition(", round ")[0]].append(found)
+    return dict(lines)
 
 
 def number(row: Row, run: dict) -> float:

@@ -33,7 +33,7 @@ class Row:
     recipe that compares several trainings, ``training`` names the one whose last epoch is the row's number, or ``best``
     says that it is the best which any mask of them reaches "before" or "after" its training. of: another row whose
     trainings these are; then it is not trained itself. program: what trains it, in this folder, in the place of
-    ``edgepop``.
+    ``edgepop``. at: where its number stands in a figure of its section, which is a sweep; None elsewhere.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Row:
     best: str = ""
     of: str = ""
     program: str = ""
+    at: float | None = None
 
     @property
     def results(self) -> str:
@@ -70,6 +71,7 @@ class Row:
 
 FC, MASKS = "MNIST, 784-300-100-10", "MNIST, masks of trained networks"
 CONV, GRAPHS, CIFAR = "MNIST, convolutions", "MNIST, tiny graphs", "CIFAR-10"
+KEEPS, WIDTHS = "keep", "width"  # sweeps: what their rows differ in
 _RAMANUJAN = "Ramanujan et al. 2020"
 _ZHOU = "Zhou et al. 2019, learned masks"
 _WORTSMAN = "Wortsman et al. 2019"
@@ -91,6 +93,30 @@ def _tickets(criterion: str, said: str, goal: Goal | None = None) -> Row:
     name, title = f"mnist-tickets-{criterion.replace('_', '-')}", f"Bayesian tickets, keep 0.2 by {criterion}"
     training, settings = f"keep 0.2 by {criterion}", {"epochs": 10, "criterion": criterion}
     return Row(name, MASKS, title, "bayesian-tickets-mnist", said, goal, settings, 1, training)
+
+
+def _swept(name: str, section: str, at: float, settings: dict, of: str = "") -> Row:
+    title = f"edge-popup, signed constants, {section} {at:g}"
+    return Row(name, section, title, "edge-popup-mnist", "", None, {"epochs": 10} | settings, 1, of=of, at=at)
+
+
+def _keeps() -> list[Row]:
+    keeps = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    return [_swept(f"mnist-keep-{100 * keep:02.0f}", KEEPS, keep, {"keep": keep}) for keep in keeps]
+
+
+def _widths() -> list[Row]:
+    """Multiples of the hidden widths, of which the first keeps half of its weights and the others as many."""
+
+    def weights(hidden: tuple[int, int]) -> int:
+        return 784 * hidden[0] + hidden[0] * hidden[1] + hidden[1] * 10
+
+    rows = [_swept("mnist-width-100", WIDTHS, 1, {"keep": 0.5}, of="mnist-keep-50")]
+    for times in (1.5, 2, 3, 4):
+        hidden = int(300 * times), int(100 * times)
+        settings = {"widths": hidden, "keep": round(0.5 * weights((300, 100)) / weights(hidden), 6)}
+        rows.append(_swept(f"mnist-width-{100 * times:.0f}", WIDTHS, times, settings))
+    return rows
 
 
 def _lottery(name: str, what: str, said: str, goal: Goal | None = None, best: str = "before", of: str = "") -> Row:
@@ -159,6 +185,8 @@ ROWS = (
         settings=_30,
     ),
     Row("mnist-wirings-10", FC, "Discovering Neural Wirings, keep 0.1", "wirings-mnist", _NONE, settings=_30),
+    *_keeps(),
+    *_widths(),
     _tickets(
         "low_variance", f"{_CURVES}: better than high variance, {_BLOG}", Goal(above="mnist-tickets-high-variance")
     ),

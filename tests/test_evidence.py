@@ -331,8 +331,8 @@ def test_the_page_is_what_the_committed_results_say(evidence):
     assert {path.stem for path in folder.glob("*.json")} == {
         record["row"] for record in found.values() if record["runs"]
     }
-    drawn = evidence.evidence_page.curves(rows, found)
-    assert (ROOT / "docs" / "evidence.md").read_text() == evidence.evidence_page.page(rows, found, drawn)
+    page, drawn = evidence.evidence_page.page(rows, found)
+    assert (ROOT / "docs" / "evidence.md").read_text() == page
     assert {path.name for path in folder.glob("*.svg")} == drawn.keys()
     if version("matplotlib") == MATPLOTLIB:
         assert {name: (folder / name).read_bytes() for name in drawn} == drawn

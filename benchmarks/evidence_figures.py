@@ -1,0 +1,269 @@
+"""What the sources show as figures, drawn from our runs: each with what the source says and what ours show.
+
+No sentence about ours is written out: its numbers and its words follow from the results alone.
+"""
+
+from itertools import combinations
+from typing import NamedTuple
+
+import evidence_results as results
+import figures
+from evidence_curves import COLOURS, drawn, logarithmic, panels, plot
+from evidence_rows import KEEPS, WIDTHS, Row
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BEST_KEPT = (0.3, 0.7)  # Ramanujan et al. 2020
+
+
+class Shown(NamedTuple):
+    """A figure as the page has it, and the cells of a table. said: what the source says; ours: what it shows."""
+
+    file: str
+    title: str
+    said: str
+    ours: str
+    content: bytes
+    table: tuple[list[str], ...] = ()
+
+
+def shown(rows: tuple[Row, ...], found: dict[str, dict]) -> list[Shown]:
+    """Those figures for which there are results."""
+    made = (_keeps, _widths, _layers, _masked, _rounds, _wirings)
+    return [one for make in made for one in make(rows, found)]
+
+
+class Point(NamedTuple):
+    """A row of a sweep: where it stands, the weights it keeps, and percent."""
+
+    at: float
+    kept: int
+    accuracy: float
+
+
+def _points(section, rows, found) -> list[Point]:
+    chosen = [(row, found[row.name]["runs"]) for row in rows if row.section == section]
+    points = [
+        Point(row.at, sum(kept for _, kept, _ in runs[0]["layers"]), results.mean(row, found[row.name]))
+        for row, runs in chosen
+        if runs
+    ]
+    return sorted(points) if len(points) > 1 else []
+
+
+def _keeps(rows, found):
+    points = _points(KEEPS, rows, found)
+    if not points:
+        return
+    best = max(points, key=lambda point: point.accuracy)
+    low, high = BEST_KEPT
+    where = "in that range" if low <= best.at <= high else "outside that range"
+    ends = " and ".join(f"{point.accuracy:.2f} % at {point.at:g}" for point in (points[0], points[-1]))
+    yield Shown(
+        "over-keep.svg",
+        "Accuracy over keep",
+        f"Ramanujan et al. 2020, on CIFAR-10: the best accuracy is where {low:.0%} to {high:.0%} of the weights are "
+        "kept, and it falls towards both ends.",
+        f"Ours, MNIST: the best is {best.accuracy:.2f} % at keep {best.at:g}, {where}; it is {ends}.",
+        drawn(_sweep, points, "keep", BEST_KEPT),
+        _cells("keep", points),
+    )
+
+
+def _widths(rows, found):
+    points = _points(WIDTHS, rows, found)
+    if not points:
+        return
+    first, last = points[0], points[-1]
+    kept = sorted(point.kept for point in points)
+    difference = last.accuracy - first.accuracy
+    how = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}" if difference else "equal to"
+    yield Shown(
+        "over-width.svg",
+        "Accuracy over width",
+        "Ramanujan et al. 2020, on CIFAR-10: with as many weights kept, a network is the better the wider it is.",
+        f"Ours, MNIST, hidden layers of {first.at:g} to {last.at:g} times 300 and 100 with {kept[0]:,} to {kept[-1]:,} "
+        f"weights kept: {last.accuracy:.2f} % at {last.at:g}, {how} the {first.accuracy:.2f} % at {first.at:g}.",
+        drawn(_sweep, points, "width multiplier, as many weights kept", ()),
+        _cells("width", points),
+    )
+
+
+def _cells(name: str, points: list[Point]) -> tuple[list[str], ...]:
+    return (
+        [name, *(f"{point.at:g}" for point in points)],
+        ["weights kept", *(f"{point.kept:,}" for point in points)],
+        ["test accuracy, %", *(f"{point.accuracy:.2f}" for point in points)],
+    )
+
+
+def _sweep(points: list[Point], label: str, span: tuple[float, ...]) -> Figure:
+    figure, (axes,) = panels(1, 7.2, 2.8)
+    for end in span:
+        axes.axvline(end, linestyle=":", linewidth=0.8, color=figures.TEXT)
+    axes.plot([p.at for p in points], [p.accuracy for p in points], marker=".", color=figures.COLOURS["fused"])
+    for point in points:
+        axes.annotate(
+            f"{point.accuracy:.2f}",
+            (point.at, point.accuracy),
+            (0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+        )
+    axes.set_xticks([point.at for point in points], [f"{point.at:g}" for point in points])
+    axes.margins(y=0.15)
+    axes.set(xlabel=label, ylabel="test accuracy, %")
+    return figure
+
+
+def _layers(rows, found):
+    chosen = [row for row in rows if row.asked().method in ("supermask", "supermask-init")]
+    chosen = [row for row in chosen if getattr(row.asked(), "rule", "threshold") == "threshold"]
+    layers = {row.title: _layers_of(found[row.name]["runs"]) for row in chosen if found[row.name]["runs"]}
+    if not layers:
+        return
+    told = []
+    for title, points in layers.items():
+        pairs = [sorted(pair) for pair in combinations(points, 2) if pair[0][0] != pair[1][0]]
+        more, most = sum(larger > smaller for (_, smaller), (_, larger) in pairs), max(share for _, share in points)
+        told.append(
+            f"in {more} of {len(pairs)} pairs of layers the larger one masks more, none above {most:.1f} % ({title})"
+        )
+    yield Shown(
+        "over-size.svg",
+        "Share of weights masked, over the size of the layer",
+        "mshlis 2019, thresholded supermasks of a WRN-28: the fewer weights a layer has, the smaller the share of them "
+        "that is masked, and no layer masks more than about 16 %.",
+        f"Ours, seed 0: {'; '.join(told)}.",
+        drawn(_by_size, layers),
+    )
+
+
+def _layers_of(runs):
+    """(weights, percent masked) of each layer; of the first seed."""
+    return [(weights, 100 - 100 * kept / weights) for _, kept, weights in runs[0]["layers"]]
+
+
+def _by_size(layers: dict[str, list[tuple[int, float]]]) -> Figure:
+    figure, (axes,) = panels(1, 7.2, 3.0 + 0.2 * len(layers))
+    for (title, points), colour in zip(layers.items(), COLOURS[1:], strict=False):
+        axes.scatter(*zip(*points, strict=True), s=16, color=colour, label=title)
+    sizes = [size for points in layers.values() for size, _ in points]
+    logarithmic(axes.xaxis, (min(sizes) / 2, max(sizes) * 2))
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="weights of the layer", ylabel="masked, %")
+    figure.legend(loc="outside lower center", frameon=False, fontsize=8)
+    return figure
+
+
+def _masked(rows, found):
+    lines = {}
+    for row in rows:
+        if row.training and row.asked().method == "bayesian-tickets":
+            for run in found[row.name]["runs"][:1]:
+                lines |= {name: done["test"] for name, done in run["trainings"].items() if name != "posterior"}
+    if not lines:
+        return
+    whole = lines["unmasked"][-1]
+    told = [f"{name} {100 * line[-1]:.2f} %, {_against(line[-1], whole)}" for name, line in lines.items()]
+    yield Shown(
+        "masked-unmasked.svg",
+        "Masked and unmasked training",
+        "scelesticsiva 2020, MNIST: without the weights whose variance in a trained posterior is high, a network that "
+        "starts from the posterior's first means trains beside the whole one.",
+        f"Ours after the last epoch, seed 0: unmasked {100 * whole:.2f} %; {'; '.join(told[1:])}.",
+        drawn(_errors, lines),
+    )
+
+
+def _against(value: float, whole: float) -> str:
+    points = 100 * (value - whole)
+    return f"{abs(points):.2f} points {'above' if points > 0 else 'below'}" if points else "the same"
+
+
+def _errors(lines: dict[str, list[float]]) -> Figure:
+    figure, (axes,) = panels(1, 7.2, 3.6 + 0.1 * len(lines))
+    _error_lines(axes, {name: (range(1, len(line) + 1), line) for name, line in lines.items()})
+    axes.set(xlabel="epoch")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def _error_lines(axes: Axes, lines: dict) -> None:
+    """Lines (x, accuracy) as errors in percent, on a logarithmic axis: both the best and the worst can be read."""
+    errors = {name: (x, [100 - 100 * value for value in line]) for name, (x, line) in lines.items()}
+    plot(axes, errors)
+    logarithmic(axes.yaxis, [value for _, line in errors.values() for value in line])
+    axes.set(ylabel="test error, %, logarithmic")
+
+
+def _rounds(rows, found):
+    for row in rows:
+        if row.best != "before" or not found[row.name]["runs"]:
+            continue
+        lines = results.rounds(found[row.name]["runs"][0])
+        reached = {name: 100 * max(done["before"] for done in line[1:]) for name, line in lines.items()}
+        best = max(reached, key=reached.get)
+        ours = f"untrained, the best mask is of {best}: {reached[best]:.2f} %"
+        if "random" in reached:
+            above = sum(value > reached["random"] for value in reached.values())
+            ours += f"; {above} of the other {len(reached) - 1} criteria are above random masks, which reach "
+            ours += f"{reached['random']:.2f} % at best"
+        yield Shown(
+            "lottery-rounds.svg",
+            "Masks of a trained network, before and after their own training",
+            "Zhou et al. 2019, MNIST: weights masked by what training made of them give a network that is far better "
+            "than chance before any training, which random masks do not.",
+            f"Ours, seed 0: {ours}.",
+            drawn(_two_rounds, lines),
+        )
+
+
+def _two_rounds(lines: dict[str, list[dict]]) -> Figure:
+    figure, (before, after) = panels(2, 7.2, 4.2)
+    kept = {name: [100 * done["kept"][0] / done["kept"][1] for done in line] for name, line in lines.items()}
+    plot(before, {name: (kept[name], [100 * done["before"] for done in line]) for name, line in lines.items()})
+    _error_lines(after, {name: (kept[name], [done["test"][-1] for done in line]) for name, line in lines.items()})
+    for axes in (before, after):
+        logarithmic(axes.xaxis, [share for shares in kept.values() for share in shares])
+        axes.invert_xaxis()
+        axes.set(xlabel="weights kept, %")
+    before.set(title="before the round's training", ylabel="test accuracy, %")
+    after.set(title="after it")
+    figure.legend(*before.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _wirings(rows, found):
+    for row in rows:
+        wiring = next((run["wiring"] for run in found[row.name]["runs"] if "wiring" in run), None)
+        if wiring is None or wiring["stayed"] == wiring["edges"]:  # held
+            continue
+        others = wiring["edges"] - wiring["stayed"]
+        yield Shown(
+            f"{row.name}-wiring.svg",
+            f"Wiring before and after training: {row.title}",
+            "Wortsman et al. 2019: which edges a graph has changes while it is trained, on MNIST within a few epochs.",
+            f"Ours, seed 0: after {found[row.name]['runs'][0]['config']['epochs']} epochs {others:,} of the "
+            f"{wiring['edges']:,} edges ({others / wiring['edges']:.0%}) are others than at the start.",
+            drawn(_two_wirings, wiring),
+        )
+
+
+def _two_wirings(wiring: dict) -> Figure:
+    """A dot for each cell of nodes that send and nodes that receive, its area the number of edges there."""
+    figure, both = panels(2, 7.2, 3.7)
+    most = max(count for part in ("before", "after") for line in wiring[part] for count in line)
+    for axes, part in zip(both, ("before", "after"), strict=True):
+        cells = wiring[part]
+        size = wiring["nodes"] / len(cells)
+        dots = [(x, y, count) for y, line in enumerate(cells) for x, count in enumerate(line) if count]
+        senders, receivers, areas = zip(
+            *((size * (x + 0.5), size * (y + 0.5), 40 * count / most) for x, y, count in dots), strict=True
+        )
+        axes.scatter(senders, receivers, s=areas, color=figures.COLOURS["fused"], linewidth=0)
+        axes.set(title=f"{part} training", xlabel="from node", aspect="equal")
+        axes.set(xlim=(0, wiring["nodes"]), ylim=(wiring["nodes"], 0))
+    both[0].set(ylabel="to node")
+    return figure
