@@ -14,6 +14,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
+from edgepop_kernels.recipes.plots import whole_epochs
+
 COLOURS = list(figures.COLOURS.values())
 
 
@@ -46,7 +48,8 @@ def plot(axes: Axes, lines: dict[str, tuple[Sequence[float], Sequence[float]]]) 
 def logarithmic(axis: Axis, values: Sequence[float]) -> None:
     """Makes the axis logarithmic, with ticks at round numbers among ``values``."""
     low, high = min(values), max(values)
-    digits = (1, 2, 5) if high > 30 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    fewer = (1, 2, 5) if high < 2000 * low else (1,)
+    digits = fewer if high > 30 * low else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = (digit * 10.0**power for power in range(-3, 8) for digit in digits)
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
@@ -91,6 +94,8 @@ def _curves(lines: dict[str, list[float]]) -> Figure:
     lengths = [len(line) for line in lines.values()]
     if max(lengths) > 4 * min(lengths):
         logarithmic(axes.xaxis, (1, max(lengths)))
+    else:
+        whole_epochs(axes, max(lengths))
     ends = [line[-1] for line in lines.values()]
     room = max(1.0, max(ends) - min(ends))
     axes.set_ylim(min(ends) - room, max(ends) + 0.3 * room)  # the first epochs would hide what differs at the end

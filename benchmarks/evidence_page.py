@@ -127,7 +127,8 @@ def _rounds(row, run):
 
 def _claim(claim: Shown) -> str:
     table = f"\n{_table(list(claim.table))}" if claim.table else ""
-    said = fill(f"{claim.said} {claim.ours}", 120, break_on_hyphens=False)
+    text = f"{claim.said} {claim.ours}".replace(" %", "\N{NO-BREAK SPACE}%")
+    said = fill(text, 120, break_on_hyphens=False).replace("\N{NO-BREAK SPACE}", " ")
     return f"\n### {claim.title}\n\n{said}\n{table}\n![{claim.title}](evidence/{claim.file})\n"
 
 

@@ -116,7 +116,7 @@ def test_a_wiring_that_changed_is_drawn_and_one_that_is_held_is_not(shown):
     held = wiring | {"stayed": 4}
     found = shown(mnist_static_learned=run(0.9, wiring=wiring), mnist_static_random=run(0.9, wiring=held))
     assert list(found) == ["mnist-static-learned-wiring.svg"]
-    assert "after 5 epochs 1 of the 4 edges (25%) are others" in found["mnist-static-learned-wiring.svg"].ours
+    assert "after 5 epochs 1 of the 4 edges (25 %) are others" in found["mnist-static-learned-wiring.svg"].ours
 
 
 def test_figures_are_drawn_in_the_colours_of_the_others_and_the_same_twice(shown):
