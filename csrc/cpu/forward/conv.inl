@@ -244,12 +244,12 @@ class Share {
     };
     RowBlock pair[2] = {ws_.rows[0], ws_.rows[1]};
     take(pair[0]);
-    for (int now = 0; now >= 0; ) {
-      const bool last = left == 0;
-      if (!last) take(pair[1 - now]);
-      multiply_rows(r, first, pair[now], pair[last ? now : 1 - now]);
-      now = last ? -1 : 1 - now;
+    int now = 0;
+    for (; left > 0; now = 1 - now) {
+      take(pair[1 - now]);
+      multiply_rows(r, first, pair[now], pair[1 - now]);
     }
+    multiply_rows(r, first, pair[now], pair[now]);
   }
 
   void multiply_rows(const Reduction& r, bool first, const RowBlock& now, const RowBlock& next) {
