@@ -65,12 +65,20 @@ struct Reader {
     return first > cut_index ? &after : last <= cut_index ? &up_to : nullptr;
   }
 
-  // A vector of each of `rows` rows, one channel behind the other, over all of which `kept` decides.
-  void decided(Place p, const IntervalVec& kept, int64_t rows, float* to, int64_t to_step) const {
+  // A vector of each of `rows` rows, one channel behind the other, over all of which `kept` decides, or bits that follow
+  // each other in a row.
+  void decided(Place p, const IntervalVec* kept, int64_t rows, float* to, int64_t to_step) const {
     const T* w = weight + p.weight;
     const float* s = scores + p.score;
-    for (int64_t row = 0; row < rows; ++row, w += k.weight, s += k.score, to += to_step) {
-      store(to, keep<of>(load(w), load(s), kept));
+    int64_t index = p.index;
+    for (int64_t row = 0; row < rows; ++row, w += k.weight, to += to_step) {
+      if constexpr (of == Of::bits) {
+        store(to, keep_bits(load(w), load_bits_at(bits, index)));
+        index += k.index;
+      } else {
+        store(to, keep<of>(load(w), load(s), *kept));
+        s += k.score;
+      }
     }
   }
 

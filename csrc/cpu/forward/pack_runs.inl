@@ -71,16 +71,15 @@ static inline void copy_rows(const Reader<T, of>& read, Place at, int64_t count,
   if constexpr (of != Of::bits) {
     kept = read.interval(at.index, (at + (count - 1) * read.k + (columns - 1) * read.column).index);
   }
+  const bool decided = of == Of::bits ? read.column.index == 1 : kept != nullptr;
   for (int64_t column = 0; column < columns; column += kLanes, out += kLanes) {
     const int64_t n = min(kLanes, columns - column);
     const Place p = at + column * read.column;
-    if constexpr (of != Of::bits) {
-      if (kept != nullptr && n == kLanes) {
-        read.decided(p, *kept, count, out, step);
-        continue;
-      }
+    if (decided && n == kLanes) {
+      read.decided(p, kept, count, out, step);
+    } else {
+      for (int64_t row = 0; row < count; ++row) store(out + row * step, read.run(p + row * read.k, read.column, n));
     }
-    for (int64_t row = 0; row < count; ++row) store(out + row * step, read.run(p + row * read.k, read.column, n));
   }
 }
 
