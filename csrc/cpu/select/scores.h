@@ -1,6 +1,7 @@
 // A layer's scores as one logical sequence, whatever their layout.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace edgepop::cpu {
@@ -51,5 +52,24 @@ class Scores {
   int dims_ = 0;
   int64_t size_[4], stride_[4];
 };
+
+constexpr int64_t kScoresChunk = 4096;  // scores a thread takes at a time: 16 KB where they have to be gathered
+
+// take(values, begin, n) for all scores in logical order, in chunks that begin at multiples of kScoresChunk, by as many
+// of `threads` as have `per_thread` chunks to do. It must not throw: in a parallel region that ends the process.
+template <class Take>
+void in_chunks(const Scores& scores, int64_t per_thread, int threads, const Take& take) {
+  const int64_t chunks = (scores.count() + kScoresChunk - 1) / kScoresChunk;
+  threads = static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(chunks / per_thread, 1)));
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    float gathered[kScoresChunk];
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t begin = chunk * kScoresChunk, n = std::min(kScoresChunk, scores.count() - begin);
+      take(scores.in_order(begin, n, gathered), begin, n);
+    }
+  }
+}
 
 }  // namespace edgepop::cpu
