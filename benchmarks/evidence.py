@@ -4,7 +4,8 @@ The folder holds one for each data set, ``mnist`` and ``cifar10``; a file note.t
 of all that is found with them. The trainings of ``evidence_rows.ROWS`` that lack
 results are done by ``edgepop train``, on every core a process of one thread, in build/evidence: what stops them stops
 nothing that is done, the next call goes on where this one was. Each writes its results when it ends, into the file of
-its row in docs/evidence; docs/evidence.md and its figures follow from these files alone. Exit code 1 where a training
+its row in docs/evidence; docs/evidence.md, its figures
+and what README has of them follow from these files alone. Exit code 1 where a training
 failed, 2 where a file is damaged, 130 where a signal ended it.
 """
 
@@ -31,7 +32,7 @@ from edgepop_kernels.recipes.files import locked, write_atomic
 from edgepop_kernels.recipes.interrupt import Stop
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS, RUNS, PROGRAMS = ROOT / "docs", ROOT / "build" / "evidence", ROOT / "benchmarks"
+DOCS, README, RUNS, PROGRAMS = ROOT / "docs", ROOT / "README.md", ROOT / "build" / "evidence", ROOT / "benchmarks"
 NOTE = "note.txt"  # in a data set's folder: what is to be said of every number that was found with it
 STOPPED = (130, -signal.SIGTERM)  # exit codes of a process that was told to: after it saved, or before it began
 LOOK_EVERY = 0.1  # seconds between looks at what runs
@@ -100,7 +101,13 @@ class Training:
         return (self.run / "summary.json").exists() and self.about.exists()
 
 
-def main(arguments: list[str] | None = None, rows: tuple[Row, ...] = ROWS, docs: Path = DOCS, runs: Path = RUNS) -> int:
+def main(
+    arguments: list[str] | None = None,
+    rows: tuple[Row, ...] = ROWS,
+    docs: Path = DOCS,
+    runs: Path = RUNS,
+    readme: Path | None = README,
+) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="folder of the data sets' folders (default: data)"
@@ -118,7 +125,7 @@ def main(arguments: list[str] | None = None, rows: tuple[Row, ...] = ROWS, docs:
         with locked(folder, wait=False), Stop() as stop:  # runs' lock is for those that train there
             failed = train(missing, asked.processes, folder, until, stop)
             left = lacking(rows, folder, asked.only, asked.data, runs)
-        evidence_page.write(rows, docs)
+        evidence_page.write(rows, docs, readme)
     except UserError as error:
         print(f"evidence: {error}", file=sys.stderr)
         return 2

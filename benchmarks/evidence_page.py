@@ -1,5 +1,6 @@
 """docs/evidence.md and its figures, from the files of results in docs/evidence and the list of rows alone."""
 
+import re
 import statistics
 from pathlib import Path
 from textwrap import fill
@@ -13,8 +14,8 @@ from edgepop_kernels.recipes.files import write_atomic
 
 HEAD = """# Evidence
 
-Every recipe on the data that it is named after, beside what is published or follows from the authors' code. This page
-and its figures are made by
+Recipes of every method on the data that they are named after, beside what is published or follows from the authors'
+code. This page and its figures are made by
 
 <!-- not run: it takes hours, and the data -->
 ```sh
@@ -31,6 +32,16 @@ then a number below the published one is no contradiction.
 In the last column: **met** and **not met** where a number is published or follows from the claim, with what is asked;
 "no published number" where a row stands for itself; "not yet run".
 """
+# What README has: the first of these figures that there is, and rows under plainer names.
+IN_SHORT_FIGURES = ("over-keep.svg", "mnist-784-300-100-10.svg")
+IN_SHORT = {
+    "mnist-dense": "dense",
+    "mnist-edge-popup-50": "edge-popup, keep 0.5",
+    "mnist-edge-popup-50-authors": "the same in plain PyTorch",
+    "mnist-bernoulli-constant-2000": "Bernoulli supermask",
+    "mnist-wirings-10": "Neural Wirings, keep 0.1",
+}
+IN_README = re.compile(r"(<!-- evidence -->\n).*?(<!-- end -->)", re.DOTALL)
 CLAIMS = """
 ## Figures of the sources, from our runs
 
@@ -46,8 +57,9 @@ core's time, the mean of the seeds.
 """
 
 
-def write(rows: tuple[Row, ...], docs: Path) -> None:
-    """Writes the page and its figures into ``docs``. UserError for a file that is damaged."""
+def write(rows: tuple[Row, ...], docs: Path, readme: Path | None = None) -> None:
+    """Writes the page and its figures into ``docs``, and what ``readme`` has of them. UserError for a file that is
+    damaged."""
     found = {row.name: results.read(row, docs / "evidence") for row in rows}
     text, drawn = page(rows, found)
     write_atomic(docs / "evidence.md", text.encode())
@@ -55,12 +67,14 @@ def write(rows: tuple[Row, ...], docs: Path) -> None:
         write_atomic(docs / "evidence" / name, content)
     for left in {path.name for path in (docs / "evidence").glob("*.svg")} - drawn.keys():
         (docs / "evidence" / left).unlink()
+    if readme is not None:
+        write_atomic(readme, in_readme(readme.read_text(), rows, found, drawn).encode())
 
 
 def page(rows: tuple[Row, ...], found: dict[str, dict]) -> tuple[str, dict[str, bytes]]:
     """The page, and its figures by their files' names."""
     drawn, claims = curves(rows, found), shown(rows, found)
-    means = {row.name: value for row in rows if (value := results.mean(row, found[row.name])) is not None}
+    means = _means(rows, found)
     titles = {row.name: row.title for row in rows}
     parts = [HEAD]
     for section, chosen in sections(row for row in rows if row.at is None).items():
@@ -82,6 +96,24 @@ def page(rows: tuple[Row, ...], found: dict[str, dict]) -> tuple[str, dict[str, 
     lines = [["row", "command", "s", "processor", "torch", "commit"]]
     lines += [_ran(row, found[row.name]["runs"]) for row in rows if found[row.name]["runs"] and not row.of]
     return "".join([*parts, RESULTS, "\n", _table(lines)]), drawn | {claim.file: claim.content for claim in claims}
+
+
+def in_readme(readme: str, rows: tuple[Row, ...], found: dict[str, dict], drawn: dict[str, bytes]) -> str:
+    """README with a figure, and the numbers in short, between the markers of the evidence."""
+    means = _means(rows, found)
+    lines = ["| MNIST, test accuracy | ours, % | at least, % |", "|---|---|---|"]
+    for row in rows:
+        if row.name in IN_SHORT and row.name in means:
+            met = {True: ", met", False: ", **not met**"}
+            asked = "" if row.goal is None else f"{row.goal.least:.1f}{met[row.goal.met(means, row.name)]}"
+            lines.append(f"| {IN_SHORT[row.name]} | {_ours(row, found[row.name]['runs'])} | {asked} |")
+    file = next(name for name in IN_SHORT_FIGURES if name in drawn)
+    shown = "\n".join([f"![Accuracy on MNIST](docs/evidence/{file})", "", *lines])
+    return IN_README.sub(lambda marked: f"{marked[1]}{shown}\n{marked[2]}", readme)
+
+
+def _means(rows, found):
+    return {row.name: value for row in rows if (value := results.mean(row, found[row.name])) is not None}
 
 
 def verdict(row: Row, means: dict[str, float], titles: dict[str, str]) -> str:

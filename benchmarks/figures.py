@@ -26,7 +26,6 @@ SHOWN_ROWS = {
     "conv 16x128x16x16 128k3 bf16 fwd+bwd": "convolution 3x3, bfloat16",
     "linear 512x2048x2048 f32 fwd+bwd": "linear 2048x2048, float32",
     "linear 512x2048x2048 bf16 fwd+bwd": "linear 2048x2048, bfloat16",
-    "linear 128x1024x1024 f32 fwd+bwd": "linear 1024x1024, float32",
     "select 2359296 normal warm": "selection of 2.4M scores",
 }
 # Readable on white and on black pages: contrast with both is at least 3, the text's at least 4.

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import statistics
 import sys
 import threading
 import time
@@ -57,7 +58,7 @@ def evidence(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     module = importlib.import_module("evidence")
     module.call = lambda rows, *arguments: module.main(
-        ["--processes", "2", *arguments], tuple(rows), tmp_path / "docs", tmp_path / "runs"
+        ["--processes", "2", *arguments], tuple(rows), tmp_path / "docs", tmp_path / "runs", None
     )
     yield module
     for name in MODULES:
@@ -333,9 +334,32 @@ def test_the_page_is_what_the_committed_results_say(evidence):
     }
     page, drawn = evidence.evidence_page.page(rows, found)
     assert (ROOT / "docs" / "evidence.md").read_text() == page
+    readme = (ROOT / "README.md").read_text()
+    assert evidence.evidence_page.in_readme(readme, rows, found, drawn) == readme
     assert {path.name for path in folder.glob("*.svg")} == drawn.keys()
     if version("matplotlib") == MATPLOTLIB:
         assert {name: (folder / name).read_bytes() for name in drawn} == drawn
+
+
+def test_readme_has_the_evidence_in_twelve_lines(evidence):
+    """One row by hand, so that the script is not held by itself alone."""
+    text = evidence.evidence_page.IN_README.search((ROOT / "README.md").read_text())[0]
+    assert text.count("\n") <= 13  # with its markers
+    (line,) = re.findall(r"^\| edge-popup, keep 0\.5 \| .*$", text, re.M)
+    runs = json.loads((ROOT / "docs" / "evidence" / "mnist-edge-popup-50.json").read_text())["runs"]
+    mean = statistics.mean(run["trainings"]["network"]["test"][-1] for run in runs)
+    assert f" {100 * mean:.2f} " in line and ("not met" in line) == (mean < 0.97)
+
+
+@pytest.mark.parametrize(("last", "said"), [(0.98, "98.00 | 98.0, met |"), (0.97, "97.00 | 98.0, **not met** |")])
+def test_readme_says_what_is_not_met(evidence, last, said):
+    rows = [one for one in evidence.ROWS if one.name in ("mnist-dense", "mnist-wirings-10")]
+    run = {"trainings": {"network": {"test": [last]}}}
+    found = {"mnist-dense": {"runs": [run]}, "mnist-wirings-10": {"runs": []}}
+    readme = "before\n<!-- evidence -->\nof before\n<!-- end -->\nafter\n"
+    text = evidence.evidence_page.in_readme(readme, rows, found, {"over-keep.svg": b""})
+    assert f"| dense | {said}\n<!-- end -->\nafter\n" in text and text.startswith("before\n<!-- evidence -->\n![")
+    assert "of before" not in text and "docs/evidence/over-keep.svg" in text
 
 
 def test_committed_results_hold_nothing_of_the_machine_but_its_processor(evidence):
