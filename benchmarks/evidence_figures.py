@@ -81,8 +81,7 @@ def _widths(rows, found):
         return
     first, last = points[0], points[-1]
     kept = sorted(point.kept for point in points)
-    difference = last.accuracy - first.accuracy
-    how = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}" if difference else "equal to"
+    how = _against(last.accuracy, first.accuracy)
     yield Shown(
         "over-width.svg",
         "Accuracy over width",
@@ -170,21 +169,23 @@ def _masked(rows, found):
                 lines |= {name: done["test"] for name, done in run["trainings"].items() if name != "posterior"}
     if not lines:
         return
-    whole = lines["unmasked"][-1]
-    told = [f"{name} {100 * line[-1]:.2f} %, {_against(line[-1], whole)}" for name, line in lines.items()]
+    ends = {name: 100 * line[-1] for name, line in lines.items()}
+    whole = ends.pop("unmasked")
+    told = [f"{name} {end:.2f} %, {_against(end, whole)} it" for name, end in ends.items()]
     yield Shown(
         "masked-unmasked.svg",
         "Masked and unmasked training",
         "scelesticsiva 2020, MNIST: without the weights whose variance in a trained posterior is high, a network that "
         "starts from the posterior's first means trains beside the whole one.",
-        f"Ours after the last epoch, seed 0: unmasked {100 * whole:.2f} %; {'; '.join(told[1:])}.",
+        f"Ours after the last epoch, seed 0: unmasked {whole:.2f} %; {'; '.join(told)}.",
         drawn(_errors, lines),
     )
 
 
-def _against(value: float, whole: float) -> str:
-    points = 100 * (value - whole)
-    return f"{abs(points):.2f} points {'above' if points > 0 else 'below'}" if points else "the same"
+def _against(accuracy: float, other: float) -> str:
+    """Where an accuracy in percent stands to another, in words that its name follows."""
+    points = round(accuracy - other, 2)
+    return f"{abs(points):.2f} points {'above' if points > 0 else 'below'}" if points else "the same as"
 
 
 def _errors(lines: dict[str, list[float]]) -> Figure:
@@ -246,12 +247,15 @@ def _wirings(rows, found):
         if wiring is None or wiring["stayed"] == wiring["edges"]:  # held
             continue
         others = wiring["edges"] - wiring["stayed"]
+        drawn_once = next((one for one in rows if row.goal is not None and one.name == row.goal.above), None)
+        accuracy, random = (one and results.mean(one, found[one.name]) for one in (row, drawn_once))
+        beside = "" if random is None else f", and it is {_against(accuracy, random)} random edges, {accuracy:.2f} %"
         yield Shown(
             f"{row.name}-wiring.svg",
             f"Wiring before and after training: {row.title}",
             "Wortsman et al. 2019: which edges a graph has changes while it is trained, on MNIST within a few epochs.",
             f"Ours, seed 0: after {found[row.name]['runs'][0]['config']['epochs']} epochs {others:,} of the "
-            f"{wiring['edges']:,} edges ({100 * others / wiring['edges']:.0f} %) are others than at the start.",
+            f"{wiring['edges']:,} edges ({100 * others / wiring['edges']:.0f} %) are others than at the start{beside}.",
             drawn(_two_wirings, wiring),
         )
 
