@@ -40,7 +40,7 @@ ISAS = {
     "avx2": (["-mavx2", "-mfma", "-mf16c"], _ALL, None),
     "avx512": (_AVX512, _ALL, None),
     "avx512bf16": (_BF16, ["forward/unit", "wgrad/unit"], "avx512"),
-    "amx": ([*_BF16, "-mamx-tile", "-mamx-bf16"], ["forward/tiles"], "avx512bf16"),
+    "amx": ([*_BF16, "-mamx-tile", "-mamx-bf16"], ["forward/tiles", "wgrad/tiles"], "avx512bf16"),
     "neon": (["-DEDGEPOP_NEON"], _ALL, None),  # compilers for 64-bit ARM have it on
 }
 _FAMILIES = {"x86_64": ["avx2", "avx512", "avx512bf16", "amx"], "aarch64": ["neon"]}

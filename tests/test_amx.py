@@ -1,7 +1,7 @@
-"""The AMX micro-kernel: its source with C++ in place of the tile instructions, and the choice of instruction set.
+"""The AMX micro-kernels: their sources with C++ in place of the tile instructions, and the choice of instruction set.
 
-Few machines have AMX, and none of those the tests run on has to: the engine is compiled anew with amx_emulation.h and
-put where the native module is, under the tests of the other instruction sets.
+Few machines have AMX, and none of those the tests run on has to: convolutions and weight gradients are compiled anew
+with amx_emulation.h and put where the native module is, under the tests of the other instruction sets.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import test_native_conv as conv
+import test_native_wgrad as wgrad
 import torch
 
 from edgepop_kernels import doctor
@@ -35,6 +36,10 @@ class Emulated:
     def conv_backward_input(self, geometry, dy, w, mask, dx, threads):
         self.library.conv_backward_input(*map(_words, (geometry, dy, w, mask, dx)), threads)
 
+    def conv_backward_weight(self, geometry, dy, x, w, mask, score_map, ds, weight_grad, dw, threads):
+        operands = map(_words, (geometry, dy, x, w, mask))
+        self.library.conv_backward_weight(*operands, score_map, _words(ds), weight_grad, _words(dw), threads)
+
 
 def _words(values):
     """(1, (2, 3), 4) as four int64."""
@@ -52,8 +57,9 @@ def library(tmp_path_factory):
     flags = [flag for flag in build["CXX_FLAGS"] if flag != "-fvisibility=hidden"]
     flags += ["-O1", "-fopenmp", "-ftree-vectorize", "-Werror", f"-I{csrc}", f"-I{TESTS}"]
     cxx, objects = build["cxx_command"](), []
-    for isa, source in (("avx512", csrc / "cpu/forward/unit.cpp"), ("avx512bf16", TESTS / "amx_emulated.cpp")):
-        objects.append(str(path.with_suffix(f".{isa}.o")))
+    below = (csrc / "cpu/forward/unit.cpp", csrc / "cpu/wgrad/unit.cpp")
+    for isa, source in (*(("avx512", unit) for unit in below), ("avx512bf16", TESTS / "amx_emulated.cpp")):
+        objects.append(str(path.with_suffix(f".{source.parent.name}.{isa}.o")))
         own = [*build["ISAS"][isa][0], f"-DEDGEPOP_ISA={isa}"]
         subprocess.run([*cxx, *flags, *own, "-c", str(source), "-o", objects[-1]], check=True)
     subprocess.run([*cxx, "-fopenmp", "-shared", *objects, "-o", str(path)], check=True)
@@ -86,6 +92,41 @@ def test_drawn_cases(emulated):
 def test_linear(emulated, rows, inputs, outputs, layout):
     """Blocks of 1 to 32 rows, one to four vectors of columns, depths on either side of a tile's 32."""
     conv.test_linear(rows, inputs, outputs, BF16, layout)
+
+
+def test_drawn_weight_gradients(emulated):
+    """Every layout, stride, dilation and group, and whatever becomes of the sums."""
+    for seed in range(60):
+        case = wgrad.drawn_case(seed)
+        if case.dtype is BF16:
+            wgrad.check(case)
+
+
+@pytest.mark.parametrize("rows", [19, 20, 31, 33, 257])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 16), (33, 47), (17, 100), (130, 49)])
+def test_weight_gradient_of_linear(emulated, rows, inputs, outputs):
+    """Runs on either side of a tile's 16 pairs, an odd row, one to four vectors of lanes, tiles of fewer rows."""
+    wgrad.check(wgrad.Case(rows, inputs, outputs, 1, (1, 1), (1, 1), dtype=BF16, weight_grad="all"))
+
+
+@pytest.mark.parametrize("size", [(5, 16), (4, 17), (9, 33)])
+def test_weight_gradient_of_convolutions(emulated, size):
+    """Runs that a border shortens, several blocks, and rows of more than a panel."""
+    case = wgrad.Case(4, 24, 70, 1, size, (3, 3), padding=(1, 1), dtype=BF16, weight_dtype=BF16)
+    wgrad.check(case)
+    wgrad.check(replace(case, channels=100, out=17, x_layout="contiguous", dy_layout="contiguous"))
+
+
+def test_a_weight_gradient_reads_nothing_beside_its_runs(emulated):
+    """Not-a-numbers that no tap but some meets: the other taps' sums stay numbers."""
+    x, dy = torch.randn(4, 16, 9, 9).to(BF16), torch.randn(4, 16, 9, 9).to(BF16)
+    x[:, :, 0] = float("nan")
+    weight, scores = torch.randn(16, 16, 3, 3), torch.randn(16, 16, 3, 3)
+    given, cut, _ = wgrad.mask_arguments(scores, "abs", kept=9)
+    geometry = dict(stride=(1, 1), padding=(1, 1), dilation=(1, 1), groups=1)
+    ds, _ = native.masked_conv2d_dw(dy, x, weight, given, cut, "abs", True, "none", **geometry)
+    assert not ds[:, :, 2].isnan().any()  # the last row of taps meets the image from its second row on
+    assert ds[:, :, :2].isnan().all()
 
 
 def test_any_number_of_threads_gives_the_same_bits(emulated):

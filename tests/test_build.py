@@ -119,7 +119,7 @@ def test_every_source_is_compiled_once_with_the_flags_of_its_instruction_set(tre
     whole = {
         f"{room}.{isa}" for room in ("forward", "wgrad", "select", "optim") for isa in ("portable", "avx2", "avx512")
     }
-    units = whole | {"forward.avx512bf16", "wgrad.avx512bf16", "forward.amx"}
+    units = whole | {"forward.avx512bf16", "wgrad.avx512bf16", "forward.amx", "wgrad.amx"}
     assert set(by_source) == {path.name for path in sources} | units
     assert len(commands) == len(sources) + len(units) + 1
     for source, command in by_source.items():
@@ -298,7 +298,7 @@ def test_a_unit_shares_no_code_with_units_of_other_instruction_sets(tmp_path):
     build = runpy.run_path(str(ROOT / "setup.py"), run_name="build")
     (tmp_path / "build.ninja").write_text(build["ninja_file"]([], tmp_path / "unused.so"))
     units = [f"cpu/{room}/unit.avx512.o" for room in ("forward", "wgrad", "select", "optim")]
-    units.append("cpu/forward/tiles.amx.o")
+    units += ["cpu/forward/tiles.amx.o", "cpu/wgrad/tiles.amx.o"]
     subprocess.run([*build["ninja_command"](), "-C", str(tmp_path), *units], check=True, cwd=ROOT)
     nm = subprocess.run(["nm", "-C", *units], check=True, capture_output=True, text=True, cwd=tmp_path)
     mergeable = re.findall(r"^[0-9a-f]+ W (.*)$", nm.stdout, re.MULTILINE)

@@ -138,7 +138,7 @@ def test_native_sources_know_neither_torch_nor_python():
 CPU_SOURCES = sorted(path.relative_to(CSRC) for path in (CSRC / "cpu").rglob("*") if path.suffix in (".h", ".inl"))
 # One file for each set of vector registers, of which simd/vec.h includes one, and the tiles of AMX.
 OF_ONE_SET = {Path(f"cpu/simd/vec_{name}.h") for name in ("avx2", "avx512", "neon", "portable")}
-OF_ONE_SET.add(Path("cpu/forward/amx.inl"))
+OF_ONE_SET |= {Path("cpu/simd/amx.h"), Path("cpu/forward/amx.inl"), Path("cpu/wgrad/amx.inl")}
 
 
 def test_every_cpu_source_includes_what_it_uses(tmp_path):

@@ -68,23 +68,23 @@ struct Entry {
 // Those that were built (setup.py: EDGEPOP_ISAS).
 constexpr Entry kWidestFirst[] = {
 #if defined(EDGEPOP_HAS_AMX)
-    {{"amx", &avx512bf16::kForward, &avx512bf16::kWgrad, &avx512::kSelect, &avx512::kUpdate, &amx::kTiles}, amx_missing},
+    {{"amx", &avx512bf16::kForward, &avx512bf16::kWgrad, &avx512::kSelect, &avx512::kUpdate, &amx::kTiles,
+      amx::multiply_tiled},
+     amx_missing},
 #endif
 #if defined(EDGEPOP_HAS_AVX512BF16)
-    {{"avx512bf16", &avx512bf16::kForward, &avx512bf16::kWgrad, &avx512::kSelect, &avx512::kUpdate, nullptr},
-     avx512bf16_missing},
+    {{"avx512bf16", &avx512bf16::kForward, &avx512bf16::kWgrad, &avx512::kSelect, &avx512::kUpdate}, avx512bf16_missing},
 #endif
 #if defined(EDGEPOP_HAS_AVX512)
-    {{"avx512", &avx512::kForward, &avx512::kWgrad, &avx512::kSelect, &avx512::kUpdate, nullptr}, avx512_missing},
+    {{"avx512", &avx512::kForward, &avx512::kWgrad, &avx512::kSelect, &avx512::kUpdate}, avx512_missing},
 #endif
 #if defined(EDGEPOP_HAS_AVX2)
-    {{"avx2", &avx2::kForward, &avx2::kWgrad, &avx2::kSelect, &avx2::kUpdate, nullptr}, avx2_missing},
+    {{"avx2", &avx2::kForward, &avx2::kWgrad, &avx2::kSelect, &avx2::kUpdate}, avx2_missing},
 #endif
 #if defined(EDGEPOP_HAS_NEON)
-    {{"neon", &neon::kForward, &neon::kWgrad, &neon::kSelect, &neon::kUpdate, nullptr}, nothing_missing},
+    {{"neon", &neon::kForward, &neon::kWgrad, &neon::kSelect, &neon::kUpdate}, nothing_missing},
 #endif
-    {{"portable", &portable::kForward, &portable::kWgrad, &portable::kSelect, &portable::kUpdate, nullptr},
-     nothing_missing}};
+    {{"portable", &portable::kForward, &portable::kWgrad, &portable::kSelect, &portable::kUpdate}, nothing_missing}};
 
 struct Choice {
   const Kernels* kernels;

@@ -15,7 +15,9 @@ struct Kernels {
   const WgradKernels* wgrad;
   const SelectKernels* select;  // inner loops; select (select.h) runs its own threads
   const UpdateKernels* update;  // likewise of step (step.h)
-  const TileKernels* tiles;     // for products of pairs; null: they have none
+  // Of AMX, for products and for the weight gradient of pairs; null: there are none.
+  const TileKernels* tiles = nullptr;
+  MultiplyTiled multiply_tiled = nullptr;
 };
 
 // Why this machine's widest instruction set is not the one in use, although the CPU has it; empty where it is, or where

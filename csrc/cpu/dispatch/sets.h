@@ -32,6 +32,7 @@ extern const WgradKernels kWgrad;
 }  // namespace avx512bf16
 namespace amx {  // tiles for those, beside avx512bf16
 extern const TileKernels kTiles;
+void multiply_tiled(const TiledRuns&);
 }  // namespace amx
 
 }  // namespace edgepop::cpu

@@ -1,37 +1,15 @@
 // The micro-kernel on AMX tiles: bfloat16 pairs, up to 32 rows by a panel's columns, 32 of those at a time. Accumulators
 // are tiles 0 to 3, two down and two across; A is in 4 and 5, B in 6 and 7: four products for four loads. Everything
-// else of the amx instruction set is that of avx512bf16, the weight gradient included: this is all that its unit holds.
-//
-// A test that puts C++ in place of the tile instructions proves its arithmetic where a machine has none.
+// else of the amx instruction set's products is that of avx512bf16: this is all that its unit holds.
 #pragma once
 
 #include "cpu/forward/kernels.h"
+#include "cpu/simd/amx.h"
 #include "cpu/simd/vec.h"
-
-#if defined(EDGEPOP_AMX_EMULATION)
-#include EDGEPOP_AMX_EMULATION
-#endif
 
 namespace edgepop::cpu::EDGEPOP_ISA::forward {
 
-constexpr int kTileSide = 16;  // rows of a tile; a row is 64 bytes: 16 float32, or 32 bfloat16
-constexpr int64_t kTileDepth = 32;
-
-struct TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-
-  // A tile of no rows may not be touched.
-  TileConfig(int upper, int lower) {
-    const int height[8] = {upper, upper, lower, lower, upper, lower, kTileSide, kTileSide};
-    for (int i = 0; i < 8; ++i) {
-      rows[i] = static_cast<uint8_t>(height[i]);
-      row_bytes[i] = height[i] == 0 ? 0 : 64;
-    }
-  }
-};
-static_assert(sizeof(TileConfig) == 64, "the layout that ldtilecfg reads");
+constexpr int64_t kTileDepth = 2 * kTileSide;  // bfloat16 of a row
 
 // Rows as a tile is loaded from: an address, and the bytes from one row to the next.
 struct TileRows {
@@ -70,19 +48,13 @@ static inline TileRows tile_columns(const bf16* panel, int64_t pairs, int64_t st
   return {stage, 64};
 }
 
-// Between stores and the loads of a tile or of its configuration, both ways: GCC's intrinsics do not say that they read
-// memory, so it may move such stores past them, or leave them out (GCC 12 does, in smaller code).
-static inline void settle_memory() { __asm__ volatile("" ::: "memory"); }
-
 struct Tiles {
   static constexpr int kRows = 2 * kTileSide;
 
   template <int N>
   static void run(const PanelProduct& b) {
     const int upper = b.rows < kTileSide ? b.rows : kTileSide, lower = b.rows - upper;
-    const TileConfig config(upper, lower);
-    settle_memory();
-    _tile_loadconfig(&config);
+    configure_tiles({{upper, 16}, {upper, 16}, {lower, 16}, {lower, 16}, {upper, 16}, {lower, 16}, {16, 16}, {16, 16}});
     for (int n = 0; n + 1 < N; n += 2) multiply<N, true>(b, n, upper, lower);
     if (N % 2 != 0) multiply<N, false>(b, N - 1, upper, lower);
     _tile_release();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/wgrad/finish.inl"
+#include "cpu/wgrad/kernels.h"
 
 namespace edgepop::cpu::EDGEPOP_ISA::wgrad {
 
@@ -27,6 +28,7 @@ struct Job {
   bool in_place;                // channelwise, and x and dy are read where they lie
   bool kernel_rows;             // swapped, and the taps of a kernel row are rows side by side (kernel_rows.inl)
   bool planes;                  // the same, one channel after the other
+  MultiplyTiled tiled;          // null: by the micro-kernels of this set (tile.inl)
   int64_t groups, rows, lanes;  // rows and lanes per group
   int64_t tile_rows, row_tiles, lane_tiles, tile_floats;
   int64_t task_rows, task_lanes;  // tiles per task
@@ -88,6 +90,29 @@ static void choose_task(Job& job, int threads) {
   while (job.task_lanes > 1 && job.tasks() < threads) job.task_lanes = ceil_div(job.task_lanes, 2);
 }
 
+// Where each tap's runs start in the panels of one block.
+static void find_runs(const Job& job, const Block& block, PixelRuns* runs) {
+  const WalkAxis &h = job.walk.h, &w = job.walk.w;
+  for (int64_t t = 0; t < job.taps(); ++t) {
+    const int64_t u = t / job.conv.kernel_w, v = t % job.conv.kernel_w;
+    const Range down = h.valid(u, block.row, block.rows), across = w.valid(v, block.column, block.columns);
+    const int64_t x_at = ((h.slot(u) + down.begin) * w.slots + w.slot(v) + across.begin) * block.units;
+    const int64_t dy_at = (down.begin * w.block + across.begin) * block.units;
+    const int64_t x_step = w.slots * block.units, dy_step = w.block * block.units;
+    PixelRuns r = {down.end - down.begin, (across.end - across.begin) * block.units, dy_at, dy_step, x_at, x_step};
+    if (job.swapped) r = {r.lines, r.count, x_at, x_step, dy_at, dy_step};
+    if (r.count == r.rows_step && r.count == r.lanes_step) {
+      r.count *= r.lines;
+      r.lines = min(r.lines, 1);
+    }
+    runs[t] = r;
+  }
+}
+
+// Pairs from one turned row to the next (tiled.inl): an odd number of cache lines, so that 16 rows spread over all sets
+// of the cache.
+static inline int64_t turned_pitch(int64_t positions) { return (ceil_div(positions, 16) | 1) * 16; }
+
 template <class Math>
 using Pack = void (*)(const Operand&, const Block&, int64_t, const Panels<typename Math::Unit>&);
 
@@ -103,7 +128,7 @@ static inline Pack<PairMath> packer(PairMath, DType) { return pack_panels<PairUn
 // What one thread works in.
 template <class Math>
 struct Scratch {
-  typename Math::Unit *rows, *lanes;
+  typename Math::Unit *rows, *lanes, *turned;
   float *sums, *lines;
   PixelRuns* runs;
   int64_t row_panel, lane_panel;  // units per panel
@@ -124,6 +149,9 @@ struct Scratch {
     sums = reinterpret_cast<float*>(take(job.task_rows * job.task_lanes * job.tile_floats * 4));
     lines = reinterpret_cast<float*>(take(kFinishLines * kTileLanes * job.taps() * 4));
     runs = reinterpret_cast<PixelRuns*>(take(job.taps() * static_cast<int64_t>(sizeof(PixelRuns))));
+    const int64_t positions = job.row_side.rows.slots * job.row_side.columns.slots * job.walk.unit_block;
+    const int64_t turned_units = job.tiled != nullptr ? kPanelRows * turned_pitch(positions) : 0;
+    turned = reinterpret_cast<typename Math::Unit*>(take(turned_units * 4));
   }
 };
 

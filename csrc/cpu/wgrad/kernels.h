@@ -1,6 +1,8 @@
 // The weight gradient that each instruction set compiles.
 #pragma once
 
+#include <cstdint>
+
 #include "common/conv.h"
 #include "common/tensor.h"
 #include "cpu/optim/kernels.h"
@@ -15,5 +17,20 @@ struct WgradKernels {
                                const Tensor& ds, const ScoreUpdate&, WeightGrad weight_grad, const Tensor& dw,
                                int threads);
 };
+
+// What the weight gradient of avx512bf16 asks of AMX tiles (tiled.inl): sums of some rows by up to 64 lanes over runs of
+// positions, of bfloat16 pairs.
+struct TiledRuns {
+  const uint32_t* rows;   // [row][row_pitch] pairs, from the first run on; rows up to a multiple of 16 can be read
+  const uint32_t* lanes;  // [position][lane_pitch] pairs, from the first run on
+  int64_t row_pitch, lane_pitch;
+  int64_t lines, count;           // runs, and positions of each
+  int64_t rows_step, lanes_step;  // positions from one run to the next
+  int64_t row_count, vectors;     // vectors of 16 lanes, 1 to 4
+  float* sums;                    // [row / tile_rows][row % tile_rows][64], the first axis in steps of tile_step
+  int64_t tile_rows, tile_step;
+  bool add;  // to what they hold, or write them
+};
+using MultiplyTiled = void (*)(const TiledRuns&);
 
 }  // namespace edgepop::cpu

@@ -1,28 +1,11 @@
 // A task of the weight gradient, carried out: its channels of x and dy packed block by block, and multiplied.
 #pragma once
 
-#include "cpu/wgrad/kernel_rows.inl"
+#include <type_traits>
+
+#include "cpu/wgrad/tiled.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA::wgrad {
-
-// Where each tap's runs start in the panels of one block.
-static void find_runs(const Job& job, const Block& block, PixelRuns* runs) {
-  const WalkAxis &h = job.walk.h, &w = job.walk.w;
-  for (int64_t t = 0; t < job.taps(); ++t) {
-    const int64_t u = t / job.conv.kernel_w, v = t % job.conv.kernel_w;
-    const Range down = h.valid(u, block.row, block.rows), across = w.valid(v, block.column, block.columns);
-    const int64_t x_at = ((h.slot(u) + down.begin) * w.slots + w.slot(v) + across.begin) * block.units;
-    const int64_t dy_at = (down.begin * w.block + across.begin) * block.units;
-    const int64_t x_step = w.slots * block.units, dy_step = w.block * block.units;
-    PixelRuns r = {down.end - down.begin, (across.end - across.begin) * block.units, dy_at, dy_step, x_at, x_step};
-    if (job.swapped) r = {r.lines, r.count, x_at, x_step, dy_at, dy_step};
-    if (r.count == r.rows_step && r.count == r.lanes_step) {
-      r.count *= r.lines;
-      r.lines = min(r.lines, 1);
-    }
-    runs[t] = r;
-  }
-}
 
 // An empty batch or image.
 template <class Finished>
@@ -115,6 +98,9 @@ static void sum_blocks(const Job& job, Range blocks, int64_t group, Range down, 
   if (blocks.begin == blocks.end) return sum_nothing(job, group, down, across, sums, finished);
   if (job.channelwise) return sum_channels<Math>(job, blocks, down, across, sums, scratch, finished);
   if (job.kernel_rows) return sum_kernel_rows<Math>(job, blocks, group, across, sums, scratch, finished);
+  if constexpr (std::is_same_v<Math, PairMath>) {
+    if (job.tiled != nullptr) return sum_tiled(job, blocks, group, down, across, sums, scratch, finished);
+  }
   const Pack<Math> pack_row_side = packer(Math{}, job.row_side.dtype);
   const Pack<Math> pack_lane_side = packer(Math{}, job.lane_side.dtype);
   using Unit = typename Math::Unit;

@@ -13,6 +13,7 @@
 
 #include <type_traits>
 
+#include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/pages.h"
 #include "cpu/dispatch/scratch.h"
 #include "cpu/dispatch/sets.h"
@@ -67,8 +68,8 @@ static void run(const Job& job, int threads) {
         sum_blocks<Math>(job, blocks, group, down, across, {first, down_step, job.tile_floats}, mine,
                          [](const WeightTile&, float*) {});
       } else {
-        // A single block's tiles are finished one by one and can share one place.
-        const int64_t step = job.walk.blocks <= 1 ? 0 : job.tile_floats;
+        // A single block's tiles are finished one by one and can share one place, but for those that are summed together.
+        const int64_t step = job.walk.blocks <= 1 && job.tiled == nullptr ? 0 : job.tile_floats;
         sum_blocks<Math>(job, blocks, group, down, across, {mine.sums, step * job.task_lanes, step}, mine,
                          [&](const WeightTile& tile, float* sums) {
                            finish_one(job.finish, tile, job.tile_rows, sums, mine.lines);
@@ -212,6 +213,8 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
   job.row_tiles = ceil_div(job.rows, job.tile_rows);
   job.lane_tiles = ceil_div(job.lanes, kTileLanes);
   job.tile_floats = taps * job.tile_rows * kTileLanes;
+  const bool tiled = kDotBf16 && !job.channelwise && !job.kernel_rows && has_tiled_blocks(job.walk);
+  job.tiled = tiled ? kernels().multiply_tiled : nullptr;
   choose_task(job, threads);
   threads = static_cast<int>(min(threads, max(job.tasks(), 1)));
 
