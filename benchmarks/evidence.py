@@ -27,6 +27,7 @@ from accuracy import cores, positive
 from evidence_rows import ROWS, Row
 
 from edgepop_kernels.doctor import processor
+from edgepop_kernels.recipes import machine
 from edgepop_kernels.recipes.errors import UserError
 from edgepop_kernels.recipes.files import locked, write_atomic
 from edgepop_kernels.recipes.interrupt import Stop
@@ -46,6 +47,7 @@ class Training:
     seed: int
     data: Path | None
     runs: Path
+    commit: str | None = None  # at which it began, or was gone on with
 
     @property
     def name(self) -> str:
@@ -57,7 +59,7 @@ class Training:
 
     @property
     def about(self) -> Path:
-        """What the processes that trained it took together, and the processor of the last one."""
+        """What the processes that trained it took together, and the processor and the commit of the last one."""
         return self.runs / f"{self.name}.json"
 
     @property
@@ -77,6 +79,7 @@ class Training:
         return [*self.row.command(), "--seed", str(self.seed), *place, *named, *outputs]
 
     def start(self) -> subprocess.Popen:
+        self.commit = commit()
         # A session of its own: a terminal's Ctrl-C is for the driver, which tells each process once.
         own = dict(start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         with open(self.log, "ab") as log:
@@ -89,7 +92,7 @@ class Training:
         return json.loads(self.about.read_text())["processor_s"] if self.about.exists() else 0.0
 
     def ended(self, seconds: float) -> None:
-        about = {"processor_s": round(self.took() + seconds, 1), "processor": processor()}
+        about = {"processor_s": round(self.took() + seconds, 1), "processor": processor(), "commit": self.commit}
         write_atomic(self.about, json.dumps(about).encode())
 
     def results(self) -> dict:
@@ -131,6 +134,17 @@ def main(
         return 2
     print(f"{len(left)} trainings left; written: {docs / 'evidence.md'}")
     return 130 if stop.requested else int(failed)
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with "-dirty" where files differ from it on which a result can depend: not where
+    they are the results of other trainings."""
+    found = machine.commit()
+    if found is None or not found.endswith("-dirty"):
+        return found
+    others = [".", *(f":(exclude){written}" for written in ("docs", "README.md"))]
+    clean = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *others], cwd=ROOT, check=False).returncode == 0
+    return found.removesuffix("-dirty") if clean else found
 
 
 def pattern(text: str) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -264,6 +265,25 @@ def test_a_training_that_fails_is_said_and_stops_no_other(evidence, monkeypatch,
     assert re.search(r"^bad-0: failed, exit code 1, see .*bad-0\.log$", said, re.M)
     assert "good-0: 75.00 %" in said
     assert "1 trainings left" in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"), [("docs/evidence/a.json", "abc"), ("README.md", "abc"), ("setup.py", "abc-dirty")]
+)
+def test_results_of_other_trainings_make_no_commit_another_one(evidence, monkeypatch, tmp_path, changed, said):
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / changed).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / changed).write_text("before")
+    git("add", ".")
+    git("commit", "-m", "a")
+    (tmp_path / changed).write_text("after")
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    monkeypatch.setattr(evidence.machine, "commit", lambda: "abc-dirty")
+    assert evidence.commit() == said
 
 
 def test_rows_whose_data_are_not_there_are_left_out(evidence, started, tmp_path, capsys):
