@@ -247,15 +247,17 @@ def _wirings(rows, found):
         if wiring is None or wiring["stayed"] == wiring["edges"]:  # held
             continue
         others = wiring["edges"] - wiring["stayed"]
-        drawn_once = next((one for one in rows if row.goal is not None and one.name == row.goal.above), None)
-        accuracy, random = (one and results.mean(one, found[one.name]) for one in (row, drawn_once))
-        beside = "" if random is None else f", and it is {_against(accuracy, random)} random edges, {accuracy:.2f} %"
+        told = f"{others:,} of the {wiring['edges']:,} edges ({100 * others / wiring['edges']:.0f} %) are others"
+        told += " than at the start"
+        random = next((one for one in rows if row.goal is not None and one.name == row.goal.above), None)
+        if random is not None and found[random.name]["runs"]:
+            ours, theirs = (results.mean(one, found[one.name]) for one in (row, random))
+            told += f"; the network, {ours:.2f} %, is {_against(ours, theirs)} that of random edges"
         yield Shown(
             f"{row.name}-wiring.svg",
             f"Wiring before and after training: {row.title}",
             "Wortsman et al. 2019: which edges a graph has changes while it is trained, on MNIST within a few epochs.",
-            f"Ours, seed 0: after {found[row.name]['runs'][0]['config']['epochs']} epochs {others:,} of the "
-            f"{wiring['edges']:,} edges ({100 * others / wiring['edges']:.0f} %) are others than at the start{beside}.",
+            f"Ours, seed 0: after {found[row.name]['runs'][0]['config']['epochs']} epochs {told}.",
             drawn(_two_wirings, wiring),
         )
 
