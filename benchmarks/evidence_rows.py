@@ -92,7 +92,7 @@ def _edge_popup(percent: int, said: str, goal: Goal | None = None) -> Row:
 def _tickets(criterion: str, said: str, goal: Goal | None = None) -> Row:
     name, title = f"mnist-tickets-{criterion.replace('_', '-')}", f"Bayesian tickets, keep 0.2 by {criterion}"
     training, settings = f"keep 0.2 by {criterion}", {"epochs": 10, "criterion": criterion}
-    return Row(name, MASKS, title, "bayesian-tickets-mnist", said, goal, settings, 1, training)
+    return Row(name, MASKS, title, "bayesian-tickets-mnist", said, goal, settings, 3, training)
 
 
 def _swept(name: str, section: str, at: float, settings: dict, of: str = "") -> Row:
