@@ -30,38 +30,36 @@ namespace edgepop::cpu::EDGEPOP_ISA::wgrad {
 
 template <int V>
 static void multiply_tiled(const TiledRuns& r) {
+  constexpr int64_t kSumsStep = 4 * 64;  // bytes
   const int rest = static_cast<int>(r.count % kTileSide);
   configure_tiles({{16, 16}, {16, 16}, {16, 16}, {16, 16}, {16, 16}, {16, rest}, {16, 16}, {rest, 16}});
-  float* tile = r.sums;
-  int64_t row_of_tile = 0;
-  for (int64_t row = 0; row < r.row_count; row += kTileSide) {
-    _tile_zero(0);
-    if constexpr (V > 1) _tile_zero(1);
-    if constexpr (V > 2) _tile_zero(2);
-    if constexpr (V > 3) _tile_zero(3);
+  for (int64_t tile = 0; tile < r.tiles; ++tile) {
+    float* const sums = r.sums + tile * r.tile_step;
+    if (r.add) {
+      _tile_loadd(0, sums, kSumsStep);
+      if constexpr (V > 1) _tile_loadd(1, sums + kTileSide, kSumsStep);
+      if constexpr (V > 2) _tile_loadd(2, sums + 2 * kTileSide, kSumsStep);
+      if constexpr (V > 3) _tile_loadd(3, sums + 3 * kTileSide, kSumsStep);
+    } else {
+      _tile_zero(0);
+      if constexpr (V > 1) _tile_zero(1);
+      if constexpr (V > 2) _tile_zero(2);
+      if constexpr (V > 3) _tile_zero(3);
+    }
     for (int64_t line = 0; line < r.lines; ++line) {
-      const uint32_t* a = r.rows + row * r.row_pitch + line * r.rows_step;
+      const uint32_t* a = r.rows + tile * kTileSide * r.row_pitch + line * r.rows_step;
       const uint32_t* b = r.lanes + line * r.lanes_step * r.lane_pitch;
       for (int64_t k = r.count; k >= kTileSide; k -= kTileSide, a += kTileSide, b += kTileSide * r.lane_pitch) {
         EDGEPOP_MULTIPLY_POSITIONS(V, 4, 6, r, a, b);
       }
       if (rest > 0) EDGEPOP_MULTIPLY_POSITIONS(V, 5, 7, r, a, b);
     }
-    alignas(64) float sums[kTileSide][V * kTileSide];
-    _tile_stored(0, sums[0], sizeof sums[0]);
-    if constexpr (V > 1) _tile_stored(1, sums[0] + kTileSide, sizeof sums[0]);
-    if constexpr (V > 2) _tile_stored(2, sums[0] + 2 * kTileSide, sizeof sums[0]);
-    if constexpr (V > 3) _tile_stored(3, sums[0] + 3 * kTileSide, sizeof sums[0]);
-    settle_memory();
-    for (int i = 0; i < kTileSide && row + i < r.row_count; ++i) {
-      float* const to = tile + row_of_tile * 4 * kTileSide;
-      for (int v = 0; v < V * kTileSide; v += kLanes) {
-        const Vec sum = load(sums[i] + v);
-        store(to + v, r.add ? load(to + v) + sum : sum);
-      }
-      if (++row_of_tile == r.tile_rows) row_of_tile = 0, tile += r.tile_step;
-    }
+    _tile_stored(0, sums, kSumsStep);
+    if constexpr (V > 1) _tile_stored(1, sums + kTileSide, kSumsStep);
+    if constexpr (V > 2) _tile_stored(2, sums + 2 * kTileSide, kSumsStep);
+    if constexpr (V > 3) _tile_stored(3, sums + 3 * kTileSide, kSumsStep);
   }
+  settle_memory();
   _tile_release();
 }
 

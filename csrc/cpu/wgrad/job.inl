@@ -80,7 +80,8 @@ static void choose_task(Job& job, int threads) {
   const int64_t panels = min(tiles, fit(kSideBytes, panel_units(job, job.lane_side)));
   job.task_lanes = even_block(job.lane_tiles, panels);
   const int64_t row_panels = fit(kSideBytes, panel_units(job, job.row_side));
-  job.task_rows = min(tiles / job.task_lanes, job.channelwise ? tiles : row_panels * kPanelTiles);
+  const int64_t panel_tiles = kPanelRows / (job.tiled != nullptr ? kTiledRows : kTileRows);
+  job.task_rows = min(tiles / job.task_lanes, job.channelwise ? tiles : row_panels * panel_tiles);
   job.task_rows = even_block(job.row_tiles, max(1, job.task_rows));
   const bool shared = job.plane_tiles() * job.tile_floats * 4 <= kSharedPlaneBytes;
   job.shares = shared ? max(1, min(kShares, job.walk.blocks)) : 1;
@@ -143,7 +144,7 @@ struct Scratch {
     row_panel = panel_units(job, job.row_side);
     lane_panel = panel_units(job, job.lane_side);
     bytes = 0;
-    const int64_t row_panels = job.channelwise ? job.task_lanes : ceil_div(job.task_rows, kPanelTiles);
+    const int64_t row_panels = job.channelwise ? job.task_lanes : ceil_div(job.task_rows * job.tile_rows, kPanelRows);
     lanes = reinterpret_cast<typename Math::Unit*>(take(job.task_lanes * lane_panel * 4));
     rows = reinterpret_cast<typename Math::Unit*>(take(row_panels * row_panel * 4));
     sums = reinterpret_cast<float*>(take(job.task_rows * job.task_lanes * job.tile_floats * 4));

@@ -21,15 +21,15 @@ struct WgradKernels {
 // What the weight gradient of avx512bf16 asks of AMX tiles (tiled.inl): sums of some rows by up to 64 lanes over runs of
 // positions, of bfloat16 pairs.
 struct TiledRuns {
-  const uint32_t* rows;   // [row][row_pitch] pairs, from the first run on; rows up to a multiple of 16 can be read
+  const uint32_t* rows;   // [row][row_pitch] pairs, from the first run on; of rows up to a multiple of 16
   const uint32_t* lanes;  // [position][lane_pitch] pairs, from the first run on
   int64_t row_pitch, lane_pitch;
   int64_t lines, count;           // runs, and positions of each
   int64_t rows_step, lanes_step;  // positions from one run to the next
-  int64_t row_count, vectors;     // vectors of 16 lanes, 1 to 4
-  float* sums;                    // [row / tile_rows][row % tile_rows][64], the first axis in steps of tile_step
-  int64_t tile_rows, tile_step;
-  bool add;  // to what they hold, or write them
+  int64_t tiles, vectors;         // of 16 rows, and of 16 lanes: 1 to 4
+  float* sums;                    // [tile][16][64], the first axis in steps of tile_step
+  int64_t tile_step;
+  bool add;  // to what the sums hold, or write them
 };
 using MultiplyTiled = void (*)(const TiledRuns&);
 

@@ -15,6 +15,9 @@ constexpr int kTileLanes = kTileVectors * kLanes;
 // are 3 cache lines: odd, so that the positions of a block spread over all sets of the cache.
 constexpr int kPanelTiles = 8;
 constexpr int kPanelRows = kPanelTiles * kTileRows;
+// On AMX tiles (tiled.inl) a tile has more rows, and a panel fewer tiles.
+constexpr int kTiledRows = 16;
+static_assert(kPanelRows % kTiledRows == 0, "a panel in whole tiles");
 
 // How two packed operands multiply: float32 by float32, or bfloat16 pairs (of two images, one position) at once.
 struct FloatMath {

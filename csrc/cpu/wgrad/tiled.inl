@@ -11,6 +11,9 @@ namespace edgepop::cpu::EDGEPOP_ISA::wgrad {
 // 1.13 of their time, with 10 pairs 0.93 to 0.98, with 16 0.75 to 0.69 (256 and 1024 square; Xeon with AMX, one thread).
 constexpr int64_t kTiledPositions = 10;
 
+constexpr int64_t kFinishedRows = 8;  // of a tile, for all lanes before the next
+static_assert(kTiledRows % kFinishedRows == 0 && kFinishedRows <= kFinishLines, "parts of a tile that can be finished");
+
 static bool has_tiled_blocks(const Walk& walk) {
   return walk.h.block * walk.w.block * walk.unit_block >= kTiledPositions;
 }
@@ -39,7 +42,7 @@ static void sum_tiled(const Job& job, Range blocks, int64_t group, Range down, R
   const int64_t high = down.end - down.begin, wide = across.end - across.begin, taps = job.taps();
   const Panels<uint32_t> lanes = {scratch.lanes, scratch.lane_panel, min(job.lanes - corner.lane, wide * kTileLanes),
                                   kTileLanes};
-  const Panels<uint32_t> rows = {scratch.rows, scratch.row_panel, min(job.rows - corner.row, high * kTileRows),
+  const Panels<uint32_t> rows = {scratch.rows, scratch.row_panel, min(job.rows - corner.row, high * kTiledRows),
                                  kPanelRows};
   const WalkAxis &down_axis = job.row_side.rows, &across_axis = job.row_side.columns;
   for (int64_t index = blocks.begin; index < blocks.end; ++index) {
@@ -50,7 +53,7 @@ static void sum_tiled(const Job& job, Range blocks, int64_t group, Range down, R
     packer(PairMath{}, job.row_side.dtype)(job.row_side, block, job.row_offset(corner), rows);
     const int64_t positions = down_axis.slots * across_axis.slots * block.units, pitch = turned_pitch(positions);
     for (int64_t panel = 0; panel * kPanelRows < rows.channels; ++panel) {
-      const int64_t height = min(kPanelRows, rows.left(panel));
+      const int64_t first = panel * kPanelRows / kTiledRows, count = ceil_div(min(kPanelRows, rows.left(panel)), kTiledRows);
       turn_panel(rows.first + panel * rows.step, positions, rows.padded(rows.left(panel)), pitch, scratch.turned);
       for (int64_t a = 0; a < wide; ++a) {
         const WeightTile lane_tile = job.tile(group, down.begin, across.begin + a);
@@ -59,15 +62,18 @@ static void sum_tiled(const Job& job, Range blocks, int64_t group, Range down, R
           const PixelRuns& runs = scratch.runs[t];
           const int64_t lane_pitch = vectors * kLanes;
           job.tiled({scratch.turned + runs.rows_at, lanes.first + a * lanes.step + runs.lanes_at * lane_pitch, pitch,
-                     lane_pitch, runs.lines, runs.count, runs.rows_step, runs.lanes_step, height, vectors,
-                     sums.at(panel * kPanelTiles, a) + t * kTileRows * kTileLanes, kTileRows, sums.down_step,
-                     index > blocks.begin});
+                     lane_pitch, runs.lines, runs.count, runs.rows_step, runs.lanes_step, count, vectors,
+                     sums.at(first, a) + t * kTiledRows * kTileLanes, sums.down_step, index > blocks.begin});
         }
       }
       if (!last) continue;
-      for (int64_t d = panel * kPanelTiles; d < min(high, (panel + 1) * kPanelTiles); ++d) {
+      for (int64_t row = 0; row < min(kPanelRows, rows.left(panel)); row += kFinishedRows) {
         for (int64_t a = 0; a < wide; ++a) {
-          finished(job.tile(group, down.begin + d, across.begin + a), sums.at(d, a));
+          const int64_t d = first + row / kTiledRows, within = row % kTiledRows;
+          WeightTile tile = job.tile(group, down.begin + d, across.begin + a);
+          tile.row += within;
+          tile.rows = min(kFinishedRows, tile.rows - within);
+          finished(tile, sums.at(d, a) + within * kTileLanes);
         }
       }
     }

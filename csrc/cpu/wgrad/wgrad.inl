@@ -209,12 +209,12 @@ static void conv_backward_weight(const Conv& conv, const Tensor& dy_given, const
     job.lane_side = job.row_side;
     job.row_side = side;
   }
-  job.tile_rows = job.channelwise || job.kernel_rows ? in : kTileRows;
+  const bool tiled = kDotBf16 && !job.channelwise && !job.kernel_rows && has_tiled_blocks(job.walk);
+  job.tiled = tiled ? kernels().multiply_tiled : nullptr;
+  job.tile_rows = job.channelwise || job.kernel_rows ? in : job.tiled != nullptr ? kTiledRows : kTileRows;
   job.row_tiles = ceil_div(job.rows, job.tile_rows);
   job.lane_tiles = ceil_div(job.lanes, kTileLanes);
   job.tile_floats = taps * job.tile_rows * kTileLanes;
-  const bool tiled = kDotBf16 && !job.channelwise && !job.kernel_rows && has_tiled_blocks(job.walk);
-  job.tiled = tiled ? kernels().multiply_tiled : nullptr;
   choose_task(job, threads);
   threads = static_cast<int>(min(threads, max(job.tasks(), 1)));
 
