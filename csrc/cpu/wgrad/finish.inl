@@ -56,9 +56,9 @@ static void interleave_taps(const float* acc, int64_t stride, int64_t taps, int6
   }
 }
 
-// Lines of `scratch` that finish_tile needs, each of kTileLanes * taps floats. No tile has more rows: kTileRows, or the
-// inputs of a group of at most half a vector's channels.
-constexpr int64_t kFinishLines = 8;
+// Lines of `scratch` that finish_tile needs, each of kTileLanes * taps floats. No tile has more rows: kTileRows or
+// kTiledRows, or the inputs of a group of at most half a vector's channels.
+constexpr int64_t kFinishLines = kDotBf16 ? kTiledRows : 8;
 static_assert(kTileRows <= kFinishLines && kLanes / 2 <= kFinishLines, "a line for every row");
 
 // acc[tap][rows of the kernel][kTileLanes]; `height` is the second extent.
