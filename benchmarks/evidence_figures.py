@@ -5,6 +5,7 @@ No sentence about ours is written out: its numbers and its words follow from the
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import combinations
 from typing import NamedTuple
 
@@ -46,78 +47,96 @@ class Point(NamedTuple):
     accuracy: float
 
 
-def _points(section, rows, found) -> list[Point]:
-    chosen = [(row, found[row.name]["runs"]) for row in rows if row.section == section]
-    points = [
-        Point(row.at, sum(kept for _, kept, _ in runs[0]["layers"]), results.mean(row, found[row.name]))
-        for row, runs in chosen
-        if runs
-    ]
-    return sorted(points) if len(points) > 1 else []
+# How the weights of a sweep follow keep: the recipe's ``scale``, in words, and the colour of its line.
+SCALES = {"none": ("weights as they are drawn", "fused"), "paper": ("weights times 1/sqrt(keep)", "dense")}
+
+
+def _series(section, rows, found) -> dict[str, list[Point]]:
+    """The points of a sweep by scale; of two at least."""
+    series = defaultdict(list)
+    for row in rows:
+        runs = found[row.name]["runs"]
+        if row.section == section and runs:
+            kept = sum(kept for _, kept, _ in runs[0]["layers"])
+            series[row.asked().scale].append(Point(row.at, kept, results.mean(row, found[row.name])))
+    return {scale: sorted(points) for scale, points in series.items() if len(points) > 1}
+
+
+def _told(series: dict[str, list[Point]], tell: Callable[[list[Point]], str]) -> str:
+    return "; ".join(f"with {SCALES[scale][0]} {tell(points)}" for scale, points in series.items())
 
 
 def _keeps(rows, found):
-    points = _points(KEEPS, rows, found)
-    if not points:
+    series = _series(KEEPS, rows, found)
+    if not series:
         return
-    best = max(points, key=lambda point: point.accuracy)
     low, high = BEST_KEPT
-    where = "in that range" if low <= best.at <= high else "outside that range"
-    ends = " and ".join(f"{point.accuracy:.2f} % at {point.at:g}" for point in (points[0], points[-1]))
+
+    def tell(points: list[Point]) -> str:
+        best = max(points, key=lambda point: point.accuracy)
+        where = "in that range" if low <= best.at <= high else "outside that range"
+        ends = " and ".join(f"{point.accuracy:.2f} % at {point.at:g}" for point in (points[0], points[-1]))
+        return f"the best is {best.accuracy:.2f} % at keep {best.at:g}, {where}, and it is {ends}"
+
     yield Shown(
         "over-keep.svg",
         "Accuracy over keep",
         f"Ramanujan et al. 2020, on CIFAR-10: the best accuracy is where {100 * low:.0f} to {100 * high:.0f} % of the "
         "weights are kept, and it falls towards both ends.",
-        f"Ours, MNIST: the best is {best.accuracy:.2f} % at keep {best.at:g}, {where}; it is {ends}.",
-        drawn(_sweep, points, "keep", BEST_KEPT),
-        _cells("keep", points),
+        f"Ours, MNIST: {_told(series, tell)}.",
+        drawn(_sweep, series, "keep", BEST_KEPT),
+        _cells("keep", series),
     )
 
 
 def _widths(rows, found):
-    points = _points(WIDTHS, rows, found)
-    if not points:
+    series = _series(WIDTHS, rows, found)
+    if not series:
         return
-    first, last = points[0], points[-1]
-    kept = sorted(point.kept for point in points)
-    how = _against(last.accuracy, first.accuracy)
+    kept = sorted(point.kept for points in series.values() for point in points)
+
+    def tell(points: list[Point]) -> str:
+        first, last = points[0], points[-1]
+        how = _against(last.accuracy, first.accuracy)
+        return f"{last.accuracy:.2f} % at {last.at:g}, {how} the {first.accuracy:.2f} % at {first.at:g}"
+
     yield Shown(
         "over-width.svg",
         "Accuracy over width",
-        "Ramanujan et al. 2020, on CIFAR-10: with as many weights kept, a network is the better the wider it is.",
-        f"Ours, MNIST, hidden layers of {first.at:g} to {last.at:g} times 300 and 100 with {kept[0]:,} to {kept[-1]:,} "
-        f"weights kept: {last.accuracy:.2f} % at {last.at:g}, {how} the {first.accuracy:.2f} % at {first.at:g}.",
-        drawn(_sweep, points, "width multiplier, as many weights kept", ()),
-        _cells("width", points),
+        "Ramanujan et al. 2020, on CIFAR-10: with as many weights kept, a network is the better the wider it is; where "
+        "few are kept, weights are scaled by 1/sqrt(keep), so that activations keep their size.",
+        f"Ours, MNIST, multiples of the hidden layers' 300 and 100 with {kept[0]:,} to {kept[-1]:,} weights kept: "
+        f"{_told(series, tell)}.",
+        drawn(_sweep, series, "width multiplier, as many weights kept", ()),
+        _cells("width", series),
     )
 
 
-def _cells(name: str, points: list[Point]) -> tuple[list[str], ...]:
+def _cells(name: str, series: dict[str, list[Point]]) -> tuple[list[str], ...]:
+    points = sorted({point.at: point for of_scale in series.values() for point in of_scale}.values())
+    accuracies = [
+        [SCALES[scale][0] + ", %", *(f"{shown[p.at]:.2f}" if p.at in shown else "" for p in points)]
+        for scale, shown in ((scale, {p.at: p.accuracy for p in of_scale}) for scale, of_scale in series.items())
+    ]
     return (
         [name, *(f"{point.at:g}" for point in points)],
         ["weights kept", *(f"{point.kept:,}" for point in points)],
-        ["test accuracy, %", *(f"{point.accuracy:.2f}" for point in points)],
+        *accuracies,
     )
 
 
-def _sweep(points: list[Point], label: str, span: tuple[float, ...]) -> Figure:
+def _sweep(series: dict[str, list[Point]], label: str, span: tuple[float, ...]) -> Figure:
     figure, (axes,) = panels(1, 7.2, 2.8)
     for end in span:
         axes.axvline(end, linestyle=":", linewidth=0.8, color=figures.TEXT)
-    axes.plot([p.at for p in points], [p.accuracy for p in points], marker=".", color=figures.COLOURS["fused"])
-    for point in points:
-        axes.annotate(
-            f"{point.accuracy:.2f}",
-            (point.at, point.accuracy),
-            (0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-        )
-    axes.set_xticks([point.at for point in points], [f"{point.at:g}" for point in points])
-    axes.margins(y=0.15)
+    for scale, points in series.items():
+        words, colour = SCALES[scale]
+        ats, accuracies = [p.at for p in points], [p.accuracy for p in points]
+        axes.plot(ats, accuracies, marker=".", color=figures.COLOURS[colour], label=words)
+    ats = sorted({point.at for points in series.values() for point in points})
+    axes.set_xticks(ats, [f"{at:g}" for at in ats])
     axes.set(xlabel=label, ylabel="test accuracy, %")
+    axes.legend(frameon=False, labelcolor=figures.TEXT)
     return figure
 
 

@@ -95,14 +95,21 @@ def _tickets(criterion: str, said: str, goal: Goal | None = None) -> Row:
     return Row(name, MASKS, title, "bayesian-tickets-mnist", said, goal, settings, 3, training)
 
 
-def _swept(name: str, section: str, at: float, settings: dict, of: str = "") -> Row:
-    title = f"edge-popup, signed constants, {section} {at:g}"
-    return Row(name, section, title, "edge-popup-mnist", "", None, {"epochs": 10} | settings, 1, of=of, at=at)
+def _swept(name: str, section: str, at: float, settings: dict, of: str = "") -> list[Row]:
+    """With the weights as the recipe draws them, and with those that follow keep as the paper's do."""
+    rows = []
+    for scale, end in (("none", ""), ("paper", "-scaled")):
+        how = settings | ({} if scale == "none" else {"scale": scale})
+        title = f"edge-popup, signed constants, {section} {at:g}{end.replace('-', ', ')}"
+        shared = of and of + end
+        one = Row(name + end, section, title, "edge-popup-mnist", "", None, {"epochs": 10} | how, 1, of=shared, at=at)
+        rows.append(one)
+    return rows
 
 
 def _keeps() -> list[Row]:
     keeps = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    return [_swept(f"mnist-keep-{100 * keep:02.0f}", KEEPS, keep, {"keep": keep}) for keep in keeps]
+    return [row for keep in keeps for row in _swept(f"mnist-keep-{100 * keep:02.0f}", KEEPS, keep, {"keep": keep})]
 
 
 def _widths() -> list[Row]:
@@ -111,11 +118,11 @@ def _widths() -> list[Row]:
     def weights(hidden: tuple[int, int]) -> int:
         return 784 * hidden[0] + hidden[0] * hidden[1] + hidden[1] * 10
 
-    rows = [_swept("mnist-width-100", WIDTHS, 1, {"keep": 0.5}, of="mnist-keep-50")]
+    rows = _swept("mnist-width-100", WIDTHS, 1, {"keep": 0.5}, of="mnist-keep-50")
     for times in (1.5, 2, 3, 4):
         hidden = int(300 * times), int(100 * times)
         settings = {"widths": hidden, "keep": round(0.5 * weights((300, 100)) / weights(hidden), 6)}
-        rows.append(_swept(f"mnist-width-{100 * times:.0f}", WIDTHS, times, settings))
+        rows += _swept(f"mnist-width-{100 * times:.0f}", WIDTHS, times, settings)
     return rows
 
 

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from source_tree import ROOT
@@ -48,11 +49,12 @@ def test_without_results_there_is_no_figure(shown):
 @pytest.mark.parametrize(("best", "said"), [(0.97, "in that range"), (0.94, "outside that range")])
 def test_the_best_keep_is_said_to_be_where_it_is(shown, best, said):
     one = shown(mnist_keep_05=run(0.9), mnist_keep_60=run(best), mnist_keep_90=run(0.95))["over-keep.svg"]
-    assert one.ours.startswith(f"Ours, MNIST: the best is {max(100 * best, 95):.2f} % at keep ")
+    start = "Ours, MNIST: with weights as they are drawn the best is"
+    assert one.ours.startswith(f"{start} {max(100 * best, 95):.2f} % at keep ")
     assert said in one.ours and "90.00 % at 0.05 and 95.00 % at 0.9" in one.ours
     assert one.table[0] == ["keep", "0.05", "0.6", "0.9"]
     assert one.table[1][1:] == ["110"] * 3
-    assert one.table[2][1:] == ["90.00", f"{100 * best:.2f}", "95.00"]
+    assert one.table[2:] == (["weights as they are drawn, %", "90.00", f"{100 * best:.2f}", "95.00"],)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +62,23 @@ def test_the_best_keep_is_said_to_be_where_it_is(shown, best, said):
 )
 def test_a_wider_network_is_said_to_be_what_it_is(shown, wide, said):
     one = shown(mnist_keep_50=run(0.95), mnist_width_400=run(wide))["over-width.svg"]
-    assert f"{100 * wide:.2f} % at 4, {said} 95.00 % at 1." in one.ours
+    assert f"with weights as they are drawn {100 * wide:.2f} % at 4, {said} 95.00 % at 1." in one.ours
+
+
+def test_each_scale_of_the_weights_is_a_line_of_its_own(shown):
+    runs = dict(mnist_keep_50=run(0.95), mnist_width_400=run(0.93))
+    runs |= {f"{name}_scaled": run(test) for name, test in (("mnist_keep_50", 0.95), ("mnist_width_200", 0.97))}
+    one = shown(**runs)["over-width.svg"]
+    assert "2.00 points below the 95.00 % at 1; with weights times 1/sqrt(keep) 97.00 % at 2, 2.00 points" in one.ours
+    assert one.table[0] == ["width", "1", "2", "4"]
+    assert [line[1:] for line in one.table[2:]] == [["95.00", "", "93.00"], ["95.00", "97.00", ""]]
 
 
 def test_every_width_keeps_as_many_weights(module):
     rows = importlib.import_module("evidence_rows")
-    recipes = [row.asked() for row in rows.ROWS if row.section == rows.WIDTHS]
+    recipes = [row.asked() for row in rows.ROWS if row.section == rows.WIDTHS and not row.name.endswith("-scaled")]
+    scaled = [row.asked() for row in rows.ROWS if row.section == rows.WIDTHS and row.name.endswith("-scaled")]
+    assert [replace(recipe, scale="paper") for recipe in recipes] == scaled
     kept = []
     for recipe in recipes:
         sizes = (784, *recipe.widths, 10)
