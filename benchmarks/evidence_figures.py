@@ -48,7 +48,7 @@ class Point(NamedTuple):
 
 
 # How the weights of a sweep follow keep: the recipe's ``scale``, in words, and the colour of its line.
-SCALES = {"none": ("weights as they are drawn", "fused"), "paper": ("weights times 1/sqrt(keep)", "dense")}
+SCALES = {"none": ("weights as they are drawn", "fused"), "paper": ("weights times 1/sqrt(keep), warmed up", "dense")}
 
 
 def _series(section, rows, found) -> dict[str, list[Point]]:

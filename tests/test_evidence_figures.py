@@ -69,7 +69,10 @@ def test_each_scale_of_the_weights_is_a_line_of_its_own(shown):
     runs = dict(mnist_keep_50=run(0.95), mnist_width_400=run(0.93))
     runs |= {f"{name}_scaled": run(test) for name, test in (("mnist_keep_50", 0.95), ("mnist_width_200", 0.97))}
     one = shown(**runs)["over-width.svg"]
-    assert "2.00 points below the 95.00 % at 1; with weights times 1/sqrt(keep) 97.00 % at 2, 2.00 points" in one.ours
+    assert (
+        "2.00 points below the 95.00 % at 1; with weights times 1/sqrt(keep), warmed up 97.00 % at 2, 2.00 points"
+        in one.ours
+    )
     assert one.table[0] == ["width", "1", "2", "4"]
     assert [line[1:] for line in one.table[2:]] == [["95.00", "", "93.00"], ["95.00", "97.00", ""]]
 
@@ -78,7 +81,7 @@ def test_every_width_keeps_as_many_weights(module):
     rows = importlib.import_module("evidence_rows")
     recipes = [row.asked() for row in rows.ROWS if row.section == rows.WIDTHS and not row.name.endswith("-scaled")]
     scaled = [row.asked() for row in rows.ROWS if row.section == rows.WIDTHS and row.name.endswith("-scaled")]
-    assert [replace(recipe, scale="paper") for recipe in recipes] == scaled
+    assert [replace(recipe, scale="paper", warmup=2) for recipe in recipes] == scaled
     kept = []
     for recipe in recipes:
         sizes = (784, *recipe.widths, 10)
