@@ -251,12 +251,13 @@ ROWS = (
         "neural-graph-static",
         f"80.9 % after 160 epochs, {_WORTSMAN}: above random edges",
         Goal(above="cifar10-static-random"),
-        "float32",
+        dtype="float32",
     ),
     _cifar(
         "static-random",
         "tiny static graph, random edges",
         "neural-graph-static-random",
         f"76.1 % after 160 epochs, {_WORTSMAN}",
+        dtype="float32",
     ),
 )
