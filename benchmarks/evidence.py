@@ -1,11 +1,10 @@
 """Every recipe on the data it is named after, beside what is published: ``make evidence DATA=folder``.
 
 The folder holds one for each data set, ``mnist`` and ``cifar10``; a file note.txt beside its files, a sentence, is said
-of all that is found with them. The trainings of ``evidence_rows.ROWS`` that lack
-results are done by ``edgepop train``, on every core a process of one thread, in build/evidence: what stops them stops
-nothing that is done, the next call goes on where this one was. Each writes its results when it ends, into the file of
-its row in docs/evidence; docs/evidence.md, its figures
-and what README has of them follow from these files alone. Exit code 1 where a training
+of all that is found with them. The trainings of ``evidence_rows.ROWS`` that lack results are done by ``edgepop train``,
+on every core a process of one thread, in build/evidence: what stops them stops nothing that is done, the next call goes
+on where this one was. Each writes its results when it ends, into the file of its row in docs/evidence; the page
+docs/evidence.md, its figures and what README has of them follow from these files alone. Exit code 1 where a training
 failed, 2 where a file is damaged, 130 where a signal ended it.
 """
 

@@ -34,13 +34,22 @@ def test_a_marker_that_nothing_is_made_for_is_an_error():
         figures.filled("<!-- measured: another machine -->\n<!-- end -->", figures.texts())
 
 
+def result(group, name):
+    rows = json.loads((ROOT / "benchmarks/results/xeon-amx.json").read_text())["rows"]
+    (row,) = [r for r in rows if r["group"] == group and r["row"] == name]
+    return row
+
+
+def test_the_readme_begins_with_numbers_of_the_results():
+    ratio = result("train", "Conv4 batch 16 bf16 fwd+bwd")["ratio"]
+    begin = " ".join((ROOT / "README.md").read_text().split("## Install")[0].split())
+    assert f"takes 1/{ratio['GetSubnet']:.0f} of the time of the published `GetSubnet`, in bfloat16" in begin
+    assert f"and {1 / ratio['dense']:.2f} times that of the same network without masks" in begin
+
+
 def test_the_numbers_of_a_row_are_those_of_the_results():
     """One row by hand, so that the script is not held by itself alone."""
-    (row,) = [
-        r
-        for r in json.loads((ROOT / "benchmarks/results/xeon-amx.json").read_text())["rows"]
-        if r["group"] == "conv" and r["row"] == "16x128x16x16 128k3 bf16 fwd+bwd"
-    ]
+    row = result("conv", "16x128x16x16 128k3 bf16 fwd+bwd")
     (line,) = re.findall(r"^\| conv 16x128x16x16 128k3 bf16 fwd\+bwd \|.*$", (ROOT / "README.md").read_text(), re.M)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     ratios = [f"{row['ratio'][c]:.2f}" for c in ("GetSubnet", "GetSubnetFaster", "dense", "staged")]

@@ -1,6 +1,6 @@
-// A task of the weight gradient on AMX tiles (amx.inl), whose products want the positions of a row side by side: panels of
-// rows are turned once a block. In bfloat16 dS of 16 x 128 x 16 x 16 to 128 channels takes 0.13 of the micro-kernels'
-// time, of a linear layer of 128 by 1024 x 1024 0.37 (Xeon with AMX, one thread).
+// A task of the weight gradient on AMX tiles (amx.inl), whose products want the positions of a row side by side: panels
+// of rows are turned once a block. In bfloat16 dS of 16 x 128 x 16 x 16 to 128 channels takes 0.13 of the micro-kernels'
+// time, of a linear layer of 128 by 1024 x 1024 0.39 (Xeon with AMX, one thread).
 #pragma once
 
 #include "cpu/wgrad/kernel_rows.inl"
@@ -32,9 +32,9 @@ static void turn_panel(const uint32_t* panel, int64_t positions, int64_t width, 
   }
 }
 
-// What sum_blocks() of task.inl does. Tiles of the last block are finished row by row of all lanes: one after the other as
-// they are summed, weights and gradients were met in pieces of 256 bytes, and a linear layer of 128 by 1024 x 1024 took a
-// tenth longer.
+// What sum_blocks() of task.inl does. Tiles of the last block are finished row by row of all lanes: one after the other
+// as they are summed, weights and gradients were met in pieces of 256 bytes, and a linear layer of 128 by 1024 x 1024
+// took a tenth longer.
 template <class Finished>
 static void sum_tiled(const Job& job, Range blocks, int64_t group, Range down, Range across, const Sums& sums,
                       const Scratch<PairMath>& scratch, const Finished& finished) {
