@@ -11,7 +11,7 @@ from .conversion import convert, materialize
 from .cut import Bits, Cut
 from .effective import masked, masked_weight, mixed_weight
 from .export import PackedLayer, PackedState, load_packed, model_card, save_onnx, save_packed
-from .functional import mask, masked_conv1d, masked_conv2d, masked_linear, pack_mask, select, select_all, unpack_mask
+from .functional import masked_conv1d, masked_conv2d, masked_linear
 from .graphed import graphed_step
 from .interop.load import Loaded, load_checkpoint
 from .nn import (
@@ -30,6 +30,7 @@ from .overview import LeftDense, Summary, summary
 from .packing import pack_weights, unpack_weights
 from .phases import train_masks, train_weights
 from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
+from .selecting import mask, pack_mask, select, select_all, unpack_mask
 from .sharing import share_selection, unshare_selection
 
 if TYPE_CHECKING:

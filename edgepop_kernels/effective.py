@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from . import checks, functional, mixing
+from . import checks, functional, mixing, selecting
 from .autograd import MaskedWeight, MixedWeight, StraightThrough, apply
 from .cut import Selection
 from .rules import Rule
@@ -32,8 +32,8 @@ def masked(scores: torch.Tensor, rule: Rule, *, cut: Selection | None = None) ->
         checks.mask_tensor("scores", scores)
         return scores.to(torch.float32)
     functional.checked_cut(cut, scores, rule)
-    cut = functional.select(scores, rule) if cut is None else cut
-    return apply(StraightThrough, scores, functional.selected_mask(scores, cut), rule.of)
+    cut = selecting.select(scores, rule) if cut is None else cut
+    return apply(StraightThrough, scores, selecting.selected_mask(scores, cut), rule.of)
 
 
 def masked_weight(
@@ -86,10 +86,10 @@ def weight_under(
     """``masked_weight`` of arguments that need no check."""
     if rule.fixed:
         assert scores is not None  # the mask, as the checks have seen
-        bits, scores = functional.pack_mask(scores) if scores.dtype == torch.bool else scores, None
+        bits, scores = selecting.pack_mask(scores) if scores.dtype == torch.bool else scores, None
         return apply(MaskedWeight, weight, None, bits, rule.of, weight_grad or "kept", True, signs)
     ranked = weight if scores is None else scores
-    bits = functional.selected_bits(ranked, functional.select(ranked, rule) if cut is None else cut)
+    bits = selecting.selected_bits(ranked, selecting.select(ranked, rule) if cut is None else cut)
     weight_grad = weight_grad or ("all" if scores is None else "kept")
     return apply(MaskedWeight, weight, scores, bits, rule.of, weight_grad, score_grad == "weighted", signs)
 

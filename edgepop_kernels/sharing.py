@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from . import capture, checks, functional, torch_private
+from . import capture, checks, selecting, torch_private
 from .cut import Cut, Selection
 from .masks import popcount
 from .nn import MaskedLayer
@@ -28,8 +28,8 @@ def layer_masks(layers: list[MaskedLayer]) -> list[torch.Tensor]:
     found: dict[MaskedLayer, torch.Tensor] = {}
     for group in groups.values():
         ranked = [torch_private.whole(m._ranked) for m in group]
-        selections = functional.select_all(ranked, [m._settled_rule() for m in group])
-        found |= {m: functional.selected_mask(r, s) for m, r, s in zip(group, ranked, selections, strict=True)}
+        selections = selecting.select_all(ranked, [m._settled_rule() for m in group])
+        found |= {m: selecting.selected_mask(r, s) for m, r, s in zip(group, ranked, selections, strict=True)}
     return [found[layer] if layer in found else layer.mask() for layer in layers]
 
 
@@ -101,7 +101,7 @@ class _SharedSelection:
         hints = None if watched else [m._hint() for m in layers]
         checks.selections(ranked, rules, hints)
         planes = [m.scores is not None for m in layers]  # nobody reads those of a weight that scores itself
-        selections = functional.selections(ranked, rules, hints or [None] * len(ranked), planes)
+        selections = selecting.selections(ranked, rules, hints or [None] * len(ranked), planes)
         for layer, scores, rule, selection in zip(layers, ranked, rules, selections, strict=True):
             layer._cuts.shared = selection
             if not watched:
@@ -124,7 +124,7 @@ class _SharedSelection:
             if layer.scores is None:
                 continue  # a weight that scores itself learns where it is not kept, too
             selection = layer._cuts.shared
-            if selection is not None and popcount(functional.selected_bits(ranked[layer], selection)).item() == 0:
+            if selection is not None and popcount(selecting.selected_bits(ranked[layer], selection)).item() == 0:
                 empty.append(f"{name} (0 of {ranked[layer].numel():,})")
         if empty:
             warnings.warn(
@@ -165,7 +165,7 @@ class _SharedSelection:
         known = self.together.of(ranked, rule) if plain and not watched else None
         if known is not None:
             return known[members.index(layer)]
-        selections = functional.select_all([torch_private.whole(s) for s in ranked], [m.rule for m in members])
+        selections = selecting.select_all([torch_private.whole(s) for s in ranked], [m.rule for m in members])
         if plain and not watched and all(s is m._ranked for s, m in zip(ranked, members, strict=True)):
             self._learn(members, selections)
         return selections[members.index(layer)]

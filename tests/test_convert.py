@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels import functional
+from edgepop_kernels import selecting
 from edgepop_kernels.testing.tolerances import assert_close
 
 
@@ -289,7 +289,7 @@ def test_shared_selection_is_one_call_and_changes_nothing():
     ek.share_selection(model)
     for layer in (model[0], model[3]):
         layer.forget()
-    with mock.patch.object(functional.ops, "select_planes", wraps=functional.ops.select_planes) as select:
+    with mock.patch.object(selecting.ops, "select_planes", wraps=selecting.ops.select_planes) as select:
         torch.testing.assert_close(model(x), alone, rtol=0, atol=0)
         assert select.call_count == 1 and len(select.call_args.args[0]) == 2
         model(x)

@@ -193,7 +193,7 @@ class Outer(nn.Module):
     def expected(self):
         scores = [layer.scores.detach().contiguous() for layer in self.net]
         cuts = ek.select_all(scores, [layer.rule for layer in self.net])
-        return [ek.functional.selected_mask(s, cut) for s, cut in zip(scores, cuts, strict=True)]
+        return [ek.selecting.selected_mask(s, cut) for s, cut in zip(scores, cuts, strict=True)]
 
 
 @pytest.fixture
@@ -257,7 +257,7 @@ def test_a_layer_that_leaves_the_ranking_of_all_ends_what_was_known_of_the_other
         layer.rule = ek.GlobalTopK(0.7)
     cuts = ek.select_all([m.scores.detach() for m in outer.net[1:]], [ek.GlobalTopK(0.7)] * 2)
     for layer, cut in zip(outer.net[1:], cuts, strict=True):
-        assert torch.equal(kept(layer), ek.functional.selected_mask(layer.scores.detach().contiguous(), cut))
+        assert torch.equal(kept(layer), ek.selecting.selected_mask(layer.scores.detach().contiguous(), cut))
 
 
 def test_what_was_known_ends_with_the_parameter_and_the_rule():

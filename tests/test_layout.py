@@ -30,6 +30,7 @@ ORDER = [
     "flops",
     "ops",
     "autograd",
+    "selecting",
     "functional",
     "effective",
     "init",

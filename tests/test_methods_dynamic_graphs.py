@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from edgepop_kernels import functional
+from edgepop_kernels import selecting
 from edgepop_kernels.methods.dynamic_graphs import ContinuousGraph, DiscreteGraph, DynamicGraph
 from edgepop_kernels.methods.ode import odeint
 
@@ -154,9 +154,9 @@ def test_one_selection_serves_all_steps(monkeypatch):
     """The weights stand still within a forward, so their cut is found once, however often they are applied."""
     model = DiscreteGraph(NODES, EDGES, OUTPUTS, steps=4)
     calls = []
-    selections = functional.selections
-    monkeypatch.setattr(functional, "selections", lambda *args: calls.append(args) or selections(*args))
-    monkeypatch.setattr(functional, "select", lambda *args: calls.append(args))
+    selections = selecting.selections
+    monkeypatch.setattr(selecting, "selections", lambda *args: calls.append(args) or selections(*args))
+    monkeypatch.setattr(selecting, "select", lambda *args: calls.append(args))
     model(torch.randn(1, INPUTS, 4, 4))
     assert len(calls) == 1
     with pytest.raises(NotImplementedError, match="DynamicGraph"):

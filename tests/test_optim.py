@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels import capture, functional, reference
+from edgepop_kernels import capture, reference, selecting
 from edgepop_kernels.backend import native
 from edgepop_kernels.testing import inputs
 
@@ -178,7 +178,7 @@ def test_a_network_selects_once_and_never_again(shared):
     train(model, optimizer, 1)
     for i in MASKED:
         assert_knows(model[i])
-    with mock.patch.object(functional.ops, "select_planes", side_effect=AssertionError("selected")):
+    with mock.patch.object(selecting.ops, "select_planes", side_effect=AssertionError("selected")):
         train(model, optimizer, 3)
     for i in MASKED:
         assert_knows(model[i])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import edgepop_kernels as ek
-from edgepop_kernels import functional
+from edgepop_kernels import selecting
 
 
 def tied_scores():
@@ -92,7 +92,7 @@ def test_a_floor_keeps_each_layers_best_and_ranks_the_rest_together(of, at_least
     """Of all masks with the floors, that of the highest threshold which keeps no more than kept_count in all."""
     scores = [torch.randn(7, 5) * 10, torch.randn(100) * 0.1, torch.randint(-4, 5, (3, 3)).float()]
     rule = ek.GlobalTopK(0.4, of, at_least=at_least)
-    masks = [functional.selected_mask(s, cut) for s, cut in zip(scores, ek.select_all(scores, [rule] * 3), strict=True)]
+    masks = [selecting.selected_mask(s, cut) for s, cut in zip(scores, ek.select_all(scores, [rule] * 3), strict=True)]
     floors = [ek.mask(s, ek.TopK(at_least, of)) for s in scores]
     ranked = [s.abs() if of == "abs" else s for s in scores]
     for r, mask, floor in zip(ranked, masks, floors, strict=True):

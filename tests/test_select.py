@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgepop_kernels as ek
-from edgepop_kernels import functional, ops, reference
+from edgepop_kernels import ops, reference, selecting
 from edgepop_kernels.backend import native
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import guarded
@@ -305,7 +305,7 @@ def test_one_missing_hint_leaves_the_others_in_use():
     rules = [ek.TopK(0.3), ek.TopK(0.5, "raw"), ek.TopK(0.7)]
     cuts = ek.select_all(scores, rules)
     for hints in ([None, cuts[1], cuts[2]], [cuts[0], None, None], [None] * 3):
-        with mock.patch.object(functional.ops, "select_planes", wraps=ops.select_planes) as select:
+        with mock.patch.object(selecting.ops, "select_planes", wraps=ops.select_planes) as select:
             again = ek.select_all(scores, rules, hints)
         assert all(torch.equal(a.data, b.data) for a, b in zip(again, cuts, strict=True))
         warm = select.call_args.args[3]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import checks, functional, mixing
+from .. import checks, mixing, selecting
 from ..interop.containers import Content
 from ..interop.load import Loaded
 from ..nn.cuts import Standing
@@ -165,7 +165,7 @@ class MaskBank(Saved):
     def masks(self, task: int) -> dict[str, torch.Tensor]:
         """The masks of a task by the names of the layers: bool, of the weights' shapes."""
         bits = self.packed_masks(task)
-        return {name: functional.unpack_mask(bits[name], m._weight_shape()) for name, m in self._layers.items()}
+        return {name: selecting.unpack_mask(bits[name], m._weight_shape()) for name, m in self._layers.items()}
 
     def mix(self, alphas: torch.Tensor) -> contextlib.ExitStack:
         """Superposes the masks of all tasks: until ``unmix`` or ``use``, or to the end of a ``with`` block, the weights
@@ -293,7 +293,7 @@ class MaskBank(Saved):
         for name, mask in masks.items():
             checks.mask_tensor(f"masks[{name!r}]", mask, self._layers[name]._weight_shape())
         return {
-            join(name, "mask_bits"): functional.pack_mask(mask.to(self._layers[name]._bare_weight().device))
+            join(name, "mask_bits"): selecting.pack_mask(mask.to(self._layers[name]._bare_weight().device))
             for name, mask in masks.items()
         }
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .. import checks, functional
+from .. import checks, selecting
 from ..nn import MaskedLayer
 from ..nn.supermask import Supermask
 
@@ -120,9 +120,9 @@ def packed(state: Mapping[str, torch.Tensor], layers: Mapping[str, MaskedLayer])
             bits[name] = mask
     rules = [(layers[name]._loose_rule or layers[name].rule).settled() for name in scored]
     if scored:
-        selections = functional.select_all(list(scored.values()), rules)
+        selections = selecting.select_all(list(scored.values()), rules)
         for (name, scores), selection in zip(scored.items(), selections, strict=True):
-            bits[name] = functional.selected_bits(scores, selection)
+            bits[name] = selecting.selected_bits(scores, selection)
     return {name: bits[name] for name in layers}
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .. import functional
+from .. import selecting
 from ..nn import FusedSubnetConv, FusedSupermaskConv
 from ..rules import Bernoulli, Ranked, TopK, checked_drop
 from .theirs import NeverSet, Theirs
@@ -116,7 +116,7 @@ class FixedSubnetConv(Theirs, FusedSubnetConv):
     def set_subnet(self) -> None:
         """Keeps the best |scores|, as the rate says, for good: ``scores`` become their mask, and stop."""
         assert self.scores is not None  # as freeze() leaves them, which is not of that project
-        mask = functional.mask(self.clamped_scores().detach(), _rate(self))
+        mask = selecting.mask(self.clamped_scores().detach(), _rate(self))
         with torch.no_grad():
             self.scores.copy_(mask)
         self.freeze(mask, keep_scores=True)
@@ -150,9 +150,9 @@ class FixedSubnetConv(Theirs, FusedSubnetConv):
         """Scores of nothing but 0 and 1 are a mask, which is fixed from then on; with others ``set_subnet`` is due."""
         scores, bits = f"{prefix}scores", f"{prefix}mask_bits"
         if _is_mask(state_dict.get(scores)):
-            state_dict = {**state_dict, bits: functional.pack_mask(state_dict[scores] != 0)}
+            state_dict = {**state_dict, bits: selecting.pack_mask(state_dict[scores] != 0)}
         elif scores not in state_dict and bits in state_dict and self.scores is not None:
-            mask = functional.unpack_mask(state_dict[bits], self._weight_shape())
+            mask = selecting.unpack_mask(state_dict[bits], self._weight_shape())
             state_dict = {**state_dict, scores: mask.to(torch.float32)}
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import functional, mixing, torch_private
+from .. import mixing, selecting, torch_private
 from ..cut import Selection
 from ..interop.supsup import FAST
 from ..nn import KINDS, FusedSubnetConv
@@ -122,7 +122,7 @@ class _Tasks(nn.Module):
         bits = self._of_tasks_bits
         if bits is None:
             return None
-        return torch.stack([functional.unpack_mask(b, self.weight.shape) for b in bits]).to(torch.float32)
+        return torch.stack([selecting.unpack_mask(b, self.weight.shape) for b in bits]).to(torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product of ``x`` and the weights that the mask of ``task`` keeps; where that is below 0, of the
@@ -138,11 +138,11 @@ class _Tasks(nn.Module):
     def _selected(self, scores: torch.Tensor, watched: bool) -> Selection:
         rule, cuts = self._rule, self._of_tasks_cuts[self.task]
         if watched:
-            return functional.selection(scores, rule, None, False)
+            return selecting.selection(scores, rule, None, False)
         known = cuts.of(scores, rule)
         if known is not None:
             return known
-        selection = functional.selection(scores, rule, cuts.hint(rule))
+        selection = selecting.selection(scores, rule, cuts.hint(rule))
         cuts.start_from(selection, scores, rule, stays=not self.training)
         return selection
 
@@ -156,8 +156,8 @@ class _Tasks(nn.Module):
     def _packed(self, tasks: int) -> torch.Tensor:
         """The masks of the first ``tasks`` tasks, [tasks, bytes]."""
         scores = [s.detach() for s in self.scores[:tasks]]
-        selections = functional.select_all(scores, [self._rule] * len(scores))
-        return torch.stack([functional.selected_bits(s, chosen) for s, chosen in zip(scores, selections, strict=True)])
+        selections = selecting.select_all(scores, [self._rule] * len(scores))
+        return torch.stack([selecting.selected_bits(s, chosen) for s, chosen in zip(scores, selections, strict=True)])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         for cuts in self._of_tasks_cuts:

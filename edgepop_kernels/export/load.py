@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 import torch
 from torch import nn
 
-from .. import checks, functional, reference
+from .. import checks, reference, selecting
 from ..bank import MaskBank
 from ..masks import popcount
 from ..nn import MaskedLayer
@@ -170,7 +170,7 @@ def _weight(content: _Content, name: str) -> Tensors:
 
 
 def _mask(content: _Content, name: str) -> torch.Tensor:
-    return functional.unpack_mask(content.tensor(join(name, "mask_bits")), tuple(content.layers[name].shape))
+    return selecting.unpack_mask(content.tensor(join(name, "mask_bits")), tuple(content.layers[name].shape))
 
 
 def _effective_weight(content: _Content, name: str) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .. import functional
+from .. import selecting
 from ..nn.packed import one_magnitude
 
 _OPSET = 18  # the first with BitwiseAnd
@@ -88,7 +88,7 @@ def _packed(made: _Graph, name: str, weight: torch.Tensor) -> None:
 
 def _bools(made: _Graph, name: str, mask: torch.Tensor) -> str:
     """A mask as a flat tensor of bools, from a bit each."""
-    bits = functional.pack_mask(mask)[: -(-mask.numel() // 8)]
+    bits = selecting.pack_mask(mask)[: -(-mask.numel() // 8)]
     column = made.constant(f"{name}.bits", bits[:, None])
     eight = made.node("BitwiseAnd", [column, made.shared("powers")], f"{name}.eight")
     bools = made.node("Cast", [eight], f"{name}.bools", to=made.onnx.TensorProto.BOOL)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import functional, torch_private
+from .. import selecting, torch_private
 from ..bank import MaskBank
 from ..masks import popcount
 from ..nn import MaskedLayer
@@ -84,7 +84,7 @@ def save_packed(model: nn.Module, file: str | os.PathLike[str], **meta: Any) -> 
 
 def _of_layer(layer: MaskedLayer, mask: torch.Tensor) -> tuple[PackedLayer, Tensors]:
     """The layer's description, and its tensors by their names in it."""
-    bits = functional.pack_mask(mask)
+    bits = selecting.pack_mask(mask)
     tensors, weight = {"mask_bits": bits}, layer._bare_weight().detach()
     if layer._weight_is_packed():
         held: dict[str, Any] = layer._buffers

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .. import functional
+from .. import selecting
 from ..nn import KINDS, MaskedLayer
 from .origin import is_binary
 
@@ -110,4 +110,4 @@ def _packed(name: str, mask: Any, shape: torch.Size) -> torch.Tensor:
         raise ValueError(wrong)
     if not is_binary(mask):
         raise ValueError(f"{name}: expected a mask of 0 and 1, got other values")
-    return functional.pack_mask(mask != 0)
+    return selecting.pack_mask(mask != 0)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from .. import checks, functional, init, torch_private
+from .. import checks, init, selecting, torch_private
 from ..autograd import Spends
 from ..cut import Cut, Selection
 from ..effective import ScoreGrad, WeightGrad, weight_under
@@ -171,13 +171,13 @@ class MaskedLayer(Packed, Saved, AmongTools):
             return self._group.selection_of(self)
         ranked = held["weight"] if held["scores"] is None else held["scores"]
         if watched:  # traced, or of tensors that stand for others: nothing of it may stay
-            return functional.selection(ranked, rule, None, False)
+            return selecting.selection(ranked, rule, None, False)
         known = self._cuts.of(ranked, rule)
         if known is not None:
             return known
         if ranked.dtype is not torch.float32 or type(ranked) not in torch_private.PLAIN:
             checks.score_tensor("scores", ranked)
-        selection = functional.selection(ranked, rule, self._cuts.hint(rule), held["scores"] is not None)
+        selection = selecting.selection(ranked, rule, self._cuts.hint(rule), held["scores"] is not None)
         self._cuts.start_from(selection, ranked, rule, stays=not self.training)
         return selection
 
@@ -204,16 +204,16 @@ class MaskedLayer(Packed, Saved, AmongTools):
 
     def mask(self) -> torch.Tensor:
         """The mask as it stands: bool, of the weight's shape. Under Bernoulli a fresh draw, or its rounding."""
-        return functional.unpack_mask(self.packed_mask(), self._weight_shape())
+        return selecting.unpack_mask(self.packed_mask(), self._weight_shape())
 
     def packed_mask(self) -> torch.Tensor:
         """The mask as ``pack_mask`` packs it, 1 bit per weight; no mask of a byte per weight is made on the way."""
         if self.mask_bits is not None:
             return self.mask_bits.clone()
         together, ranked = self.rule.together, torch_private.whole(self._ranked)
-        selection = self.select() if together else functional.select(ranked, self._settled_rule())
+        selection = self.select() if together else selecting.select(ranked, self._settled_rule())
         assert selection is not None  # as of a layer that is not frozen
-        return functional.selected_bits(ranked, selection)
+        return selecting.selected_bits(ranked, selection)
 
     def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
         """Keeps the present mask, or the one given, bit-packed in the buffer ``mask_bits``; nothing is selected any
@@ -231,7 +231,7 @@ class MaskedLayer(Packed, Saved, AmongTools):
         frozen = self.rule.fixed
         if mask is not None:
             checks.mask_tensor("mask", mask, self._weight_shape())
-            self.mask_bits = functional.pack_mask(mask.to(self._bare_weight().device))
+            self.mask_bits = selecting.pack_mask(mask.to(self._bare_weight().device))
         elif not frozen:
             if self.rule.together:
                 raise ValueError("rule: layers under GlobalTopK are frozen together; call train_weights(model)")

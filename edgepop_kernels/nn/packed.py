@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import functional, ops, reference
+from .. import ops, reference, selecting
 from .parts import Part
 
 _SIGNS, _MAGNITUDE, _SEED = "weight_signs", "weight_magnitude", "weight_seed"
@@ -127,7 +127,7 @@ def one_magnitude(weight: torch.Tensor) -> torch.Tensor | None:
 
 
 def magnitude_and_signs(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return weight.abs().max(), functional.pack_mask(weight.signbit())
+    return weight.abs().max(), selecting.pack_mask(weight.signbit())
 
 
 def drawn_signs(seed: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .. import functional, init, torch_private
+from .. import init, selecting, torch_private
 from ..autograd import Spends, StraightThrough, apply
 from ..cut import Selection
 from ..masks import popcount
@@ -111,7 +111,7 @@ class Supermask(MaskedLayer):
         if self.mask_bits is not None:
             return self._weight_shape().numel() / popcount(self.mask_bits).clamp(min=1).to(torch.float32)
         assert self.scores is not None and selection is not None  # as of a layer that is not frozen
-        count = popcount(functional.selected_bits(self.scores, selection))
+        count = popcount(selecting.selected_bits(self.scores, selection))
         return self._weight_shape().numel() / apply(StraightThrough, self.scores, count, selection.of).clamp(min=1)
 
     def _update(self) -> Spends | None:
@@ -128,7 +128,7 @@ class Supermask(MaskedLayer):
             return self.bias * self.bias_mask
         if self.bias_scores is None:
             return self.bias
-        mask = functional.mask(self.bias_scores.detach(), rule)
+        mask = selecting.mask(self.bias_scores.detach(), rule)
         return self.bias * apply(StraightThrough, self.bias_scores, mask, rule.of).to(self.bias.dtype)
 
     def _weight_under(self, selection: Selection | None, *args: Any) -> torch.Tensor:
@@ -146,7 +146,7 @@ class Supermask(MaskedLayer):
     def _freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool) -> None:
         bias_mask = self.bias_mask
         if self.bias_scores is not None and bias_mask is None:
-            bias_mask = functional.mask(self.bias_scores.detach(), self._settled_rule())
+            bias_mask = selecting.mask(self.bias_scores.detach(), self._settled_rule())
         super()._freeze(mask, keep_scores=keep_scores)
         self.bias_mask = bias_mask
         if self.bias_scores is not None:

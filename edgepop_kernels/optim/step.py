@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import nn
 
-from .. import capture, functional, torch_private
+from .. import capture, selecting, torch_private
 from ..backend import optimizer_step
 from ..cut import Cut
 from ..nn import MaskedLayer
@@ -245,7 +245,7 @@ class ScoreOptimizer(_Base):
                 hints.append(ranking[2])
         if not scored:
             return
-        cuts = functional.select_all([p for p, _ in scored], rules, hints)
+        cuts = selecting.select_all([p for p, _ in scored], rules, hints)
         for (p, scores), rule, cut in zip(scored, rules, cuts, strict=True):
             if isinstance(cut, Cut):
                 scores.layer._cuts.learn(cut, p, rule)
