@@ -11,18 +11,24 @@ from .conversion import convert, materialize
 from .cut import Bits, Cut
 from .effective import masked, masked_weight, mixed_weight
 from .export import PackedLayer, PackedState, load_packed, model_card, save_onnx, save_packed
-from .functional import masked_conv1d, masked_conv2d, masked_linear
+from .functional import masked_conv1d, masked_conv2d, masked_conv_transpose1d, masked_conv_transpose2d, masked_linear
 from .graphed import graphed_step
 from .interop.load import Loaded, load_checkpoint
 from .nn import (
     FusedSparseConv,
     FusedSparseConv1d,
+    FusedSparseConvTranspose1d,
+    FusedSparseConvTranspose2d,
     FusedSparseLinear,
     FusedSubnetConv,
     FusedSubnetConv1d,
+    FusedSubnetConvTranspose1d,
+    FusedSubnetConvTranspose2d,
     FusedSubnetLinear,
     FusedSupermaskConv,
     FusedSupermaskConv1d,
+    FusedSupermaskConvTranspose1d,
+    FusedSupermaskConvTranspose2d,
     FusedSupermaskLinear,
     NonAffineBatchNorm,
 )
@@ -45,12 +51,18 @@ __all__ = [
     "Frozen",
     "FusedSparseConv",
     "FusedSparseConv1d",
+    "FusedSparseConvTranspose1d",
+    "FusedSparseConvTranspose2d",
     "FusedSparseLinear",
     "FusedSubnetConv",
     "FusedSubnetConv1d",
+    "FusedSubnetConvTranspose1d",
+    "FusedSubnetConvTranspose2d",
     "FusedSubnetLinear",
     "FusedSupermaskConv",
     "FusedSupermaskConv1d",
+    "FusedSupermaskConvTranspose1d",
+    "FusedSupermaskConvTranspose2d",
     "FusedSupermaskLinear",
     "GlobalTopK",
     "LeftDense",
@@ -76,6 +88,8 @@ __all__ = [
     "masked",
     "masked_conv1d",
     "masked_conv2d",
+    "masked_conv_transpose1d",
+    "masked_conv_transpose2d",
     "masked_linear",
     "masked_weight",
     "materialize",

@@ -132,7 +132,8 @@ def _why_none(model: nn.Module) -> str:
         if module._parameters:
             kinds.setdefault(type(module).__name__, module)
     masked = [k for k, m in kinds.items() if isinstance(m, MaskedLayer)]
-    message = f"model: it has no {' or '.join(f'nn.{plain.__name__}' for plain in KINDS)} to convert"
+    *others, last = (f"nn.{plain.__name__}" for plain in KINDS)
+    message = f"model: it has no {', '.join(others)} or {last} to convert"
     if masked:
         return f"{message}, only {listed(masked)}, masked already; such layers change their rule by layer.rule = ..."
     return message + (f"; it has {'; '.join(_what(m) for m in list(kinds.values())[:4])}" if kinds else "")

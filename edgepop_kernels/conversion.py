@@ -46,7 +46,8 @@ def convert(
     norm: Literal["keep", "non-affine"] = "keep",
     **options: "Unpack[_OfSupermasks]",
 ) -> Model:
-    """Turns nn.Conv2d, nn.Conv1d and nn.Linear layers of ``model`` into masked ones, in place, and returns it.
+    """Turns linear layers and convolutions of ``model`` (1-d and 2-d, transposed too) into masked ones, in place, and
+    returns it.
 
     rule              for every converted layer; default ``TopK(0.5)``, for supermasks ``Threshold(0.5)``
     method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup; the default), "supermask"

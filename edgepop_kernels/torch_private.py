@@ -115,6 +115,16 @@ def padding_on_each_side(conv: torch.nn.Conv2d) -> list[int]:
     return conv._reversed_padding_repeated_twice
 
 
+def output_padding(layer: Any, x: torch.Tensor, output_size: Sequence[int] | None) -> tuple[int, ...]:
+    """The output_padding with which ``layer``, a transposed convolution, makes an output of ``output_size``; its own
+    where that is None. Raises ValueError for a size that it cannot make."""
+    if output_size is None:
+        own: tuple[int, ...] = layer.output_padding
+        return own
+    sizes = (layer.stride, layer.padding, layer.kernel_size, len(layer.kernel_size), layer.dilation)
+    return tuple(layer._output_padding(x, list(output_size), *sizes))
+
+
 def remove_forward_pre_hook(module: torch.nn.Module, hook: Callable[..., Any]) -> None:
     """Removes ``hook`` from those called before each forward of ``module``, without a handle of it."""
     hooks = module._forward_pre_hooks

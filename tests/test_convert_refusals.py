@@ -239,7 +239,8 @@ def test_a_pattern_of_what_is_left_alone_is_told_why(layer, words):
 
 def test_a_model_without_layers_to_convert_is_told_what_it_has():
     with pytest.raises(
-        ValueError, match=r"^model: it has no nn\.Conv2d or nn\.Linear or nn\.Conv1d to convert; it has a MultiheadAtt"
+        ValueError,
+        match=r"^model: it has no nn\.Conv2d, nn\.Linear.* or nn\.ConvTranspose1d to convert; it has a Multih",
     ):
         ek.convert(nn.MultiheadAttention(8, 2))
     with pytest.raises(ValueError, match=r"only FusedSubnetLinear, masked already; such layers .* layer\.rule = "):

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import edgepop_kernels as ek
-from edgepop_kernels import functional
+from edgepop_kernels.backend import prepared
+from edgepop_kernels.functional import calls
 from edgepop_kernels.testing.oracle import mask as oracle_mask
 from edgepop_kernels.testing.tolerances import assert_close
 
@@ -105,12 +106,12 @@ def test_a_graph_of_the_backward_is_made_and_not_differentiated():
 
 
 def test_what_is_prepared_does_not_grow_without_end(monkeypatch):
-    monkeypatch.setattr(functional, "_prepared", {})
-    monkeypatch.setattr(functional, "_MOST_PREPARED", 8)
+    monkeypatch.setattr(calls, "_MOST_PREPARED", 8)
+    prepared.clear()
     _, weight, scores = operands()
     for rows in range(1, 30):
         ek.masked_linear(torch.randn(rows, 17), weight, scores, RULE)
-    assert 0 < len(functional._prepared) <= 8
+    assert 0 < len(prepared) <= 8
 
 
 def test_nan_inputs_and_a_plan_that_has_seen_none():

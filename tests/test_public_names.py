@@ -16,6 +16,8 @@ LAYERS = [
     *(ek.FusedSubnetConv, ek.FusedSubnetLinear, ek.FusedSupermaskConv, ek.FusedSupermaskLinear),
     *(ek.FusedSparseConv, ek.FusedSparseLinear),
     *(ek.FusedSubnetConv1d, ek.FusedSupermaskConv1d, ek.FusedSparseConv1d),
+    *(ek.FusedSubnetConvTranspose1d, ek.FusedSupermaskConvTranspose1d, ek.FusedSparseConvTranspose1d),
+    *(ek.FusedSubnetConvTranspose2d, ek.FusedSupermaskConvTranspose2d, ek.FusedSparseConvTranspose2d),
 ]
 OF_ALL = {
     *("scores", "rule", "keep", "set_prune_rate", "reset_scores"),
@@ -33,6 +35,8 @@ def test_a_layer_adds_names_for_users_alone(kind):
         for plain, sizes, shape in (
             (nn.Conv2d, (3, 4, 1), (3, 5, 5)),
             (nn.Conv1d, (3, 4, 1), (3, 5)),
+            (nn.ConvTranspose2d, (3, 4, 1), (3, 5, 5)),
+            (nn.ConvTranspose1d, (3, 4, 1), (3, 5)),
             (nn.Linear, (3, 4), (5, 3)),
         )
         if issubclass(kind, plain)
@@ -48,8 +52,9 @@ def test_a_layer_adds_names_for_users_alone(kind):
 @pytest.mark.parametrize("kind", [*LAYERS, ek.NonAffineBatchNorm])
 def test_forward_says_what_it_takes_and_returns(kind):
     text = inspect.getdoc(kind.forward)
-    (argument,) = list(inspect.signature(kind.forward).parameters)[1:]
-    assert f"\n{argument} " in text and "\nreturns " in text and "dtype" in text
+    arguments = list(inspect.signature(kind.forward).parameters)[1:]
+    assert arguments and all(f"\n{argument} " in text for argument in arguments)
+    assert "\nreturns " in text and "dtype" in text
     assert (inspect.getdoc(kind) and "Raises" in text) or kind is ek.NonAffineBatchNorm
 
 

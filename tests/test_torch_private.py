@@ -139,6 +139,15 @@ def test_a_convolution_says_what_padding_it_adds():
     assert list(torch_private.padding_on_each_side(conv)) == [1, 2, 1, 1]
 
 
+def test_a_transposed_convolution_says_how_it_makes_an_output_of_a_size():
+    conv = nn.ConvTranspose2d(1, 1, 3, stride=(2, 4), output_padding=(1, 0))
+    x = torch.randn(1, 1, 5, 5)
+    assert torch_private.output_padding(conv, x, None) == (1, 0)
+    assert torch_private.output_padding(conv, x, (11, 22)) == (0, 3)
+    with pytest.raises(ValueError, match="output size"):
+        torch_private.output_padding(conv, x, (13, 22))
+
+
 def test_a_forward_pre_hook_is_removed_without_its_handle():
     def ours(module, args):
         calls.append("ours")

@@ -14,12 +14,15 @@ import torch
 from torch import nn
 
 import edgepop_kernels as ek
+from edgepop_kernels.nn import KINDS
 
 PACKAGE = Path(ek.__file__).parent
 LAYERS = [
     *(ek.FusedSubnetConv, ek.FusedSubnetConv1d, ek.FusedSubnetLinear),
     *(ek.FusedSparseConv, ek.FusedSparseConv1d, ek.FusedSparseLinear),
     *(ek.FusedSupermaskConv, ek.FusedSupermaskConv1d, ek.FusedSupermaskLinear),
+    *(ek.FusedSubnetConvTranspose1d, ek.FusedSparseConvTranspose1d, ek.FusedSupermaskConvTranspose1d),
+    *(ek.FusedSubnetConvTranspose2d, ek.FusedSparseConvTranspose2d, ek.FusedSupermaskConvTranspose2d),
 ]
 SCRIPT = """
 import torch
@@ -202,7 +205,7 @@ def test_a_type_checker_is_told_of_the_constructor_that_there_is(kind):
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_layer_materializes_to_what_a_type_checker_is_told(kind):
-    plain = next(plain for plain in (nn.Conv2d, nn.Conv1d, nn.Linear) if issubclass(kind, plain))
+    plain = next(plain for plain in KINDS if issubclass(kind, plain))
     source = inspect.getsource(kind)
     assert f"def materialize(self) -> nn.{plain.__name__}: ..." in source
     assert type(kind(*((3, 4) if plain is nn.Linear else (3, 4, 1))).materialize()) is plain

@@ -20,10 +20,12 @@ read a mask and signs of one bit each where there are planes, in place of scores
 from .calls import apply
 from .context import Spends
 from .products import MaskedConv2d, MaskedLinear, Planned, Prepared
+from .transposed import MaskedConvTranspose2d
 from .weights import MaskedWeight, MixedWeight, StraightThrough
 
 __all__ = [
     "MaskedConv2d",
+    "MaskedConvTranspose2d",
     "MaskedLinear",
     "MaskedWeight",
     "MixedWeight",

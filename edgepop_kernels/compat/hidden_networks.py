@@ -131,9 +131,9 @@ class FixedSubnetConv(Theirs, FusedSubnetConv):
         self._check_subnet()
         return self.masked_weight()
 
-    def _output(self, x: torch.Tensor) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
         self._check_subnet()
-        return super()._output(x)
+        return super()._output(x, *how)
 
     def _check_subnet(self) -> None:
         if not self._rule.fixed:

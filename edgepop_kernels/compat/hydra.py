@@ -63,10 +63,10 @@ class _Subnet(Theirs):
     def w(self, w: torch.Tensor) -> None:
         self._w = w
 
-    def _output(self, x: torch.Tensor) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
         if self._w is not None:
             self._w = None
-        return super()._output(x)
+        return super()._output(x, *how)
 
 
 class SubnetConv(_Subnet, FusedSubnetConv):

@@ -80,7 +80,7 @@ class SupermaskLinear(Theirs, FusedSubnetLinear, metaclass=_OrTiled):
         assert self.scores is not None  # as freeze() leaves them, which is not of that project
         return effective.masked(self.scores, self.rule)
 
-    def _output(self, x: torch.Tensor) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
         return F.linear(x, self.masked_weight(weight_grad="all", score_grad="unweighted"), self.bias)
 
     @classmethod

@@ -23,7 +23,7 @@ class PackedLayer(NamedTuple):
     """A masked layer as a packed file describes it.
 
     kind       the class of torch's layer; geometry, of a convolution: its stride, padding, dilation, groups and
-               padding_mode
+               padding_mode, of a transposed one its output_padding too
     method     "subnet", "supermask" or "sparse"; rule: the fields of its rule, and its class under "kind"
     shape      of the weight; dtype: its dtype by torch's name; kept: how many are kept
     weight     "seed", "signs" or "kept": what the file has of the weight. Of the first two a ``magnitude``, of the
@@ -69,7 +69,8 @@ def entries_of(model: nn.Module) -> Iterator[Entry]:
 
 
 def geometry(layer: nn.Module) -> dict[str, Any]:
-    found = {name: getattr(layer, name) for name in _GEOMETRY if hasattr(layer, name)}
+    names = (*_GEOMETRY, "output_padding") if getattr(layer, "transposed", False) else _GEOMETRY
+    found = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 

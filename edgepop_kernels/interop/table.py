@@ -40,7 +40,7 @@ def register(
 ) -> None:
     """Makes ``convert`` take layers of ``cls``, a masked layer that it does not know, as it takes hidden-networks'.
 
-    cls     a subclass of nn.Conv2d, nn.Conv1d or nn.Linear: its own layers, not those of subclasses of it
+    cls     a subclass of a layer that ``convert`` takes, as nn.Conv2d: its own layers, not those of subclasses of it
     method  what trains in it: "subnet", "supermask" or "sparse", as in ``convert``
     rule    how its mask follows: a rule, or a function of a layer that makes one of its settings; None: ``convert``
             has to be told

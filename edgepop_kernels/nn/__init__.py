@@ -9,21 +9,45 @@ they meet.
 from .kinds import KINDS
 from .masked import CLASSES, MaskedLayer
 from .norm import NonAffineBatchNorm
-from .sparse import FusedSparseConv, FusedSparseConv1d, FusedSparseLinear
-from .subnet import FusedSubnetConv, FusedSubnetConv1d, FusedSubnetLinear
-from .supermask import FusedSupermaskConv, FusedSupermaskConv1d, FusedSupermaskLinear
+from .sparse import (
+    FusedSparseConv,
+    FusedSparseConv1d,
+    FusedSparseConvTranspose1d,
+    FusedSparseConvTranspose2d,
+    FusedSparseLinear,
+)
+from .subnet import (
+    FusedSubnetConv,
+    FusedSubnetConv1d,
+    FusedSubnetConvTranspose1d,
+    FusedSubnetConvTranspose2d,
+    FusedSubnetLinear,
+)
+from .supermask import (
+    FusedSupermaskConv,
+    FusedSupermaskConv1d,
+    FusedSupermaskConvTranspose1d,
+    FusedSupermaskConvTranspose2d,
+    FusedSupermaskLinear,
+)
 
 __all__ = [
     "CLASSES",
     "KINDS",
     "FusedSparseConv",
     "FusedSparseConv1d",
+    "FusedSparseConvTranspose1d",
+    "FusedSparseConvTranspose2d",
     "FusedSparseLinear",
     "FusedSubnetConv",
     "FusedSubnetConv1d",
+    "FusedSubnetConvTranspose1d",
+    "FusedSubnetConvTranspose2d",
     "FusedSubnetLinear",
     "FusedSupermaskConv",
     "FusedSupermaskConv1d",
+    "FusedSupermaskConvTranspose1d",
+    "FusedSupermaskConvTranspose2d",
     "FusedSupermaskLinear",
     "MaskedLayer",
     "NonAffineBatchNorm",

@@ -384,19 +384,19 @@ class MaskedLayer(Packed, Saved, AmongTools):
         for hook in self._kind.hooks:
             torch_private.remove_forward_pre_hook(layer, hook)
 
-    def _output(self, x: torch.Tensor) -> torch.Tensor:
-        """The output of a forward of a dense ``x``."""
+    def _output(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
+        """The output of a forward of a dense ``x``. how: what else the layer's forward takes."""
         if self._mixture is not None:
-            return self._superposed(x)
+            return self._superposed(x, *how)
         rule = self._rule if self.training else self._rule.settled()
         held, watched = self._operands(), torch_private.watched()
         cut = self._cuts.shared or self._selection(rule, held, watched)
-        return self._masked(x, held["bias"], cut, rule, held, watched)
+        return self._masked(x, held["bias"], cut, rule, held, watched, *how)
 
-    def _superposed(self, x: torch.Tensor) -> torch.Tensor:
+    def _superposed(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
         """The product of ``x`` and the weight under several masks at once."""
         assert self._mixture is not None  # as who calls this has seen
-        return superposed_product(self._kind, self, x, *self._mixture)
+        return superposed_product(self._kind, self, x, *self._mixture, *how)
 
     def _masked(
         self,
@@ -406,10 +406,11 @@ class MaskedLayer(Packed, Saved, AmongTools):
         rule: Rule,
         held: Mapping[str, Any],
         watched: bool,
+        *how: Any,
     ) -> torch.Tensor:
         """The product of ``x`` and the masked weight, told of the optimizer that updates scores in backward."""
         kind, weight = self._kind, held["weight"]
-        x, geometry = kind.operands(self, x)
+        x, geometry = kind.operands(self, x, *how)
         scores = self.mask_bits if rule.fixed else held["scores"]
         if weight.requires_grad and self._weight_stands:
             self._tell_that_weight_trains()

@@ -119,6 +119,72 @@ class FusedSparseConv1d(SelfScored, nn.Conv1d):
         def materialize(self) -> nn.Conv1d: ...
 
 
+class FusedSparseConvTranspose2d(SelfScored, nn.ConvTranspose2d):
+    """A layer of ``nn.ConvTranspose2d`` that uses its largest weights and trains all: Discovering Neural Wirings.
+
+    nn.ConvTranspose2d's arguments, then keep or rule, as ``FusedSparseConv`` takes them. Input (N, C, H, W) or (C,
+    H, W), as ``masked_conv_transpose2d``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size2,
+            stride: Size2 = 1,
+            padding: Size2 = 0,
+            output_padding: Size2 = 0,
+            groups: int = 1,
+            bias: bool = True,
+            dilation: Size2 = 1,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.ConvTranspose2d: ...
+
+
+class FusedSparseConvTranspose1d(SelfScored, nn.ConvTranspose1d):
+    """A layer of ``nn.ConvTranspose1d`` that uses its largest weights and trains all: Discovering Neural Wirings.
+
+    nn.ConvTranspose1d's arguments, then keep or rule, as ``FusedSparseConv`` takes them. Input (N, C, L) or (C, L),
+    as ``masked_conv_transpose1d``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size1,
+            stride: Size1 = 1,
+            padding: Size1 = 0,
+            output_padding: Size1 = 0,
+            groups: int = 1,
+            bias: bool = True,
+            dilation: Size1 = 1,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.ConvTranspose1d: ...
+
+
 class FusedSparseLinear(SelfScored, nn.Linear):
     """A layer of ``nn.Linear`` that uses its largest weights and trains all: Discovering Neural Wirings.
 

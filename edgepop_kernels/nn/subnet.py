@@ -93,6 +93,72 @@ class FusedSubnetConv1d(Subnet, nn.Conv1d):
         def materialize(self) -> nn.Conv1d: ...
 
 
+class FusedSubnetConvTranspose2d(Subnet, nn.ConvTranspose2d):
+    """A layer of ``nn.ConvTranspose2d`` that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
+
+    nn.ConvTranspose2d's arguments, then keep or rule, as ``FusedSubnetConv`` takes them. Input (N, C, H, W) or (C,
+    H, W), as ``masked_conv_transpose2d``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size2,
+            stride: Size2 = 1,
+            padding: Size2 = 0,
+            output_padding: Size2 = 0,
+            groups: int = 1,
+            bias: bool = True,
+            dilation: Size2 = 1,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.ConvTranspose2d: ...
+
+
+class FusedSubnetConvTranspose1d(Subnet, nn.ConvTranspose1d):
+    """A layer of ``nn.ConvTranspose1d`` that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
+
+    nn.ConvTranspose1d's arguments, then keep or rule, as ``FusedSubnetConv`` takes them. Input (N, C, L) or (C, L),
+    as ``masked_conv_transpose1d``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size1,
+            stride: Size1 = 1,
+            padding: Size1 = 0,
+            output_padding: Size1 = 0,
+            groups: int = 1,
+            bias: bool = True,
+            dilation: Size1 = 1,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.ConvTranspose1d: ...
+
+
 class FusedSubnetLinear(Subnet, nn.Linear):
     """A layer of ``nn.Linear`` that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
 

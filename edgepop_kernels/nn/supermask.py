@@ -90,16 +90,16 @@ class Supermask(MaskedLayer):
             else:
                 nn.init.constant_(scores, self.scores_init)
 
-    def _output(self, x: torch.Tensor) -> torch.Tensor:
+    def _output(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
         if self._mixture is not None:
-            return self._superposed(x)
+            return self._superposed(x, *how)
         rule = self._forward_rule()
         held, watched = self._operands(), torch_private.watched()
         selection = self._cuts.shared or self._selection(rule, held, watched)
         bias = self._masked_bias(rule)
         if not self.rescale:
-            return self._masked(x, bias, selection, rule, held, watched)
-        y = self._masked(x, None, selection, rule, held, watched)
+            return self._masked(x, bias, selection, rule, held, watched, *how)
+        y = self._masked(x, None, selection, rule, held, watched, *how)
         y = y * self._scale(selection).to(y.dtype)
         return y if bias is None else y + bias.to(y.dtype).view(-1, *[1] * (len(self._weight_shape()) - 2))
 
@@ -284,6 +284,76 @@ class FusedSupermaskConv1d(Supermask, nn.Conv1d):
         ) -> None: ...
 
         def materialize(self) -> nn.Conv1d: ...
+
+
+class FusedSupermaskConvTranspose2d(Supermask, nn.ConvTranspose2d):
+    """A layer of ``nn.ConvTranspose2d`` under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+
+    nn.ConvTranspose2d's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``.
+    Input (N, C, H, W) or (C, H, W), as ``masked_conv_transpose2d``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size2,
+            stride: Size2 = 1,
+            padding: Size2 = 0,
+            output_padding: Size2 = 0,
+            groups: int = 1,
+            bias: bool = True,
+            dilation: Size2 = 1,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            rule: Rule | None = None,
+            scores_init: float | None = None,
+            mask_bias: bool = False,
+            rescale: bool = False,
+        ) -> None: ...
+
+        def materialize(self) -> nn.ConvTranspose2d: ...
+
+
+class FusedSupermaskConvTranspose1d(Supermask, nn.ConvTranspose1d):
+    """A layer of ``nn.ConvTranspose1d`` under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+
+    nn.ConvTranspose1d's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``.
+    Input (N, C, L) or (C, L), as ``masked_conv_transpose1d``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size1,
+            stride: Size1 = 1,
+            padding: Size1 = 0,
+            output_padding: Size1 = 0,
+            groups: int = 1,
+            bias: bool = True,
+            dilation: Size1 = 1,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            rule: Rule | None = None,
+            scores_init: float | None = None,
+            mask_bias: bool = False,
+            rescale: bool = False,
+        ) -> None: ...
+
+        def materialize(self) -> nn.ConvTranspose1d: ...
 
 
 class FusedSupermaskLinear(Supermask, nn.Linear):

@@ -66,10 +66,10 @@ class AmongTools(Part):
         """The parameters that do not train in this layer as it is."""
         return [self.scores] if self.rule.fixed else [self._parameters.get("weight")]
 
-    def _in_graph(self, x: torch.fx.Proxy) -> Any:
+    def _in_graph(self, x: torch.fx.Proxy, *how: Any) -> Any:
         """The call of this layer where torch.fx traces the network: one node, as of torch's own layers."""
         tracer: Any = x.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *how), {})
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise RuntimeError(_first("torch.jit.script cannot compile masked layers"))

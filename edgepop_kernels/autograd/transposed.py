@@ -1,0 +1,68 @@
+"""The Function of masked transposed convolution: that of convolution with the ways there and back exchanged.
+
+    y = a convolution's dX of the gradient x        dX = that convolution of dY        dW_eff = its dW_eff, x as its dY
+
+So it has no kernels of its own, on any backend.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .calls import once
+from .context import Context, Spends, bias_grad, dx_mask, mask_of, masked_parameter_grads, save_operands, saved_operands
+
+
+class MaskedConvTranspose2d(torch.autograd.Function):
+    """y = conv_transpose2d(x, W*M) + b for x of shape (N, C, H, W); W (C, O / groups, kh, kw); y_size that of y."""
+
+    @staticmethod
+    def compute(
+        x: Tensor,
+        weight: Tensor,
+        scores: Tensor | None,
+        cut: Tensor | None,
+        bits: Tensor | None,
+        of: str,
+        bias: Tensor | None,
+        y_size: torch.Size,
+        geometry: tuple[Any, ...],
+        x_channels_last: bool,
+        y_channels_last: bool,
+        update: Spends | None,
+        signs: Tensor | None,
+        planes: Tensor | None,
+    ) -> Tensor:
+        mask = mask_of(weight, scores, cut, bits, of)
+        y = ops.masked_conv2d_dx(x, *mask, y_size, *geometry, y_channels_last, signs)
+        return y if bias is None else y.add_(bias.view(-1, 1, 1))  # a gradient has no bias, so no kernel adds one
+
+    @staticmethod
+    def save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, scores, cut, bits, of, bias, _, geometry, x_channels_last, _, update, signs, planes = inputs
+        save_operands(ctx, x, weight, scores, cut, bits, of, update, signs, planes)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.geometry, ctx.x_channels_last = geometry, x_channels_last
+
+    @staticmethod
+    def forward(ctx: Context, *inputs: Any) -> Tensor:
+        y = MaskedConvTranspose2d.compute(*inputs)
+        MaskedConvTranspose2d.save(ctx, inputs, y)
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scores, cut, bits, signs, planes = saved_operands(ctx)
+        dx = db = None
+        if ctx.wants[0]:
+            mask = dx_mask(weight, scores, cut, bits, ctx.of, signs, planes)
+            dx = ops.masked_conv2d(dy, *mask, None, *ctx.geometry, ctx.x_channels_last, signs)
+        if ctx.needs_input_grad[6]:
+            db = bias_grad(dy, 1, ctx.bias_dtype)
+        dw, ds = masked_parameter_grads(
+            "masked_conv2d", ctx, x, dy, weight, scores, cut, bits, signs, planes, *ctx.geometry
+        )
+        return dx, dw, ds, None, None, None, db, *[None] * 7
