@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .adapters import adapter_parts
+from .interop.kinds import learn
 from .interop.table import origin_of
 from .nn import KINDS, MaskedLayer
 
@@ -22,6 +23,7 @@ def chosen(
 
     include  None: all, or of a model with masked layers of another project those alone
     """
+    learn(model)
     of_adapters = adapter_parts(model)
     candidates = {name: m for name, m in model.named_modules() if is_candidate(m) and m not in of_adapters}
     if not candidates:

@@ -74,4 +74,5 @@ class Swap(NamedTuple):
             layer._freeze(mask, keep_scores=False)
         if trains is not None:
             layer.weight.requires_grad_(trains)
-        self.draw(layer.weight)
+        with torch.no_grad():
+            self.draw(self.kind._kind.outputs_first(layer.weight))

@@ -20,13 +20,14 @@ read a mask and signs of one bit each where there are planes, in place of scores
 from .calls import apply
 from .context import Spends
 from .products import MaskedConv2d, MaskedLinear, Planned, Prepared
-from .transposed import MaskedConvTranspose2d
+from .transposed import MaskedConvTranspose2d, MaskedTransposedLinear
 from .weights import MaskedWeight, MixedWeight, StraightThrough
 
 __all__ = [
     "MaskedConv2d",
     "MaskedConvTranspose2d",
     "MaskedLinear",
+    "MaskedTransposedLinear",
     "MaskedWeight",
     "MixedWeight",
     "Planned",

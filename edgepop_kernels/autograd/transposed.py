@@ -1,8 +1,8 @@
-"""The Function of masked transposed convolution: that of convolution with the ways there and back exchanged.
+"""The Functions of transposed products: linear products and convolutions with the ways there and back exchanged.
 
-    y = a convolution's dX of the gradient x        dX = that convolution of dY        dW_eff = its dW_eff, x as its dY
+    y = that product's dX of the gradient x        dX = that product of dY        dW_eff = its dW_eff, x as its dY
 
-So it has no kernels of its own, on any backend.
+So they have no kernels of their own, on any backend. Gradients have no bias: it is added to what they are rounded to.
 """
 
 from typing import Any
@@ -13,6 +13,50 @@ from torch import Tensor
 from .. import ops
 from .calls import once
 from .context import Context, Spends, bias_grad, dx_mask, mask_of, masked_parameter_grads, save_operands, saved_operands
+
+
+class MaskedTransposedLinear(torch.autograd.Function):
+    """y = x (W*M) + b for x of shape (..., in) and W (in, out)."""
+
+    @staticmethod
+    def compute(
+        x: Tensor,
+        weight: Tensor,
+        scores: Tensor | None,
+        cut: Tensor | None,
+        bits: Tensor | None,
+        of: str,
+        bias: Tensor | None,
+        update: Spends | None,
+        signs: Tensor | None,
+        planes: Tensor | None,
+    ) -> Tensor:
+        y = ops.masked_linear_dx(x, *mask_of(weight, scores, cut, bits, of), signs)
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    def save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, scores, cut, bits, of, bias, update, signs, planes = inputs
+        save_operands(ctx, x, weight, scores, cut, bits, of, update, signs, planes)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
+    def forward(ctx: Context, *inputs: Any) -> Tensor:
+        y = MaskedTransposedLinear.compute(*inputs)
+        MaskedTransposedLinear.save(ctx, inputs, y)
+        return y
+
+    @staticmethod
+    @once
+    def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scores, cut, bits, signs, planes = saved_operands(ctx)
+        dx = db = None
+        if ctx.wants[0]:
+            dx = ops.masked_linear(dy, *dx_mask(weight, scores, cut, bits, ctx.of, signs, planes), None, signs)
+        if ctx.needs_input_grad[6]:
+            db = bias_grad(dy, -1, ctx.bias_dtype)
+        dw, ds = masked_parameter_grads("masked_linear", ctx, x, dy, weight, scores, cut, bits, signs, planes)
+        return dx, dw, ds, None, None, None, db, None, None, None
 
 
 class MaskedConvTranspose2d(torch.autograd.Function):
@@ -37,7 +81,7 @@ class MaskedConvTranspose2d(torch.autograd.Function):
     ) -> Tensor:
         mask = mask_of(weight, scores, cut, bits, of)
         y = ops.masked_conv2d_dx(x, *mask, y_size, *geometry, y_channels_last, signs)
-        return y if bias is None else y.add_(bias.view(-1, 1, 1))  # a gradient has no bias, so no kernel adds one
+        return y if bias is None else y.add_(bias.view(-1, 1, 1))
 
     @staticmethod
     def save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -34,6 +34,22 @@ def linear(
     _operands(x, weight, scores, rule_, bias, signs, weight.shape[0])
 
 
+def transposed_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule_: Rule,
+    bias: torch.Tensor | None,
+    signs: torch.Tensor | None,
+) -> None:
+    no_trace()
+    tensor("weight", weight)
+    dims("weight", weight, (2,), "(in_features, out_features)")
+    if x.dim() == 0 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(f"x: expected (..., {weight.shape[0]}) for weight {shape_of(weight)}, got {shape_of(x)}")
+    _operands(x, weight, scores, rule_, bias, signs, weight.shape[1])
+
+
 def conv2d(
     x: torch.Tensor,
     weight: torch.Tensor,

@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import checks, reference, selecting
 from ..bank import MaskBank
+from ..interop.kinds import learn
 from ..masks import popcount
 from ..nn import MaskedLayer
 from ..nn.kinds import KINDS
@@ -194,6 +195,7 @@ def _for_masked(content: _Content, name: str, layer: MaskedLayer) -> Tensors:
 
 def _differing(content: _Content, model: nn.Module, named: dict[str, MaskedLayer]) -> Iterator[str]:
     """The differences of the network in the file and ``model``, each in words."""
+    learn(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, layer in content.layers.items():
         yield from _differing_layer(name, layer, modules.get(name))

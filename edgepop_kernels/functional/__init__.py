@@ -12,6 +12,7 @@ from .transposed import (
     conv_transpose2d_product,
     masked_conv_transpose1d,
     masked_conv_transpose2d,
+    transposed_linear_product,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "masked_conv_transpose1d",
     "masked_conv_transpose2d",
     "masked_linear",
+    "transposed_linear_product",
 ]

@@ -1,10 +1,10 @@
-"""Masked transposed convolutions, of two dimensions and of one."""
+"""Masked transposed products: convolutions of two dimensions and of one, and matrices that stand (in, out)."""
 
 import torch
 import torch.nn.functional as F
 
 from .. import checks
-from ..autograd import MaskedConvTranspose2d, Spends, apply
+from ..autograd import MaskedConvTranspose2d, MaskedTransposedLinear, Spends, apply
 from ..checks import TransposedGeometry
 from ..cut import Selection
 from ..rules import Rule
@@ -137,3 +137,23 @@ def conv_transpose1d_product(
     first."""
     x, weight, scores = one_pixel_high(x, weight, scores)
     return conv_transpose2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update, signs).squeeze(-2)
+
+
+def transposed_linear_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule: Rule,
+    bias: torch.Tensor | None,
+    geometry: object,
+    cut: Selection | None,
+    watched: bool | None = None,
+    update: Spends | None = None,
+    signs: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``x @ (weight * mask) + bias`` for layers, of a weight (in_features, out_features); as ``linear_product``."""
+    x, weight, bias = autocast(x, weight, bias, signs)
+    checks.transposed_linear(x, weight, scores, rule, bias, signs)
+    scores, data, bits, of, planes = masking(weight, scores, rule, cut)
+    bits = bits if planes is None else planes[0]
+    return apply(MaskedTransposedLinear, x, weight, scores, data, bits, of, bias, update, signs, planes)

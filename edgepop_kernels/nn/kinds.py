@@ -27,21 +27,23 @@ class _Called(Protocol):
 class Kind(NamedTuple):
     """A layer of torch, masked.
 
-    product   of ``functional``: (x, weight, scores, rule, bias, geometry, cut, watched, update, signs)
-    shape     of the layer's weight
-    operands  of a forward of the layer with ``x``, and what else it takes: x as the product takes it, and the geometry
-    forward   the masked layers' ``forward``, with a docstring of its own
-    hooks     forward pre-hooks of every layer of the kind
-    updates   whether an optimizer with ``fused_backward`` can step in its backward: not where a view of the scores is
-              handed to the product
+    product        of ``functional``: (x, weight, scores, rule, bias, geometry, cut, watched, update, signs)
+    shape          of the layer's weight
+    operands       of a forward of the layer with ``x``, and what else it takes: x as the product takes it, the geometry
+    forward        the masked layers' ``forward``, with a docstring of its own
+    hooks          forward pre-hooks of every layer of the kind
+    updates        whether an optimizer with ``fused_backward`` can step in its backward: not where a view of the scores
+                   is handed to the product
+    outputs_first  the view of a weight whose fans ``init`` counts; torch counts those of transposed convolutions so too
     """
 
     product: Callable[..., torch.Tensor]
     shape: Callable[[Any], torch.Size]
-    operands: Callable[..., tuple[torch.Tensor, Geometry | TransposedGeometry | None]]
+    operands: Callable[..., tuple[torch.Tensor, tuple[Any, ...] | None]]
     forward: Callable[..., torch.Tensor]
     hooks: tuple[Callable[..., None], ...] = ()
     updates: bool = True
+    outputs_first: Callable[[torch.Tensor], torch.Tensor] = lambda weight: weight
 
 
 def past_no_forward(layer: Any, args: object) -> None:

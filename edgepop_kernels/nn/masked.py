@@ -1,6 +1,7 @@
 """The base of all masked layers: scores, rule, selection, freezing."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -118,7 +119,10 @@ class MaskedLayer(Packed, Saved, AmongTools):
         """Draws the scores as edge-popup starts them (``init.scores_``). Raises ValueError for a layer without any."""
         if self.scores is None:
             raise ValueError("reset_scores: expected a layer with scores; this one has none")
-        init.scores_(self.scores)
+        init.scores_(self.scores, fan_in=self._fan_in())
+
+    def _fan_in(self) -> int:
+        return math.prod(self._kind.outputs_first(self._bare_weight()).shape[1:])
 
     def _weight_shape(self) -> torch.Size:
         held = self._parameters.get("weight")

@@ -56,7 +56,7 @@ class Packed(Part):
         was = self._bare_weight()
         if self.scores is None and not self.rule.fixed:
             raise ValueError("layer: expected one whose weight stands still, got one whose weight scores itself")
-        number = torch.tensor(magnitude(was), dtype=was.dtype, device=was.device)
+        number = torch.tensor(magnitude(self._kind.outputs_first(was)), dtype=was.dtype, device=was.device)
         key = torch.tensor(seed, dtype=torch.int64, device=was.device)
         self._hold(number, drawn_signs(key, was.shape))
         self._keep_seed(key)

@@ -10,6 +10,7 @@ from ..autograd import Spends
 from ..cut import Selection
 from ..rules import Rule
 from .cuts import Cuts
+from .kinds import Kind
 
 # Of the constructors of torch's layers, as a type checker is told of them.
 Size1 = int | tuple[int]
@@ -47,6 +48,7 @@ class Part(nn.Module):
     bias: nn.Parameter | None
     scores: nn.Parameter | None
     mask_bits: torch.Tensor | None
+    _kind: Kind  # of the class
     _rule: Rule
     _loose_rule: Rule | None = None  # what a layer frozen with its scores goes back to
     _cuts: Cuts  # what is remembered of selections

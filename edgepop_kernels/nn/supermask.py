@@ -86,7 +86,7 @@ class Supermask(MaskedLayer):
             if scores is None:
                 continue
             if self.scores_init is None:
-                init.scores_(scores, fan_in=math.prod(self._weight_shape()[1:]))
+                init.scores_(scores, fan_in=self._fan_in())
             else:
                 nn.init.constant_(scores, self.scores_init)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups")
+ARGUMENTS = {"Linear": ("in_features", "out_features"), "Conv1D": ("nf", "nx")}
 
 
 def masked(model: nn.Module) -> dict[str, nn.Module]:
@@ -25,12 +26,14 @@ def mask(layer: nn.Module) -> torch.Tensor:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A copy of the network with torch's own layers in the masked ones' places."""
+    """A copy of the network with torch's own layers, and transformers', in the masked ones' places."""
     twin = copy.deepcopy(model)
     for name, layer in masked(twin).items():
-        kind = next(c for c in type(layer).__mro__ if c.__module__.startswith("torch.nn"))
-        names = ("in_features", "out_features") if kind is nn.Linear else ("in_channels", "out_channels", *GEOMETRY)
-        own = kind(*(getattr(layer, n) for n in names), bias=layer.bias is not None)
+        kind = next(c for c in type(layer).__mro__ if c.__module__.startswith(("torch.nn", "transformers.")))
+        names = ARGUMENTS.get(kind.__name__, ("in_channels", "out_channels", *GEOMETRY))
+        if getattr(layer, "transposed", False):
+            names = (*names, "output_padding")
+        own = kind(**{n: getattr(layer, n) for n in names})
         own.weight, own.bias = nn.Parameter(layer.weight.detach() * mask(layer)), layer.bias
         parent, _, child = name.rpartition(".")
         setattr(twin.get_submodule(parent), child, own.train(layer.training))

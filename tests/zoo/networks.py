@@ -22,8 +22,7 @@ class Network(NamedTuple):
     build       from the library's module
     inputs      of a forward, by name
     reads       patterns of the layers whose weight its forward reads instead of calling them
-    tied        a layer, and the parameter that its weight is
-    untied      whether that layer has to be untied to be converted, being the only one; else it is excluded
+    tied        a layer, which is excluded, and the parameter that its weight is
     subclasses  of torch's layers, which convert leaves dense
     """
 
@@ -32,13 +31,12 @@ class Network(NamedTuple):
     inputs: Callable[[], dict[str, torch.Tensor]]
     reads: tuple[str, ...] = ()
     tied: tuple[str, str] | None = None
-    untied: bool = False
     subclasses: tuple[str, ...] = ()
 
     @property
     def exclude(self) -> tuple[str, ...]:
         """Without which convert refuses the network."""
-        return () if self.tied is None or self.untied else self.tied[:1]
+        return () if self.tied is None else self.tied[:1]
 
 
 def of_torchvision(build, inputs, reads=()):
@@ -52,11 +50,11 @@ def of_timm(name, inputs, reads=(), subclasses=(), **sizes):
     return Network("timm", build, inputs, reads, subclasses=subclasses)
 
 
-def of_transformers(name, config, inputs, tied=None, untied=False, **sizes):
+def of_transformers(name, config, inputs, tied=None, **sizes):
     def build(library):
         return getattr(library, name)(getattr(library, config)(vocab_size=99, bos_token_id=0, eos_token_id=1, **sizes))
 
-    return Network("transformers", build, inputs, tied=tied, untied=untied)
+    return Network("transformers", build, inputs, tied=tied)
 
 
 def resnet(models):
@@ -88,6 +86,10 @@ def resnetv2(timm):
     return timm.models.resnetv2.ResNetV2([1, 1, 1, 1], channels=[128] * 4, num_classes=10, stem_chs=32)
 
 
+def mask_head(models):  # of Mask R-CNN: a transposed convolution before the last one
+    return models.detection.mask_rcnn.MaskRCNNPredictor(in_channels=7, dim_reduced=12, num_classes=5)
+
+
 QKV = ("*.attn.qkv",)
 SWIN = dict(img_size=64, embed_dim=24, depths=(2, 2), num_heads=(2, 4), window_size=4)
 CONVNEXT = dict(depths=(1, 1, 1, 1), dims=(16, 24, 32, 40))
@@ -104,6 +106,7 @@ NETWORKS = {
     "ConvNeXt": of_torchvision(convnext, image(32)),
     "Swin": of_torchvision(swin, image(32), (*QKV, "*.attn.proj")),
     "ViT": of_torchvision(vit, image(32)),
+    "Mask R-CNN's head": of_torchvision(mask_head, lambda: {"input": torch.randn(3, 7, 9, 9)}),
     "MobileNetV2": of_timm("mobilenetv2_035", image(48), subclasses=("Conv2dSame",), pad_type="same"),
     "ResNetV2": Network("timm", resnetv2, image(48), subclasses=("StdConv2d",)),
     "NF-ResNet": of_timm("nf_resnet26", image(48), subclasses=("ScaledStdConv2d",), depths=[1, 1, 1, 1]),
@@ -117,9 +120,7 @@ NETWORKS = {
         ("cls.predictions.decoder", "bert.embeddings.word_embeddings.weight"),
         **BERT,
     ),
-    "GPT-2": of_transformers(
-        "GPT2LMHeadModel", "GPT2Config", tokens(), ("lm_head", "transformer.wte.weight"), untied=True, **GPT2
-    ),
+    "GPT-2": of_transformers("GPT2LMHeadModel", "GPT2Config", tokens(), ("lm_head", "transformer.wte.weight"), **GPT2),
     "Llama": of_transformers("LlamaForCausalLM", "LlamaConfig", tokens(), **LLAMA),
     "T5": of_transformers(
         *("T5ForConditionalGeneration", "T5Config", tokens(decoder_input_ids=(3, 5)), ("lm_head", "shared.weight")),

@@ -9,7 +9,6 @@ import judge
 import pytest
 import torch
 from networks import NETWORKS
-from torch import nn
 
 import edgepop_kernels as ek
 
@@ -25,9 +24,6 @@ def built(network):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p), alpha=0.02)
-    if network.untied:
-        layer = model.get_submodule(network.tied[0])
-        layer.weight = nn.Parameter(layer.weight.detach().clone())
     return model
 
 
