@@ -11,6 +11,7 @@ from .adapters import adapter_parts
 from .interop.kinds import learn
 from .interop.table import origin_of
 from .nn import KINDS, MaskedLayer
+from .nn.kinds import name_of
 
 _One = str | Callable[[str, nn.Module], bool]
 Wanted = _One | Iterable[_One]
@@ -122,7 +123,7 @@ def _what(module: nn.Module) -> str:
     for taken in KINDS:
         if isinstance(module, taken):
             return (
-                f"a {kind}, a subclass of nn.{taken.__name__}, which convert leaves alone unless "
+                f"a {kind}, a subclass of {name_of(taken)}, which convert leaves alone unless "
                 "edgepop_kernels.interop.register says what it is"
             )
     return f"a {kind}, which convert leaves alone"
@@ -134,7 +135,7 @@ def _why_none(model: nn.Module) -> str:
         if module._parameters:
             kinds.setdefault(type(module).__name__, module)
     masked = [k for k, m in kinds.items() if isinstance(m, MaskedLayer)]
-    *others, last = (f"nn.{plain.__name__}" for plain in KINDS)
+    *others, last = map(name_of, KINDS)
     message = f"model: it has no {', '.join(others)} or {last} to convert"
     if masked:
         return f"{message}, only {listed(masked)}, masked already; such layers change their rule by layer.rule = ..."

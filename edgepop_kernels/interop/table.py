@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..nn import CLASSES, KINDS, MaskedLayer
+from ..nn.kinds import name_of
 from ..rules import Rule
 from . import dnw, hidden_networks, hydra, prune, supsup, torchao
 from .origin import Method, Origin
@@ -60,7 +61,7 @@ def register(
     >>> ek.convert(nn.Sequential(PopupLinear(64, 10, k=0.2)))[0].rule
     TopK(keep=0.2, of='abs')
     """
-    kinds = ", ".join(f"nn.{plain.__name__}" for plain in KINDS)
+    kinds = ", ".join(map(name_of, KINDS))
     if not isinstance(cls, type) or not issubclass(cls, tuple(KINDS)) or cls in KINDS or issubclass(cls, MaskedLayer):
         raise TypeError(f"cls: expected a subclass of one of {kinds}, of another project, got {cls!r}")
     if method not in {of for of, _ in CLASSES}:

@@ -196,6 +196,11 @@ for _kind in KINDS.values():
     _kind.forward.__name__ = _kind.forward.__qualname__ = "forward"  # as help() and tracebacks call it
 
 
+def name_of(plain: type[nn.Module]) -> str:
+    """The kind for a message: torch's with where it stands."""
+    return f"nn.{plain.__name__}" if plain.__module__.startswith("torch.nn.") else plain.__name__
+
+
 def superposed_product(
     kind: Kind, layer: Any, x: torch.Tensor, codes: torch.Tensor, alphas: torch.Tensor, *how: Any
 ) -> torch.Tensor:
