@@ -168,7 +168,7 @@ def test_without_init_trained_weights_stay():
 
 def test_convert_that_converts_nothing_is_an_error():
     for model in (nn.Sequential(nn.ReLU()), ek.convert(nn.Linear(3, 4)), nn.MultiheadAttention(8, 2)):
-        with pytest.raises(ValueError, match=r"^model: it has no nn\.Conv2d or nn\.Linear"):
+        with pytest.raises(ValueError, match=r"^model: it has no nn\.Conv2d, nn\.Linear"):
             ek.convert(model, ek.TopK(0.1))
 
 
