@@ -14,7 +14,7 @@ import edgepop_kernels as ek
 from edgepop_kernels import ops
 from edgepop_kernels.testing import inputs, oracle
 from edgepop_kernels.testing.guard import Guarded
-from edgepop_kernels.testing.inputs import ConvCase, LinearCase
+from edgepop_kernels.testing.inputs import ConvCase, LinearCase, TransposedCase
 from edgepop_kernels.testing.tolerances import assert_close, assert_same_bits
 
 # The two that every CPU must have are named: where the native module is missing these tests fail, they do not vanish.
@@ -98,6 +98,13 @@ def check_conv(case, device):
     check(case, oracle.conv2d(**case.options), run, device)
 
 
+def check_transposed(case, device):
+    def run(x, weight, scores, bias):
+        return ek.masked_conv_transpose2d(x, weight, scores, case.rule, bias, **case.options)
+
+    check(case, oracle.conv_transpose2d(**case.options), run, device)
+
+
 @pytest.mark.parametrize("case", inputs.linear_cases(200), ids=str)
 def test_linear(case, device):
     check_linear(case, device)
@@ -109,6 +116,29 @@ ZERO_PADDED = [case for case in inputs.conv_cases(300) if case.padding_mode == "
 @pytest.mark.parametrize("case", ZERO_PADDED, ids=str)
 def test_conv2d(case, device):
     check_conv(case, device)
+
+
+@pytest.mark.parametrize("case", inputs.transposed_cases(150), ids=str)
+def test_conv_transpose2d(case, device):
+    check_transposed(case, device)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        TransposedCase(batch=0),
+        TransposedCase(batch=1, in_channels=1, out_channels=63, size=(1, 1), kernel=(1, 1)),
+        TransposedCase(size=(2, 2), kernel=(2, 2), stride=(3, 3), output_padding=(2, 1)),  # outputs of the bias alone
+        TransposedCase(size=(8, 8), padding=(4, 4)),  # more than the kernel reaches
+        TransposedCase(dilation=(2, 3), output_padding=(1, 2), padding=(2, 2)),  # rows beyond the stride
+        TransposedCase(batch=1, in_channels=70, out_channels=300, size=(7, 7), stride=(2, 2), x_layout="channels_last"),
+        TransposedCase(batch=3, in_channels=64, out_channels=64, stride=(2, 2), kernel=(4, 4), dtype=torch.bfloat16),
+        TransposedCase(in_channels=48, out_channels=48, size=(9, 9), groups=48, padding=(1, 1), stride=(2, 2)),
+    ],
+    ids=str,
+)
+def test_conv_transpose2d_edges(case, device):
+    check_transposed(case, device)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Everything follows from a seed and is made on the CPU, so that two devices can b
 """
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -110,12 +110,16 @@ class Draw:
         fan_in = max(1, torch.Size(shape[1:]).numel())
         x = self._tensor(self.x_shape, self.x_layout, 1, dtype=self.dtype)
         weight = self._tensor(shape, self.weight_layout, 2, fan_in**-0.5, self.weight_dtype)
-        bias = self._tensor(shape[:1], "contiguous", 3) if self.bias else None
+        bias = self._tensor(self.bias_shape, "contiguous", 3) if self.bias else None
         dy = self._tensor(self.y_shape, self.dy_layout, 4, dtype=self.dtype)
         s = lay_out(scores(self.scores, shape, self.seed), self.weight_layout)
         if isinstance(self.rule, Frozen):
             s = s > 0
         return x, weight, None if self.self_scored else s, bias, dy
+
+    @property
+    def bias_shape(self):
+        return self.weight_shape[:1]
 
     def __str__(self):
         rule = type(self.rule).__name__ + "".join(f"-{v}" for v in vars(self.rule).values())
@@ -200,6 +204,41 @@ class ConvCase(Draw):
         )
 
 
+@dataclass(frozen=True)
+class TransposedCase(ConvCase):
+    """A transposed convolution; its padding is of zeros."""
+
+    output_padding: tuple[int, int] = (0, 0)
+
+    @property
+    def options(self):
+        return super().options | dict(output_padding=self.output_padding)
+
+    @property
+    def weight_shape(self):
+        return self.in_channels, self.out_channels // self.groups, *self.kernel
+
+    @property
+    def bias_shape(self):
+        return (self.out_channels,)
+
+    def _out_size(self):
+        of_axes = zip(
+            self.size, self.kernel, self.stride, self.padding, self.dilation, self.output_padding, strict=True
+        )
+        return tuple((n - 1) * s - 2 * p + d * (k - 1) + extra + 1 for n, k, s, p, d, extra in of_axes)
+
+    @property
+    def valid(self):
+        """Whether torch takes it: output_padding is less than a stride or a dilation."""
+        most = (max(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
+        return min(self._out_size()) > 0 and all(e < m for e, m in zip(self.output_padding, most, strict=True))
+
+    @property
+    def shape_id(self):
+        return f"{super().shape_id}-transposed-o{self.output_padding[0]}x{self.output_padding[1]}"
+
+
 KEEPS = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -279,3 +318,15 @@ def conv_cases(count: int, seed: int = 0) -> list[ConvCase]:
         if case.valid:
             cases.append(_with_enough_outputs(case, "batch"))
     return cases
+
+
+def transposed_cases(count: int, seed: int = 0) -> list[TransposedCase]:
+    """The convolutions that are drawn, transposed, where that makes an output."""
+    r = random.Random(seed)
+    cases = []
+    for case in conv_cases(2 * count, seed):
+        extra = dict(output_padding=r.choice([(0, 0), (0, 0), (1, 0), (1, 1), (0, 2)]), padding_mode="zeros")
+        made = TransposedCase(**{field.name: getattr(case, field.name) for field in fields(case)} | extra)
+        if made.valid:
+            cases.append(_with_enough_outputs(made, "batch"))
+    return cases[:count]

@@ -130,3 +130,17 @@ def conv2d(stride=1, padding=0, dilation=1, groups=1, padding_mode="zeros") -> C
         return F.conv2d(x, weight, bias, stride, 0, dilation, groups)
 
     return layer
+
+
+def conv_transpose2d(stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> Callable[..., torch.Tensor]:
+    """A transposed convolution layer for ``answer``."""
+    return lambda x, weight, bias: F.conv_transpose2d(
+        x, weight, bias, stride, padding, output_padding, groups, dilation
+    )
+
+
+def conv_transpose1d(stride=1, padding=0, output_padding=0, groups=1, dilation=1) -> Callable[..., torch.Tensor]:
+    """A one-dimensional transposed convolution layer for ``answer``."""
+    return lambda x, weight, bias: F.conv_transpose1d(
+        x, weight, bias, stride, padding, output_padding, groups, dilation
+    )
