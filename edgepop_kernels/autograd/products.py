@@ -121,18 +121,20 @@ class Prepared(NamedTuple):
     """The part that a product's calls have in common: made once for each combination of shapes, strides, dtypes and
     geometry.
 
-    plan      of the backend: its ``forward``, ``dx`` and ``dw`` take addresses and go
-    of        as the ops take it
-    function  MaskedLinear or MaskedConv2d, whose gradients a backward that torch must see computes
-    geometry, x_size, x_channels_last  as those want them
+    plan       of the backend: its ``forward``, ``dx`` and ``dw`` take addresses and go
+    of         as the ops take it
+    function   the Function whose gradients a backward that torch must see computes
+    geometry, x_size, x_channels_last  as that wants them
+    dy_stride  the strides of the only dy that the plan takes; None where it takes any
     """
 
     plan: Any
     of: str
-    function: type[MaskedLinear] | type[MaskedConv2d]
+    function: Any
     geometry: tuple[Any, ...] = ()
     x_size: torch.Size = torch.Size()
     x_channels_last: bool = False
+    dy_stride: tuple[int, ...] | None = None
 
 
 class Planned(torch.autograd.Function):
@@ -167,7 +169,8 @@ class Planned(torch.autograd.Function):
             return _as_torch_sees_it(ctx, dy)
         if torch_private.watched() or type(dy) is not Tensor or dy.is_neg() or dy._is_zerotensor():
             return _gradients(ctx, dy)
-        if ctx.update is not None:
+        stride = ctx.prepared.dy_stride
+        if ctx.update is not None or (stride is not None and dy.stride() != stride):
             return _gradients(ctx, dy)
         x, weight, scores, cut, bits, signs, planes = ctx.saved_tensors
         (wants_dx, wants_ds, weight_grad), plan = ctx.wants, ctx.prepared.plan

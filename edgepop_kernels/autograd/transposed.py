@@ -18,6 +18,8 @@ from .context import Context, Spends, bias_grad, dx_mask, mask_of, masked_parame
 class MaskedTransposedLinear(torch.autograd.Function):
     """y = x (W*M) + b for x of shape (..., in) and W (in, out)."""
 
+    op = "masked_linear"  # which its own is with the ways exchanged
+
     @staticmethod
     def compute(
         x: Tensor,
@@ -49,18 +51,25 @@ class MaskedTransposedLinear(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dw, ds, db = MaskedTransposedLinear.gradients(ctx, dy, ctx.needs_input_grad[6])
+        return dx, dw, ds, None, None, None, db, None, None, None
+
+    @staticmethod
+    def gradients(ctx: Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
         x, weight, scores, cut, bits, signs, planes = saved_operands(ctx)
         dx = db = None
         if ctx.wants[0]:
             dx = ops.masked_linear(dy, *dx_mask(weight, scores, cut, bits, ctx.of, signs, planes), None, signs)
-        if ctx.needs_input_grad[6]:
+        if wants_db:
             db = bias_grad(dy, -1, ctx.bias_dtype)
         dw, ds = masked_parameter_grads("masked_linear", ctx, x, dy, weight, scores, cut, bits, signs, planes)
-        return dx, dw, ds, None, None, None, db, None, None, None
+        return dx, dw, ds, db
 
 
 class MaskedConvTranspose2d(torch.autograd.Function):
     """y = conv_transpose2d(x, W*M) + b for x of shape (N, C, H, W); W (C, O / groups, kh, kw); y_size that of y."""
+
+    op = "masked_conv2d"
 
     @staticmethod
     def compute(
@@ -99,14 +108,19 @@ class MaskedConvTranspose2d(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Context, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dx, dw, ds, db = MaskedConvTranspose2d.gradients(ctx, dy, ctx.needs_input_grad[6])
+        return dx, dw, ds, None, None, None, db, *[None] * 7
+
+    @staticmethod
+    def gradients(ctx: Context, dy: Tensor, wants_db: bool) -> tuple[Tensor | None, ...]:
         x, weight, scores, cut, bits, signs, planes = saved_operands(ctx)
         dx = db = None
         if ctx.wants[0]:
             mask = dx_mask(weight, scores, cut, bits, ctx.of, signs, planes)
             dx = ops.masked_conv2d(dy, *mask, None, *ctx.geometry, ctx.x_channels_last, signs)
-        if ctx.needs_input_grad[6]:
+        if wants_db:
             db = bias_grad(dy, 1, ctx.bias_dtype)
         dw, ds = masked_parameter_grads(
             "masked_conv2d", ctx, x, dy, weight, scores, cut, bits, signs, planes, *ctx.geometry
         )
-        return dx, dw, ds, None, None, None, db, *[None] * 7
+        return dx, dw, ds, db

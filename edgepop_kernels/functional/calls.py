@@ -5,7 +5,7 @@ from typing import Any, TypeGuard
 import torch
 
 from .. import checks, ops, torch_private
-from ..autograd import MaskedConv2d, MaskedLinear, Prepared
+from ..autograd import MaskedConv2d, MaskedLinear, Planned, Prepared, Spends
 from ..backend import planned
 from ..backend import prepared as _prepared
 from ..cut import Bits, Selection
@@ -69,12 +69,39 @@ def prepare(
         ranked = weight if scores is None else scores
         formats = dict(x_channels_last=x_channels_last, y_channels_last=x_channels_last or is_channels_last(weight))
         plan = planned(function.op, x, weight, ranked, of, *geometry, **(formats if geometry else {}))
-    prepared = Prepared(plan, of, function, geometry, x.shape, x_channels_last)
+    return kept(key, Prepared(plan, of, function, geometry, x.shape, x_channels_last))
+
+
+def kept(key: tuple[Any, ...] | None, prepared: Prepared) -> Prepared:
+    """``prepared``, found under its key from now on."""
     if key is not None:
         if len(_prepared) >= _MOST_PREPARED:
             _prepared.clear()
         _prepared[key] = prepared
     return prepared
+
+
+def by_plan(
+    prepared: Prepared,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    data: torch.Tensor | None,
+    bits: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    update: Spends | None,
+    planes: torch.Tensor | None,
+    signs: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """The product of a prepared call, without an op in between. None where there is no plan of it, under a draw, which
+    has bits beside its scores, and where a profiler wants to list an op."""
+    if prepared.plan is None or (scores is not None and bits is not None) or torch_private.profiled():
+        return None
+    if torch.is_grad_enabled() or torch_private.tangents_go_forward():
+        return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
+    ranked = bits if bits is not None else weight if scores is None else scores
+    y: torch.Tensor = prepared.plan.forward(x, weight, ranked, data, bias, None, planes, signs)
+    return y
 
 
 def checked_cut(cut: Selection | None, weight: torch.Tensor, rule: Rule) -> Selection | None:

@@ -3,13 +3,22 @@
 import torch
 import torch.nn.functional as F
 
-from .. import checks, torch_private
-from ..autograd import MaskedConv2d, Planned, Spends, apply
+from .. import checks
+from ..autograd import MaskedConv2d, Spends, apply
 from ..backend import prepared as _prepared
 from ..checks import Geometry
 from ..cut import Selection
 from ..rules import Rule
-from .calls import autocast, checked_cut, is_channels_last, key_of, masking, one_pixel_high, prepare
+from .calls import (
+    autocast,
+    by_plan,
+    checked_cut,
+    is_channels_last,
+    key_of,
+    masking,
+    one_pixel_high,
+    prepare,
+)
 
 
 def masked_conv2d(
@@ -70,11 +79,8 @@ def conv2d_product(
             return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update, signs)
         prepared = prepare(key, MaskedConv2d, x, weight, scores, rule, signs, (stride, padding, dilation, groups))
     scores, data, bits, of, planes = masking(weight, scores, rule, cut)
-    if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
-        if torch.is_grad_enabled() or torch_private.tangents_go_forward():
-            return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
-        ranked = bits if bits is not None else weight if scores is None else scores
-        y: torch.Tensor = prepared.plan.forward(x, weight, ranked, data, bias, None, planes, signs)
+    y = by_plan(prepared, x, weight, scores, data, bits, bias, update, planes, signs)
+    if y is not None:
         return y
     bits = bits if planes is None else planes[0]
     x_channels_last = prepared.x_channels_last

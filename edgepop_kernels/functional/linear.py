@@ -2,12 +2,12 @@
 
 import torch
 
-from .. import checks, torch_private
-from ..autograd import MaskedLinear, Planned, Spends, apply
+from .. import checks
+from ..autograd import MaskedLinear, Spends, apply
 from ..backend import prepared as _prepared
 from ..cut import Selection
 from ..rules import Rule
-from .calls import autocast, checked_cut, key_of, masking, prepare
+from .calls import autocast, by_plan, checked_cut, key_of, masking, prepare
 
 
 def masked_linear(
@@ -63,11 +63,8 @@ def linear_product(
         checks.linear(x, weight, scores, rule, bias, signs)
         prepared = prepare(key, MaskedLinear, x, weight, scores, rule, signs)
     scores, data, bits, of, planes = masking(weight, scores, rule, cut)
-    if prepared.plan is not None and (scores is None or bits is None) and not torch_private.profiled():
-        if torch.is_grad_enabled() or torch_private.tangents_go_forward():
-            return torch_private.applied(Planned, x, weight, scores, data, bits, bias, prepared, update, planes, signs)
-        ranked = bits if bits is not None else weight if scores is None else scores
-        y: torch.Tensor = prepared.plan.forward(x, weight, ranked, data, bias, None, planes, signs)
+    y = by_plan(prepared, x, weight, scores, data, bits, bias, update, planes, signs)
+    if y is not None:
         return y
     bits = bits if planes is None else planes[0]
     return apply(MaskedLinear, x, weight, scores, data, bits, of, bias, update, signs, planes)
