@@ -290,3 +290,25 @@ def test_a_traced_graph_has_it_as_one_node():
     traced = torch.fx.symbolic_trace(model)
     assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == ["up", "up"]
     assert torch.equal(traced(x), model(x))
+
+
+def test_it_is_differentiated_once_in_each_way_that_torch_has():
+    case = TWO[1]
+    x, weight, scores, bias, dy = case.tensors()
+
+    def loss(scores):
+        return (ek.masked_conv_transpose2d(x, weight, scores, case.rule, bias, **case.options) * dy).sum()
+
+    scores.requires_grad_()
+    (ds,) = torch.autograd.grad(loss(scores), scores)
+    assert torch.equal(torch.func.grad(loss)(scores.detach()), ds)
+    with torch.autograd.graph.save_on_cpu():
+        assert torch.equal(torch.autograd.grad(loss(scores), scores)[0], ds)
+    with torch.profiler.profile() as profile:  # not by the plan: a profiler has ops to list
+        assert torch.equal(torch.autograd.grad(loss(scores), scores)[0], ds)
+    names = {event.name for event in profile.events()}
+    assert {"edgepop::masked_conv2d_dx", "edgepop::masked_conv2d_dw"} <= names
+    x.requires_grad_()
+    (dx,) = torch.autograd.grad(loss(scores), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        dx.sum().backward()

@@ -31,25 +31,30 @@ class Conv1D(nn.Module):
         return x @ self.weight + self.bias
 
 
+PLACE, OURS = "transformers.pytorch_utils", "edgepop_kernels.interop.transformers"
+
+
 @pytest.fixture(params=["standing in", "transformers"])
 def conv1d(request, monkeypatch):
-    """The class; afterwards nothing is known of it."""
+    """The class; of one that stands in for it nothing is known afterwards."""
     if request.param == "transformers":
         pytest.importorskip("transformers")
-        from transformers.pytorch_utils import Conv1D as kind
-    else:
-        kind = types.new_class("Conv1D", (Conv1D,), exec_body=lambda names: names.update(__module__=PLACE))
-        for name in ("transformers", PLACE):
-            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        sys.modules[PLACE].Conv1D = kind
+        from transformers.pytorch_utils import Conv1D as real
+
+        yield real
+        return
+    kind = types.new_class("Conv1D", (Conv1D,), exec_body=lambda names: names.update(__module__=PLACE))
+    for name in ("transformers", PLACE):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[PLACE].Conv1D = kind
+    before = sys.modules.pop(OURS, None)
     yield kind
     KINDS.pop(kind, None)
     for key in [key for key in CLASSES if key[1] is kind]:
         del CLASSES[key]
-    sys.modules.pop("edgepop_kernels.interop.transformers", None)
-
-
-PLACE = "transformers.pytorch_utils"
+    sys.modules.pop(OURS, None)
+    if before is not None:
+        sys.modules[OURS] = before
 
 
 def network(kind):

@@ -218,8 +218,8 @@ def _differing(content: _Content, model: nn.Module, named: dict[str, MaskedLayer
 
 
 def _differing_layer(name: str, layer: PackedLayer, module: Any) -> Iterator[str]:
-    kind = next((kind for kind in KINDS if kind.__name__ == layer.kind), None)
-    if kind is None or not isinstance(module, kind):
+    kinds: tuple[Any, ...] = tuple(kind for kind in KINDS if kind.__name__ == layer.kind)
+    if not isinstance(module, kinds):
         yield f"{name}: expected {layer.kind}, got {'nothing' if module is None else type(module).__name__}"
         return
     masked = module if isinstance(module, MaskedLayer) else None
