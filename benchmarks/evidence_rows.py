@@ -184,7 +184,6 @@ ROWS = (
         f"98.0 %, {_ZHOU}",
         Goal(97.3),
         {"epochs": 2000},
-        1,
     ),
     Row(
         "mnist-bernoulli",
