@@ -36,6 +36,7 @@ from .overview import LeftDense, Summary, summary
 from .packing import pack_weights, unpack_weights
 from .phases import train_masks, train_weights
 from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
+from .schedules import KeepSchedule, density, set_keep
 from .selecting import mask, pack_mask, select, select_all, unpack_mask
 from .sharing import share_selection, unshare_selection
 
@@ -65,6 +66,7 @@ __all__ = [
     "FusedSupermaskConvTranspose2d",
     "FusedSupermaskLinear",
     "GlobalTopK",
+    "KeepSchedule",
     "LeftDense",
     "Loaded",
     "MaskBank",
@@ -78,6 +80,7 @@ __all__ = [
     "TopK",
     "backends",
     "convert",
+    "density",
     "graphed_step",
     "init",
     "interop",
@@ -102,6 +105,7 @@ __all__ = [
     "save_packed",
     "select",
     "select_all",
+    "set_keep",
     "share_selection",
     "summary",
     "train_masks",

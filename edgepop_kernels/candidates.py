@@ -1,7 +1,8 @@
 """The layers of a network that a conversion is about: by type, by name, by a function of both."""
 
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -29,28 +30,41 @@ def chosen(
     candidates = {name: m for name, m in model.named_modules() if is_candidate(m) and m not in of_adapters}
     if not candidates:
         raise ValueError(_why_none(model))
-    wanted = _checked("include", "*" if include is None else include, model, candidates, candidates)
     # What stays dense whatever one asks for may be named here, to say that it is meant.
     others = {name: m for name, m in model.named_modules() if m._parameters and not isinstance(m, MaskedLayer)}
-    exclude = _checked("exclude", exclude, model, candidates | others, candidates)
-    included = [name for name, m in candidates.items() if matches(wanted, name, m)]
-    if not included:
-        raise ValueError(
-            f"include: expected to choose one of the layers {listed(candidates)} to convert, got {_shown(wanted)}"
-        )
-    names = [name for name in included if not matches(exclude, name, candidates[name])]
-    if not names:
-        raise ValueError(
-            f"exclude: expected to leave one of the layers {listed(included)} to convert, got {_shown(exclude)}"
-        )
+    names, patterns = narrowed(candidates, include, exclude, others, partial(_instead, model, candidates))
     plain = set[str]()  # beside masked layers of another project: dense by that project's choice, not by the user's
     if include is None and any(origin_of(candidates[name]) for name in names):
         plain = {name for name in names if not origin_of(candidates[name])}
         names = [name for name in names if name not in plain]
     left = {name: m for name, m in candidates.items() if name not in names and name not in plain}
-    patterns = tuple(w for w in exclude if isinstance(w, str))  # functions are written for layers
     left |= {name: m for name, m in others.items() if name not in names and matches(patterns, name, m)}
     return {name: candidates[name] for name in names}, left
+
+
+def narrowed(
+    layers: Mapping[str, nn.Module],
+    include: Wanted | None,
+    exclude: Wanted,
+    others: Mapping[str, nn.Module] | None = None,
+    instead: Callable[[str], str] | None = None,
+) -> tuple[list[str], tuple[str, ...]]:
+    """The names of those of ``layers`` that ``include`` has, None for all, and ``exclude`` has not; the patterns of
+    ``exclude``. Raises TypeError, ValueError.
+
+    others   what else ``exclude`` may name
+    instead  what a pattern matches that matches none of the layers, for the message
+    """
+    instead = instead or (lambda pattern: f"none of the layers {listed(layers)}")
+    wanted = _checked("include", "*" if include is None else include, layers, instead)
+    unwanted = _checked("exclude", exclude, {*layers, *(others or ())}, instead)
+    included = [name for name, m in layers.items() if matches(wanted, name, m)]
+    if not included:
+        raise ValueError(f"include: expected to choose one of the layers {listed(layers)}, got {_shown(wanted)}")
+    names = [name for name in included if not matches(unwanted, name, layers[name])]
+    if not names:
+        raise ValueError(f"exclude: expected to leave one of the layers {listed(included)}, got {_shown(unwanted)}")
+    return names, tuple(w for w in unwanted if isinstance(w, str))  # functions are written for layers
 
 
 def is_candidate(module: nn.Module) -> bool:
@@ -78,9 +92,7 @@ def matches(wanted: tuple[_One, ...], name: str, module: nn.Module) -> bool:
     return any(fnmatch.fnmatchcase(name, w) if isinstance(w, str) else w(name, module) for w in wanted)
 
 
-def _checked(
-    argument: str, wanted: Wanted, model: nn.Module, among: Iterable[str], candidates: Iterable[str]
-) -> tuple[_One, ...]:
+def _checked(argument: str, wanted: Wanted, among: Iterable[str], instead: Callable[[str], str]) -> tuple[_One, ...]:
     """A tuple of patterns and predicates. Raises TypeError, and ValueError for a pattern that nothing matches."""
     expected = "patterns of layers' names, or functions of (name, layer)"
     several: Any = (wanted,) if isinstance(wanted, str) or _is_predicate(wanted) else wanted
@@ -91,7 +103,7 @@ def _checked(
         if not isinstance(w, str) and not _is_predicate(w):
             raise TypeError(f"{argument}: expected {expected}, got {w!r}")
         if isinstance(w, str) and w != "*" and not any(fnmatch.fnmatchcase(name, w) for name in among):
-            raise ValueError(f"{argument}: {w!r} matches {_instead(model, w, candidates)}")
+            raise ValueError(f"{argument}: {w!r} matches {instead(w)}")
     return checked
 
 
@@ -103,14 +115,14 @@ def _shown(wanted: Iterable[_One]) -> str:
     return repr(tuple(w if isinstance(w, str) else getattr(w, "__name__", w) for w in wanted))
 
 
-def _instead(model: nn.Module, pattern: str, among: Iterable[str]) -> str:
+def _instead(model: nn.Module, layers: Iterable[str], pattern: str) -> str:
     """A description of what a pattern without a layer matches."""
     other = [(name, m) for name, m in model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
     weighty = [(name, m) for name, m in other if m._parameters]
     if weighty:
         name, module = weighty[0]
-        return f"{name or 'the model itself'}, {_what(module)}; the layers to convert are {listed(among)}"
-    return f"none of the layers {listed(among)}"
+        return f"{name or 'the model itself'}, {_what(module)}; the layers to convert are {listed(layers)}"
+    return f"none of the layers {listed(layers)}"
 
 
 def _what(module: nn.Module) -> str:

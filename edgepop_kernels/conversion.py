@@ -9,17 +9,18 @@ import torch
 from torch import nn
 
 from .bank import MaskBank
-from .candidates import Wanted, chosen, unknown_kinds
+from .candidates import Wanted, chosen, listed, unknown_kinds
 from .first_forward import unwatch, watch
-from .init import Name, Scale, by_name
+from .init import Name, Scale, by_name, check_start
 from .interop.origin import Method, Origin
 from .interop.table import origin_of, subject_of
 from .nn import CLASSES, KINDS, MaskedLayer, NonAffineBatchNorm
 from .overview import LeftDense, described, left_dense
 from .refusals import refuse, refuse_materializing
-from .rules import Frozen, Rule, checked_keep, ranked_rule
+from .rules import Frozen, Rule, TopK
+from .schedules import Keep, checked_by_name, keep_of_layers
 from .sharing import Model, layer_masks, unshare_selection
-from .swap import METHOD_RULES, Before, Swap
+from .swap import METHOD_RULES, Before, Start, Swap
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,9 +39,10 @@ def convert(
     method: Method | None = None,
     include: "Wanted | None" = None,
     exclude: "Wanted" = (),
-    keep: float | None = None,
+    keep: "Keep | None" = None,
     init: Name | None = None,
     scale: Scale = "none",
+    scores: "Start" = "random",
     left: Literal["warn", "raise", "ignore"] = "warn",
     freeze_rest: bool = False,
     norm: Literal["keep", "non-affine"] = "keep",
@@ -55,9 +57,12 @@ def convert(
     include, exclude  fnmatch patterns on the layers' qualified names, e.g. ``"layer4.*"``, ``["fc", "conv1"]``, or
                       functions ``(name, layer) -> bool``; by default every layer, but beside masked layers of another
                       project no plain ones
-    keep              fraction of weights kept, in (0, 1], in ``rule``'s place: ``TopK(keep)``; not for supermasks
+    keep              fraction of weights kept, in (0, 1], in ``rule``'s place: ``TopK(keep)``; not for supermasks. Or
+                      {pattern: fraction}, as ``set_keep`` takes it and ``density`` makes it, for every layer
     init, scale       draws the converted layers' weights anew: a name of ``edgepop_kernels.init.NAMES``; how their
                       deviation follows the fraction kept, of ``init.SCALES``. None: the weights stay, e.g. trained ones
+    scores            "random", as edge-popup draws them; "magnitude" or "hydra", of the weights as they are then
+                      (``init.scores_from_weight_``): for trained ones
     left              "warn" (one ``LeftDense`` warning that names them), "raise" or "ignore", about weights that go on
                       training without a mask: those of subclasses, of other layers, of parameters read by name. Norms,
                       biases and other vectors alone are not worth a word, nor are layers not included or excluded;
@@ -104,30 +109,36 @@ def convert(
     for option in given.keys() - allowed:
         raise TypeError(f"{option}: method {method!r} takes {', '.join(sorted(allowed)) or 'no options'}")
     if keep is not None:
-        checked_keep(keep)
+        checked_by_name(keep)
         if method == "supermask":
             raise ValueError(
                 f"keep: a supermask's rule is a threshold or a draw; expected rule=Threshold(...), got {keep=}"
             )
-        rule = ranked_rule(keep, rule)
+        if rule is not None:
+            raise ValueError(f"keep: expected keep or rule, which says what is kept too, got keep={keep} and {rule=!s}")
     if isinstance(rule, Rule) and rule.fixed:
         raise ValueError("rule: a fixed mask comes from freeze() on the converted layers; expected another rule")
     if left not in ("warn", "raise", "ignore"):
         raise ValueError(f"left: expected 'warn', 'raise' or 'ignore', got {left!r}")
     if not isinstance(freeze_rest, bool):
         raise TypeError(f"freeze_rest: expected a bool, got {freeze_rest!r}")
+    if scores != "random":
+        check_start(scores, TopK())
     layers, meant = chosen(model, include, exclude)
+    rules = dict.fromkeys(layers, rule) if keep is None else _top_k(keep, layers)
     refuse(model, layers)
     plan: list[Swap] = []
     module: Any
     for name, module in layers.items():
         origin = origin_of(module)
         kind = CLASSES[method or ("subnet" if origin is None else origin.method), _plain(module)]
-        layer_rule = _rule(name, module, origin, kind, rule)
+        layer_rule = _rule(name, module, origin, kind, rules[name])
         fixed = origin is not None and origin.mask is not None
         kind._check(METHOD_RULES[kind._method] if fixed else layer_rule, **given)
         layer_rule.check(module.weight.shape)
-        plan.append(Swap(module, kind, layer_rule, origin, _drawing(init, layer_rule, scale)))
+        if scores != "random":
+            _check_start(scores, name, module, origin, kind, layer_rule)
+        plan.append(Swap(module, kind, layer_rule, origin, _drawing(init, layer_rule, scale), scores))
     norms = _batch_norms(model, norm)
     message = "" if freeze_rest or left == "ignore" else _left_message(model, layers, meant)
     differences = _differences(layers)
@@ -209,6 +220,26 @@ def _check_method(method: str) -> None:
             "method: expected 'subnet' (edge-popup), 'supermask' or 'sparse' (Discovering Neural Wirings, DNW), "
             f"got {method!r}"
         )
+
+
+def _top_k(keep: Keep, layers: dict[str, nn.Module]) -> dict[str, Rule | None]:
+    """The rule of each layer. Raises ValueError where ``keep`` does not have all of them."""
+    found = keep_of_layers(keep, layers)
+    without = [name for name in layers if name not in found]
+    if without:
+        raise ValueError(f"keep: no pattern has {listed(without)}; expected one, '*' for the rest, or exclude=...")
+    return {name: TopK(fraction) for name, fraction in found.items()}
+
+
+def _check_start(
+    scores: Start, name: str, layer: Any, origin: Origin | None, kind: type[MaskedLayer], rule: Rule
+) -> None:
+    """Raises ValueError where a layer's scores do not start from its weight."""
+    if kind._method == "sparse":
+        raise ValueError(f"scores: with method 'sparse' the weight scores itself; expected 'random', got {scores!r}")
+    if origin is not None:
+        raise ValueError(f"scores: {subject_of(name, layer, origin)} brings its own; expected 'random', got {scores!r}")
+    check_start(scores, rule)
 
 
 def _rule(name: str, layer: Any, origin: Origin | None, kind: type[MaskedLayer], rule: Rule | None) -> Rule:

@@ -17,14 +17,14 @@ take ``keep`` and a ``scale`` of ``SCALES``.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import init as _torch_init
 
 from . import checks
-from .rules import checked_keep
+from .rules import Rule, checked_keep
 
 Scale = Literal["none", "paper", "hidden-networks"]
 Fan = Literal["fan_in", "fan_out"]
@@ -211,6 +211,51 @@ def scores_(scores: Tensor, *, fan_in: int | None = None, generator: torch.Gener
     """
     bound = 1 / math.sqrt(_fans("scores", scores)[0] if fan_in is None else max(fan_in, 1))
     return scores.uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
+def scores_from_weight_(layer: Layer, how: Literal["magnitude", "hydra"] = "magnitude") -> Layer:
+    """Sets the scores of a masked ``layer`` by its weight, so that the mask starts at the largest weights: for a
+    trained network that is pruned by learned scores. Returns the layer.
+
+    how   "magnitude"  S = abs(W)
+          "hydra"      S = sqrt(6 / fan_in) * W / max(abs(W)) (Sehwag et al. 2020, "HYDRA", with the constant
+                       of its code): scores on the scale of random ones, whatever the weights' own is; for rules that
+                       rank by "abs"
+
+    Raises TypeError for what is no masked layer, ValueError for a layer without scores, one whose rule does not rank
+    (frozen ones, thresholds, draws), and another ``how``.
+
+    >>> layer = ek.init.scores_from_weight_(ek.FusedSubnetLinear(8, 5, keep=0.25))
+    >>> torch.equal(layer.mask(), ek.mask(layer.weight.detach(), ek.TopK(0.25)))
+    True
+    """
+    rule = getattr(layer, "rule", None)
+    if not isinstance(rule, Rule):
+        raise TypeError(f"layer: expected a masked layer, got {type(layer).__name__}")
+    check_start(how, rule, "how")
+    scores, weight = cast(Any, layer).scores, cast(Any, layer).weight
+    if scores is None:
+        raise ValueError(f"layer: expected one with scores, got {layer}, whose weight scores itself")
+    start = weight.to(torch.float32)
+    if how == "magnitude":
+        start = start.abs()
+    else:
+        bound = math.sqrt(6 / max(cast(Any, layer)._fan_in(), 1))
+        largest = start.abs().amax() if start.numel() else start.new_zeros(())
+        start = bound * start / torch.where(largest > 0, largest, 1)
+    scores.copy_(start)
+    return layer
+
+
+def check_start(how: str, rule: Rule, argument: str = "scores") -> None:
+    """Raises ValueError where scores cannot start from weights in this way under this rule."""
+    if how not in ("magnitude", "hydra"):
+        raise ValueError(f"{argument}: expected 'magnitude' or 'hydra', got {how!r}")
+    if not rule.ranks:
+        raise ValueError(f"{argument}: {how!r} is of rules that rank, expected TopK, for one, got {rule}")
+    if how == "hydra" and rule.of != "abs":
+        raise ValueError(f"{argument}: 'hydra' has scores of either sign, expected a rule of 'abs', got {rule}")
 
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {

@@ -1,15 +1,17 @@
 """The exchange of one layer for a masked one, in place, and the way back where it was interrupted."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
+from .init import scores_from_weight_
 from .interop.origin import Origin
 from .nn import MaskedLayer
 from .rules import Rule, Threshold, TopK
 
+Start = Literal["random", "magnitude", "hydra"]
 # The rule of each method where none is given.
 METHOD_RULES: dict[str, Rule] = {"subnet": TopK(), "supermask": Threshold(), "sparse": TopK()}
 
@@ -54,6 +56,7 @@ class Swap(NamedTuple):
     rule: Rule
     origin: Origin | None
     draw: Callable[[torch.Tensor], torch.Tensor]
+    start: Start = "random"
 
     def convert(self, options: dict[str, Any]) -> None:
         # The class is exchanged rather than the module: hooks, references from elsewhere and the root stay valid.
@@ -76,3 +79,5 @@ class Swap(NamedTuple):
             layer.weight.requires_grad_(trains)
         with torch.no_grad():
             self.draw(self.kind._kind.outputs_first(layer.weight))
+        if self.start != "random":
+            scores_from_weight_(layer, self.start)

@@ -208,7 +208,7 @@ def test_a_conversion_that_is_interrupted_leaves_the_model_as_it_was(method):
 def test_layers_are_chosen_by_functions_too():
     model = ek.convert(network(), include=lambda name, m: m.out_features == 7, exclude=lambda name, m: name == "2")
     assert [n for n, m in model.named_modules() if isinstance(m, ek.FusedSubnetLinear)] == ["0"]
-    with pytest.raises(ValueError, match=r"^include: expected to choose one of the layers 0, 2, 4 to convert"):
+    with pytest.raises(ValueError, match=r"^include: expected to choose one of the layers 0, 2, 4, got"):
         ek.convert(network(), include=lambda name, m: False)
     with pytest.raises(TypeError, match=r"^exclude: expected patterns of layers' names, or functions"):
         ek.convert(network(), exclude=nn.Linear)

@@ -44,6 +44,7 @@ ORDER = [
     "candidates",
     "refusals",
     "swap",
+    "schedules",
     "bank",
     "conversion",
     "packing",

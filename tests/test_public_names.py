@@ -69,7 +69,7 @@ def test_dir_is_the_api():
     assert set(dir(ek)) == {*ek.__all__, "__version__", "methods"} and dir(ek) == sorted(dir(ek))
     assert not [name for name in dir(ek) if not hasattr(ek, name)]
     modules = [name for name in dir(ek) if inspect.ismodule(getattr(ek, name))]
-    assert modules == ["init", "interop", "methods", "optim"]
+    assert modules == ["density", "init", "interop", "methods", "optim"]
     namespace = OrderedDict()
     exec("from edgepop_kernels import *", namespace)
     assert set(ek.__all__) <= namespace.keys()
