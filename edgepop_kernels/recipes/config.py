@@ -183,6 +183,14 @@ class Recipe:
             return self.lr * self.multistep_factor ** (epoch // self.multistep_every)
         return self.lr * 0.5 * (1 + math.cos(math.pi * (epoch - self.warmup) / (self.epochs - self.warmup)))
 
+    def keep_schedule(self, model: nn.Module, steps: int) -> ek.KeepSchedule | None:
+        """The schedule of what ``model`` keeps, in ``steps`` an epoch; None where that stays."""
+        return None
+
+    def full_epochs(self) -> int:
+        """The number of epochs before whose end a network keeps another share than the recipe says."""
+        return 0
+
     def trainings(self) -> int:
         """The number of times that a network is trained for ``epochs``."""
         return 1

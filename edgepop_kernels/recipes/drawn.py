@@ -85,6 +85,7 @@ class Drawn(Recipe):
         if self.last_dense:
             model.set_submodule(names[-1], _plain(model.get_submodule(names[-1]), bias=True))
             del names[-1]
+        self.spread(model)
         self._draw([model.get_submodule(name) for name in names])
         trained = getattr(self, "trains", None)
         if trained == "masks":
@@ -94,13 +95,19 @@ class Drawn(Recipe):
             model.requires_grad_(True)
         return ek.train_weights(model) if trained == "weights" else model
 
+    def spread(self, model: nn.Module) -> None:
+        """Sets how much each layer of ``model`` keeps, where that is another share than the layers were made with."""
+
+    def keep_of(self, layer: nn.Module) -> float:
+        """The fraction of the layer's weights kept that ``scale`` goes by."""
+        return self._scale_keep()
+
     def _draw(self, layers: Iterable[nn.Module]) -> None:
         if self.init == "default":
             return
-        keep = None if self.scale == "none" else self._scale_keep()
-        draw = ek.init.by_name(self.init, keep, self.scale, self.mode, self.nonlinearity)
         for layer in layers:
-            draw(layer.weight)
+            keep = None if self.scale == "none" else self.keep_of(layer)
+            ek.init.by_name(self.init, keep, self.scale, self.mode, self.nonlinearity)(layer.weight)
 
 
 def _plain(layer: nn.Conv2d | nn.Linear, bias: bool) -> nn.Conv2d | nn.Linear:

@@ -13,7 +13,8 @@ from torch import nn
 import edgepop_kernels as ek
 
 from .config import Entry
-from .drawn import Drawn, init, keep, trains
+from .drawn import init, trains
+from .kept import Kept
 from .layers import Layers
 from .settings import When, flag
 
@@ -29,12 +30,11 @@ _PACKS = When(
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgePopup(Drawn):
+class EdgePopup(Kept):
     """Every layer keeps its best-scored fraction ``keep``; only scores train."""
 
     method: ClassVar[str] = "edge-popup"
 
-    keep: float = keep(0.5)
     init: str = init("signed_constant")
     trains: str = trains("masks", "both", "weights")
     pack: bool = flag(False, "hold the fixed weights as a bit each: the same results in less memory", when=_PACKS)

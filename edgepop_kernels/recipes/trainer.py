@@ -66,6 +66,7 @@ class Trainer:
         finite.check_drawn(self.model)
         if self.batches.smallest() < 2 * self.share.parts:
             _check_norms(self.model, recipe, data.image, device)
+        self.keeping = recipe.keep_schedule(self.model, self.batches.steps())
         self.optimizer = make_optimizer(recipe, self.model)
         self.parallel = world.wrap(self.model)
         self.random = PartRandom(self.model, device) if self.share.parts > 1 else None
@@ -85,8 +86,11 @@ class Trainer:
 
     @property
     def best(self) -> dict | None:
-        """The row of the epoch, the first of equals, whose accuracy on ``picked_on`` is highest; None before any."""
-        return max(self.history, key=lambda row: row[f"{self.picked_on}_accuracy"], default=None)
+        """The row of the epoch, the first of equals, whose accuracy on ``picked_on`` is highest, once the network keeps
+        what the recipe says; None before any."""
+        full = self.recipe.full_epochs()
+        accuracy = f"{self.picked_on}_accuracy"
+        return max(self.history, key=lambda row: (row["epoch"] >= full, row[accuracy]), default=None)
 
     @property
     def images(self) -> int:
@@ -126,6 +130,8 @@ class Trainer:
         batches = itertools.islice(self.batches.parts(self.epoch, self.step, self.share), self.steps - self.steps_done)
         while parts := self._next(batches, stop):
             sums = train_step(self.recipe, self.parallel, self.optimizer, parts, self._part)
+            if self.keeping is not None:
+                self.keeping.step()
             self.sums += sums
             self.first_bad = torch.where((self.first_bad < 0) & ~sums[0].isfinite(), self.step, self.first_bad)
             self.step += 1
@@ -222,6 +228,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step = state["epoch"], state["step"]
+        if self.keeping is not None:
+            self.keeping.load_state_dict(self.keeping.state_dict() | {"step": self.steps_done})
         self.history, self.evaluated_from = list(state["history"]), state["evaluated_from"]
         self.masks = {name: bits.to(self.device) for name, bits in state["masks"].items()}
         self.frozen_digest = state["frozen_digest"]

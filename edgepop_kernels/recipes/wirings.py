@@ -12,13 +12,14 @@ from torch import nn
 import edgepop_kernels as ek
 
 from .config import Entry
-from .drawn import Drawn, keep, norm
+from .drawn import keep, norm
 from .edge_popup import IMAGENET
+from .kept import Kept
 from .layers import Layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wirings(Drawn):
+class Wirings(Kept):
     """Every layer uses the largest fraction ``keep`` of its weights; all weights train, used or not."""
 
     method: ClassVar[str] = "wirings"
