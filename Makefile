@@ -122,7 +122,7 @@ gpu-sanitize:
 # -g1 gives a report its lines, and compiles a unit of kernels in 77 s where -g takes 124.
 THREAD := -O1 -g1 -fno-omit-frame-pointer -fsanitize=thread
 ADDRESS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined
-NATIVE_TESTS := $(addprefix $(CURDIR)/tests/test_,select.py native_conv.py native_wgrad.py random_masks.py mask_bits.py \
+NATIVE_TESTS := $(addprefix $(CURDIR)/tests/test_,select.py native_conv.py native_wgrad.py random_masks.py mask_bits.py group_bits.py \
     optim.py fused_backward.py planes.py signs.py)
 
 sanitize: $(VENV)/installed

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/select/draw.h"
+#include "cpu/select/group_bits.h"
 #include "cpu/select/fingerprint.h"
 #include "cpu/dispatch/isa.h"
 #include "cpu/dispatch/threads.h"
@@ -247,6 +248,24 @@ void mask_bits(uintptr_t scores, const Strides& size, const Strides& stride, int
                  *reinterpret_cast<const Cut*>(cut), reinterpret_cast<uint8_t*>(bits), threads);
 }
 
+// group: the number of scores in one, of those kept, and how far apart they lie.
+void group_bits(uintptr_t scores, const Strides& size, const Strides& stride, int32_t of,
+                const std::array<int64_t, 3>& group, uintptr_t bits, int threads) {
+  const int64_t count = size[0] * size[1] * size[2] * size[3];
+  check("scores", scores, count);
+  const cpu::Groups groups = {group[0], group[1], group[2]};
+  if (groups.size < 1 || groups.size > cpu::kLargestGroup || groups.kept < 1 || groups.kept > groups.size ||
+      groups.apart < 1 || count % (groups.size * groups.apart) != 0) {
+    throw py::value_error("group: expected one of 1 to 64 scores, some of them kept, that divides the layer");
+  }
+  int64_t sizes[4], strides[4];
+  std::copy(size.begin(), size.end(), sizes);
+  std::copy(stride.begin(), stride.end(), strides);
+  py::gil_scoped_release release;
+  cpu::group_bits(reinterpret_cast<const float*>(scores), sizes, strides, static_cast<Of>(of), groups,
+                  reinterpret_cast<uint8_t*>(bits), threads);
+}
+
 #if defined(EDGEPOP_CUDA)
 // Addresses of the first scores and of the table of layers, layers, chunks, addresses of the cuts, of the candidates and
 // of the scratch.
@@ -328,6 +347,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("step", &edgepop::step);
   m.def("draw", &edgepop::draw);
   m.def("mask_bits", &edgepop::mask_bits);
+  m.def("group_bits", &edgepop::group_bits);
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);
   m.def("conv_backward_weight", &edgepop::conv_backward_weight);

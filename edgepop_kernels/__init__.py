@@ -35,7 +35,7 @@ from .nn import (
 from .overview import LeftDense, Summary, summary
 from .packing import pack_weights, unpack_weights
 from .phases import train_masks, train_weights
-from .rules import Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
+from .rules import NM, Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
 from .schedules import KeepSchedule, density, set_keep
 from .selecting import mask, pack_mask, select, select_all, unpack_mask
 from .sharing import share_selection, unshare_selection
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "NM",
     "Bernoulli",
     "Bits",
     "Cut",

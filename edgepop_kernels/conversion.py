@@ -17,7 +17,7 @@ from .interop.table import origin_of, subject_of
 from .nn import CLASSES, KINDS, MaskedLayer, NonAffineBatchNorm
 from .overview import LeftDense, described, left_dense
 from .refusals import refuse, refuse_materializing
-from .rules import Frozen, Rule, TopK
+from .rules import Frozen, Rule, TopK, keeps_best
 from .schedules import Keep, checked_by_name, keep_of_layers
 from .sharing import Model, layer_masks, unshare_selection
 from .swap import METHOD_RULES, Before, Start, Swap
@@ -135,7 +135,7 @@ def convert(
         layer_rule = _rule(name, module, origin, kind, rules[name])
         fixed = origin is not None and origin.mask is not None
         kind._check(METHOD_RULES[kind._method] if fixed else layer_rule, **given)
-        layer_rule.check(module.weight.shape)
+        _check_shape(layer_rule, name, module)
         if scores != "random":
             _check_start(scores, name, module, origin, kind, layer_rule)
         plan.append(Swap(module, kind, layer_rule, origin, _drawing(init, layer_rule, scale), scores))
@@ -231,6 +231,14 @@ def _top_k(keep: Keep, layers: dict[str, nn.Module]) -> dict[str, Rule | None]:
     return {name: TopK(fraction) for name, fraction in found.items()}
 
 
+def _check_shape(rule: Rule, name: str, layer: Any) -> None:
+    """Raises ValueError, which names the layer, where the rule does not take its weight."""
+    try:
+        rule.check(layer.weight.shape)
+    except ValueError as error:
+        raise ValueError(f"{error}, of {name or 'the model itself'}; exclude=... leaves that dense") from error
+
+
 def _check_start(
     scores: Start, name: str, layer: Any, origin: Origin | None, kind: type[MaskedLayer], rule: Rule
 ) -> None:
@@ -270,7 +278,7 @@ def _drawing(init: Name | None, rule: Rule, scale: Scale) -> Callable[[torch.Ten
         if scale != "none":
             raise ValueError(f"scale: it is of init, which is None; expected 'none', got {scale!r}")
         return lambda weight: weight
-    if scale != "none" and not rule.ranks:
+    if scale != "none" and not keeps_best(rule):
         raise ValueError(
             f"scale: it follows the fraction kept, which {rule} does not name; expected 'none', got {scale!r}"
         )

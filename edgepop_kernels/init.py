@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import init as _torch_init
 
 from . import checks
-from .rules import Rule, checked_keep
+from .rules import Rule, checked_keep, keeps_best
 
 Scale = Literal["none", "paper", "hidden-networks"]
 Fan = Literal["fan_in", "fan_out"]
@@ -252,7 +252,7 @@ def check_start(how: str, rule: Rule, argument: str = "scores") -> None:
     """Raises ValueError where scores cannot start from weights in this way under this rule."""
     if how not in ("magnitude", "hydra"):
         raise ValueError(f"{argument}: expected 'magnitude' or 'hydra', got {how!r}")
-    if not rule.ranks:
+    if not keeps_best(rule):
         raise ValueError(f"{argument}: {how!r} is of rules that rank, expected TopK, for one, got {rule}")
     if how == "hydra" and rule.of != "abs":
         raise ValueError(f"{argument}: 'hydra' has scores of either sign, expected a rule of 'abs', got {rule}")

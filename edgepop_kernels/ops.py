@@ -15,7 +15,7 @@ Common arguments
                    in an eighth of a byte; a backend may read the scores all the same
 
 ``draw`` packs a Bernoulli mask of the scores; seed is an int64 scalar tensor on their device. ``mask_bits`` packs the
-mask of a cut.
+mask of a cut, ``group_bits`` that of the ``kept`` best of every ``group`` scores in a row along ``dim``, at least 0.
 ``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
 
 ``select_moving`` is ``select`` for compiled forwards whose keep changes: the fraction removed, of each layer a float64
@@ -48,6 +48,7 @@ SCHEMAS = {
     "select": "(Tensor[] scores, int[] kept, str[] of, Tensor? hint) -> Tensor",
     "draw": "(Tensor scores, Tensor seed) -> Tensor",
     "mask_bits": "(Tensor scores, Tensor cut, str of) -> Tensor",
+    "group_bits": "(Tensor scores, int kept, int group, int dim, str of) -> Tensor",
     "masked_linear": f"(Tensor x, {_MASK}, Tensor? bias, {_SIGNS}) -> Tensor",
     "masked_linear_dx": f"(Tensor dy, {_MASK}, {_SIGNS}) -> Tensor",
     "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_SIGNS}, {_SCORE_SIGNS}) -> (Tensor, Tensor)",
@@ -177,6 +178,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "select": _fake_select,
     "draw": _fake_bits,
     "mask_bits": _fake_bits,
+    "group_bits": _fake_bits,
     "masked_linear": _fake_linear,
     "masked_linear_dx": _fake_linear_dx,
     "masked_linear_dw": _fake_dw,
@@ -198,7 +200,8 @@ def _refuse_vmap(info: object, in_dims: object, *args: object) -> NoReturn:
     raise NotImplementedError(NO_VMAP)
 
 
-for _name in ("select", "draw"):  # the first of a masked layer's; what else there is torch loops over, as in jacrev
+# The first op of a masked layer's; what else there is torch loops over, as in jacrev.
+for _name in ("select", "draw", "group_bits"):
     torch.library.register_vmap(f"edgepop::{_name}", _refuse_vmap, lib=_library)
 
 
@@ -304,6 +307,7 @@ select: Callable[..., torch.Tensor] = _entry("select")
 select_moving: Callable[..., torch.Tensor] = torch.ops.edgepop.select_moving.default
 draw: Callable[..., torch.Tensor] = _entry("draw")
 mask_bits: Callable[..., torch.Tensor] = _entry("mask_bits")
+group_bits: Callable[..., torch.Tensor] = _entry("group_bits")
 masked_linear: Callable[..., torch.Tensor] = _entry("masked_linear")
 masked_linear_dx: Callable[..., torch.Tensor] = _entry("masked_linear_dx")
 masked_linear_dw: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _entry("masked_linear_dw")

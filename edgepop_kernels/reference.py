@@ -74,6 +74,15 @@ def mask_bits(scores: torch.Tensor, cut: torch.Tensor, of: str) -> torch.Tensor:
     return pack_mask(mask(scores, cut, of))
 
 
+def group_bits(scores: torch.Tensor, kept: int, group: int, dim: int, of: str) -> torch.Tensor:
+    """The mask of the ``kept`` best of every ``group`` scores in a row along ``dim``, packed as ``pack_mask`` packs;
+    of equal ones the earlier. The scores along ``dim`` are whole groups."""
+    key = ordered_key(scores, of).unflatten(dim, (-1, group))
+    order = key.sort(dim=dim + 1, descending=True, stable=True).indices  # ties by ascending index
+    best = order.argsort(dim=dim + 1) < kept  # the place of each score in its group
+    return pack_mask(best.flatten(dim, dim + 1))
+
+
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 # 2**-f for f in [0, 1), as 1 - f * (c1 - f * (c2 - ...)): off by less than 2**-29. In units of 2**-31.

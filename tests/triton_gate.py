@@ -94,6 +94,8 @@ def run_selection():
     selection.draw(scores[0], torch.zeros((), dtype=torch.int64))
     for of in ("abs", "raw"):
         selection.mask_bits(scores[0], cut(), of)
+    for kept, group, of in ((2, 4, "abs"), (8, 16, "raw")):
+        selection.group_bits(scores[0], kept, group, 1, of)
 
 
 def run_stage():

@@ -61,12 +61,12 @@ def save_operands(
     signs: Tensor | None,
     planes: Tensor | None = None,
 ) -> None:
-    """scores None: the weight scores itself (Discovering Neural Wirings), or ``bits`` are a fixed mask.
+    """scores None: the weight scores itself (Discovering Neural Wirings), or ``of`` is "bits", a fixed mask.
 
     ctx.wants: (dx wanted, dS wanted, which dW) from the inputs (x, weight, scores, ...) that require a gradient.
     """
     dx, dw, ds = ctx.needs_input_grad[:3]
-    scores_itself = scores is None and bits is None
+    scores_itself = scores is None and of != "bits"
     ctx.wants = dx, ds, ("all" if scores_itself else "kept") if dw else "none"
     ctx.of, ctx.update = of, update if ds else None
     ctx.save_for_backward(x if ds or dw else None, weight, scores, cut, bits, signs, planes)

@@ -160,6 +160,15 @@ def mask_bits(scores, cut, of):
     return bits
 
 
+def group_bits(scores, kept, group, dim, of):
+    bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8)
+    apart = max(math.prod(scores.shape[dim + 1 :]), 1)  # without elements there is no group, however far apart
+    s = scores if scores.dim() <= 4 else scores.reshape(-1)
+    groups = group, kept, apart
+    _native.group_bits(s.data_ptr(), *_sequence(s), _OF[of], groups, bits.data_ptr(), torch.get_num_threads())
+    return bits
+
+
 def masked_linear(x, weight, scores, cut, of, bias, signs=None):
     return plan_linear(x, weight, scores, of).forward(x, weight, scores, cut, bias, signs=signs)
 

@@ -51,6 +51,10 @@ def mask_bits(scores, cut, of):
     return _selecting(scores).mask_bits(scores, cut, of)
 
 
+def group_bits(scores, kept, group, dim, of):
+    return _selecting(scores).group_bits(scores, kept, group, dim, of)
+
+
 def masked_linear(x, weight, scores, cut, of, bias, signs=None):
     return F.linear(x, _effective_weight(weight, scores, cut, of, x.dtype, signs), _cast(bias, x.dtype))
 

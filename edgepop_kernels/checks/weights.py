@@ -3,7 +3,7 @@
 import torch
 
 from .. import torch_private
-from ..rules import Rule
+from ..rules import Rule, keeps_best
 from .values import mask_tensor, packed_bits, packed_shape, rule, score_tensor, shape_of, shown, tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -99,7 +99,7 @@ def scores_of(weight: torch.Tensor, scores: torch.Tensor | None, rule_: Rule) ->
             return
         mask_tensor("scores", scores)
     elif scores is None:
-        if not rule_.ranks:
+        if not keeps_best(rule_):
             raise ValueError(f"scores: None (the weight scores itself) needs a rule that ranks, got {shown(rule_)}")
         if weight.dtype != torch.float32:
             raise TypeError(f"weight: scoring itself it must be float32, got {weight.dtype}")

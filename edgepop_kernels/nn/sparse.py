@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ..rules import Rule, checked_drop
+from ..rules import Rule, checked_drop, keeps_best
 from .parts import Device, PaddingMode, Size1, Size2
 from .subnet import Subnet
 
@@ -21,7 +21,7 @@ class SelfScored(Subnet):
 
     @staticmethod
     def _takes(rule: Rule | type[Rule]) -> bool:
-        return rule.ranks
+        return keeps_best(rule)
 
     def _mask_with(self, rule: Rule) -> None:
         """Masks a layer built by torch's constructor by the ``rule`` on its weight."""

@@ -11,7 +11,7 @@ from .. import init, selecting, torch_private
 from ..autograd import Spends, StraightThrough, apply
 from ..cut import Selection
 from ..masks import popcount
-from ..rules import Rule, Threshold
+from ..rules import Rule, Threshold, keeps_best
 from .masked import MaskedLayer
 from .parts import Device, PaddingMode, Size1, Size2
 
@@ -52,7 +52,7 @@ class Supermask(MaskedLayer):
 
     @staticmethod
     def _takes(rule: Rule | type[Rule]) -> bool:
-        return not (rule.ranks or rule.fixed)
+        return not (keeps_best(rule) or rule.fixed)
 
     @classmethod
     def _check(

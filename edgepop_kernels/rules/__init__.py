@@ -17,13 +17,15 @@ from .ranked import (
     kept_count,
     ranked_rule,
 )
-from .rule import Rule, defined
+from .rule import Rule, defined, keeps_best
+from .structured import NM
 from .threshold import Threshold
 
 # What a user may hand in, in the order that messages name them.
-RULES = (TopK, GlobalTopK, Percentile, Threshold, Bernoulli, Frozen)
+RULES = (TopK, GlobalTopK, Percentile, NM, Threshold, Bernoulli, Frozen)
 
 __all__ = [
+    "NM",
     "RULES",
     "Bernoulli",
     "Frozen",
@@ -37,6 +39,7 @@ __all__ = [
     "checked_keep",
     "checked_kept",
     "defined",
+    "keeps_best",
     "kept_count",
     "ranked_rule",
 ]

@@ -18,6 +18,8 @@ class Ops(Protocol):
 
     def mask_bits(self, scores: torch.Tensor, cut: torch.Tensor, of: str, /) -> torch.Tensor: ...
 
+    def group_bits(self, scores: torch.Tensor, kept: int, group: int, dim: int, of: str, /) -> torch.Tensor: ...
+
 
 _PACKAGE = __name__.partition(".")[0]
 # The classes of rules by their names, the latest where one was defined again, as in a notebook.
@@ -34,6 +36,7 @@ class Rule:
 
     of       the function of the scores that is ranked or compared, and differentiated: "abs", "raw" or "sigmoid"
     ranks    whether it keeps the best-ranked: it has a ``keep`` and a ``kept(numel)``, and a cut can start warm
+    grouped  whether it keeps the best-ranked of every few weights, always as many
     together whether the layers of a network whose rules are equal are ranked as one
     fresh    whether every forward draws anew: nothing is remembered, and activation checkpointing repeats the draw
     fixed    whether the mask itself stands in the scores' place: there is nothing to select
@@ -48,6 +51,7 @@ class Rule:
     else:
         of = "abs"
     ranks: ClassVar[bool] = False
+    grouped: ClassVar[bool] = False
     together: ClassVar[bool] = False
     fresh: ClassVar[bool] = False
     fixed: ClassVar[bool] = False
@@ -106,6 +110,12 @@ class Rule:
     def with_drop(self, drop: float) -> "Rule":
         """This rule with another fraction to remove. Raises ValueError for a rule without one."""
         raise ValueError(f"drop: only a rule that ranks has one to set, this layer's rule is {self}")
+
+
+def keeps_best(rule: Rule | type[Rule]) -> bool:
+    """Whether a rule keeps the best-ranked scores, of a layer or of groups: a fraction that it names, and of weights
+    too that score themselves."""
+    return rule.ranks or rule.grouped
 
 
 def _ours(kind: type[Rule]) -> bool:

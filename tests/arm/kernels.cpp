@@ -12,6 +12,7 @@
 #include "cpu/dispatch/isa.h"
 #include "cpu/optim/step.h"
 #include "cpu/select/draw.h"
+#include "cpu/select/group_bits.h"
 #include "cpu/select/mask_bits.h"
 #include "cpu/select/select.h"
 
@@ -122,6 +123,32 @@ void check_selection(int threads) {
           }
         }
       }
+    }
+  }
+}
+
+// The best of each group, of those that a sort of each leaves.
+void check_groups(int threads) {
+  for (const bool channels_last : {false, true}) {
+    for (const cpu::Groups groups : {cpu::Groups{4, 2, 9}, cpu::Groups{16, 3, 9}, cpu::Groups{3, 1, 48 * 9}}) {
+      const Scores s = scores_of(27, 48, 3, 3, 2, channels_last);
+      const int64_t count = 27 * 48 * 9;
+      std::vector<uint8_t> bits = room(count);
+      std::vector<bool> mask(count);
+      for (int64_t first = 0; first < count; ++first) {
+        if (first / groups.apart % groups.size != 0) continue;
+        for (int64_t i = 0; i < groups.size; ++i) {
+          int64_t beaten = 0;
+          const auto code = [&](int64_t j) { return code_of_bits(Of::abs, float_bits(s.logical[first + j * groups.apart])); };
+          for (int64_t j = 0; j < groups.size; ++j) beaten += code(j) > code(i) || (code(j) == code(i) && j < i);
+          mask[first + i * groups.apart] = beaten < groups.kept;
+        }
+      }
+      const int64_t size[4] = {27, 48, 3, 3};
+      int64_t stride[4];
+      std::copy(s.stride, s.stride + 4, stride);
+      cpu::group_bits(s.values.data(), size, stride, Of::abs, groups, bits.data(), threads);
+      check_mask(bits, mask, "the best of groups of " + std::to_string(groups.size));
     }
   }
 }
@@ -332,6 +359,7 @@ int main() {
     for (const int threads : {1, 3}) {
       check_selection(threads);
       check_draw(threads);
+      check_groups(threads);
       for (int i = 0; i < 150; ++i) check_conv(threads);
       for (int i = 0; i < 20; ++i) check_step(threads);
     }

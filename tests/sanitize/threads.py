@@ -110,6 +110,16 @@ def draws(native, threads):
     return [bits]
 
 
+def groups(native, threads):
+    found = []
+    for shape, group in (((1, 1, 100, 332), (4, 2, 1)), ((31, 64, 3, 3), (16, 8, 9)), ((1, 12, 257, 3), (3, 2, 771))):
+        scores = np.random.default_rng(4).standard_normal(shape, dtype=np.float32)
+        bits = np.zeros(-(-scores.size // 64) * 8 + 8, np.uint8)
+        native.group_bits(address(scores), shape, strides(scores), 0, group, address(bits), threads)
+        found.append(bits)
+    return found
+
+
 # batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, then (h, w) of kernel, stride, pad, dilation
 CONVOLUTIONS = [
     (3, 1, 40, 9, 11, 70, 9, 11, 3, 3, 1, 1, 1, 1, 1, 1),
@@ -149,7 +159,7 @@ def convolutions(native, threads):
 
 def main():
     native = load(sys.argv[1])
-    for kernels in (selections, steps, draws, convolutions):
+    for kernels in (selections, steps, draws, groups, convolutions):
         one, many = kernels(native, 1), kernels(native, THREADS)
         assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, many, strict=True)), kernels.__name__
         print(f"{kernels.__name__}: {len(one)} results, the same on {THREADS} threads")

@@ -41,6 +41,15 @@ struct Marks {
   uint8_t* signless = nullptr;   // set to 1 where a score is zero or NaN; with `negative` only
 };
 
+// Groups (group_bits.h), and of each word which scores have one d places later, or earlier, in their group, at
+// [(d - 1) * period + word % period].
+struct GroupWords {
+  int64_t size, kept, apart;
+  const uint64_t* has_later;
+  const uint64_t* has_earlier;
+  int64_t period;
+};
+
 struct SelectKernels {
   // codes[i] of scores[i], i in [0, n).
   void (*codes)(const float* scores, int64_t n, Of of, int32_t* codes);
@@ -57,6 +66,9 @@ struct SelectKernels {
   void (*draw)(const float* scores, int64_t n, int64_t first, uint64_t seed, uint8_t* bits);
   // Words of a cut's mask from n contiguous scores (mask_bits.h); the cut's index counts from the first of them.
   void (*mask_bits)(const float* scores, int64_t n, Of of, const Cut& cut, uint8_t* bits);
+  // Words of the best of each group (group_bits.h), from codes that begin with a group: those (size - 1) * apart before
+  // and behind them are read too, whatever they are.
+  void (*group_bits)(const int32_t* codes, int64_t words, const GroupWords& groups, uint8_t* bits);
 };
 
 }  // namespace edgepop::cpu

@@ -1,12 +1,13 @@
 // Compiled once for each instruction set, EDGEPOP_ISA naming it (setup.py).
 #include "cpu/dispatch/sets.h"
 #include "cpu/select/draw.inl"
+#include "cpu/select/group_bits.inl"
 #include "cpu/select/kernels.inl"
 #include "cpu/select/mask_bits.inl"
 
 namespace edgepop::cpu::EDGEPOP_ISA {
 
-const SelectKernels kSelect = {select::codes_of, select::scan_of, select::kth,      select::find_of,
-                               select::read,     select::draw,    select::mask_bits};
+const SelectKernels kSelect = {select::codes_of, select::scan_of, select::kth,       select::find_of,
+                               select::read,     select::draw,    select::mask_bits, select::group_bits};
 
 }  // namespace edgepop::cpu::EDGEPOP_ISA

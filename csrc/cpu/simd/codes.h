@@ -58,6 +58,13 @@ static inline uint64_t joined(const Lanes (&a)[4]) {
   return _mm512_kunpackd(_mm512_kunpackw(a[3], a[2]), _mm512_kunpackw(a[1], a[0]));
 }
 
+// Bit i: a[i] > b[i], of 64.
+static inline uint64_t above_word(const int32_t* a, const int32_t* b) {
+  Lanes part[4];
+  for (int u = 0; u < 4; ++u) part[u] = above(load_codes(a + u * kLanes), load_codes(b + u * kLanes));
+  return joined(part);
+}
+
 // Places the block of scores at p: adds those above `hi` to *higher; bit i is set where score i is above `below_lo` and
 // not above `hi`.
 template <Of of>
@@ -143,6 +150,11 @@ static inline uint32_t bits(Lanes a) {
 #endif
 }
 static inline bool any(Lanes a) { return bits(a) != 0; }
+static inline uint64_t above_word(const int32_t* a, const int32_t* b) {
+  uint64_t word = 0;
+  for (int i = 0; i < 64; i += kLanes) word |= uint64_t{bits(above(load_codes(a + i), load_codes(b + i)))} << i;
+  return word;
+}
 static inline Count no_count() { return Count{}; }
 static inline void add(Count* count, Lanes a) { *count -= a; }
 static inline int64_t total(Count count) {

@@ -15,6 +15,7 @@ _MODULE_OF = {
     "select_planes": "selection",
     "draw": "selection",
     "mask_bits": "selection",
+    "group_bits": "selection",
     "masked_linear": "linear",
     "masked_linear_dx": "linear",
     "masked_linear_dw": "linear",

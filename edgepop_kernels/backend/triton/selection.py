@@ -1,9 +1,10 @@
 """Launches the selection of all layers: tables of where the scores lie, then two kernels, and one for planes.
 
-And the packed masks, of a Bernoulli draw or of a cut: one kernel each.
+And the packed masks, of a Bernoulli draw, of a cut or of groups: one kernel each.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from ...masks import packed_bytes
 from ...tuning import roofline
 from ..memory_order import Places, filling
 from .kernels.draw import draw_kernel
+from .kernels.group_bits import group_bits_kernel
 from .kernels.mask_bits import mask_bits_kernel
 from .kernels.planes import ALIGNED, planes_kernel
 from .kernels.select import STATE, select_compact_kernel, select_sample_kernel
@@ -147,6 +149,11 @@ def draw(scores, seed):
 
 def mask_bits(scores, cut, of):
     return _packed(mask_bits_kernel, scores, cut.contiguous(), OF="raw" if of == "sigmoid" else of)
+
+
+def group_bits(scores, kept, group, dim, of):
+    apart = max(math.prod(scores.shape[dim + 1 :]), 1)  # without elements there is no group, however far apart
+    return _packed(group_bits_kernel, scores, apart, KEPT=kept, GROUP=group, RAW=of != "abs")
 
 
 def _packed(kernel, scores, argument, **meta):
