@@ -1,4 +1,4 @@
-"""The base of all masked layers: scores, rule, selection, freezing."""
+"""The base of all masked layers: scores, rule, selection, products."""
 
 import inspect
 import math
@@ -13,19 +13,21 @@ from .. import checks, init, selecting, torch_private
 from ..autograd import Spends
 from ..cut import Cut, Selection
 from ..effective import ScoreGrad, WeightGrad, weight_under
-from ..rules import RULES, Frozen, Rule, checked_keep
+from ..rules import RULES, Rule, checked_keep
 from .cuts import Cuts
 from .kinds import KINDS, Kind, superposed_product
-from .packed import Packed, weight_first
+from .packed import Packed
+from .plain import Plain
 from .saved import Saved
 from .tools import AmongTools
+from .turns import Turns
 
 _OPERANDS = frozenset(("weight", "scores", "bias"))
 # Every masked layer by its method and the layer of torch that it is.
 CLASSES: dict[tuple[str, type[nn.Module]], type["MaskedLayer"]] = {}
 
 
-class MaskedLayer(Packed, Saved, AmongTools):
+class MaskedLayer(Turns, Plain, Packed, Saved, AmongTools):
     """The base of all masked layers, over the layers of torch in ``kinds.KINDS``. Not constructed by itself.
 
     Names with an underscore are for this package alone: its optimizers, shared selections and phases.
@@ -219,106 +221,6 @@ class MaskedLayer(Packed, Saved, AmongTools):
         assert selection is not None  # as of a layer that is not frozen
         return selecting.selected_bits(ranked, selection)
 
-    def freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool = False) -> None:
-        """Keeps the present mask, or the one given, bit-packed in the buffer ``mask_bits``; nothing is selected any
-        more. Layers under GlobalTopK hang together and are frozen by ``train_weights(model)``.
-
-        The scores are dropped, or with ``keep_scores`` set aside, untrained, until ``thaw``. A weight that trains
-        gets its gradient only where it is kept. mask: bool, of the weight's shape; also for a layer that is frozen
-        already. Raises TypeError, ValueError; RuntimeError inside DistributedDataParallel or fully_shard, as does all
-        else that changes what trains.
-        """
-        self._check_unwrapped("freeze")
-        self._freeze(mask, keep_scores=keep_scores)
-
-    def _freeze(self, mask: torch.Tensor | None = None, *, keep_scores: bool) -> None:
-        frozen = self.rule.fixed
-        if mask is not None:
-            checks.mask_tensor("mask", mask, self._weight_shape())
-            self.mask_bits = selecting.pack_mask(mask.to(self._bare_weight().device))
-        elif not frozen:
-            if self.rule.together:
-                raise ValueError("rule: layers under GlobalTopK are frozen together; call train_weights(model)")
-            self.mask_bits = self.packed_mask()
-        if not frozen:
-            self._be_frozen()
-        self._put_scores_aside(keep_scores)
-
-    def _freeze_as(self, bits: torch.Tensor) -> None:
-        """Keeps the mask that is packed in ``bits``; the scores are set aside."""
-        self.mask_bits = bits
-        if not self.rule.fixed:
-            self._be_frozen()
-        self._put_scores_aside(True)
-
-    def _put_scores_aside(self, keep_scores: bool) -> None:
-        if not keep_scores:
-            self.scores = self._loose_rule = None
-        elif self.scores is not None:
-            self.scores.requires_grad_(False)
-
-    def _be_frozen(self) -> None:
-        self._loose_rule, self._rule = self._rule, Frozen()
-        self._cuts = Cuts()
-
-    def thaw(self) -> None:
-        """Takes back ``freeze(keep_scores=True)``: the mask follows from the scores again, and they train."""
-        self._check_unwrapped("thaw")
-        self._thaw()
-
-    def _thaw(self) -> None:
-        self._check_thaws()
-        if not self.rule.fixed or self._loose_rule is None:
-            return
-        self._rule, self._loose_rule, self.mask_bits = self._loose_rule, None, None
-        if self.scores is not None:
-            self.scores.requires_grad_()
-
-    def _check_thaws(self) -> None:
-        """Raises ValueError where ``thaw`` would."""
-        if self.rule.fixed and self._loose_rule is None:
-            raise ValueError("thaw: this layer's scores were dropped by freeze(); freeze it with keep_scores=True")
-
-    def _trained(self, masks: bool) -> list[nn.Parameter]:
-        """The parameters that train after ``train_mask``, with ``masks``, or after ``train_weight``. Raises ValueError
-        where these would be bits."""
-        if masks:
-            return [self._ranked]
-        if self._weight_is_packed():
-            raise ValueError(
-                "train_weights: a weight is packed as signs of one magnitude, which cannot train; call "
-                "unpack_weights(model) first, and build the optimizer after it"
-            )
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
-
-    def train_mask(self) -> None:
-        """Trains the scores, while the weight stands still; see ``train_masks``."""
-        self._check_unwrapped("train_mask")
-        self._train_mask()
-
-    def _train_mask(self) -> None:
-        self._thaw()
-        if not self._weight_is_packed():
-            self.weight.requires_grad_(False)
-        self._ranked.requires_grad_()
-
-    def train_weight(self, mask: torch.Tensor) -> None:
-        """Trains weight and bias under ``mask``, while the scores stand still; see ``train_weights``."""
-        self._check_unwrapped("train_weight")
-        self._train_weight(mask)
-
-    def _train_weight(self, mask: torch.Tensor) -> None:
-        trained = self._trained(masks=False)
-        self._freeze(mask, keep_scores=True)
-        for p in trained:
-            p.requires_grad_()
-
-    @torch.no_grad()
-    def effective_weight(self, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """The weight times its mask, a copy without gradient: what is computed with it trains nothing, and
-        ``masked_weight`` is what does. mask: the one as it stands, where none is given."""
-        return self.weight.masked_fill(~(self.mask() if mask is None else mask), 0)
-
     def masked_weight(
         self, *, weight_grad: WeightGrad | None = None, score_grad: ScoreGrad = "weighted"
     ) -> torch.Tensor:
@@ -348,45 +250,6 @@ class MaskedLayer(Packed, Saved, AmongTools):
         if weight.requires_grad and self._weight_stands:
             self._tell_that_weight_trains()
         return weight_under(weight, scores, rule, selection, signs, weight_grad, score_grad)
-
-    def effective_bias(self) -> torch.Tensor | None:
-        """The bias as evaluation uses it."""
-        return self.bias
-
-    def materialize(self) -> nn.Module:
-        """A plain layer of torch whose weight is the effective weight; nothing of this package in it."""
-        weight, bias = self.effective_weight(), self.effective_bias()
-        plain: Any = self._plain.__new__(self._plain)
-        plain.__dict__ = {name: v.copy() if isinstance(v, dict) else v for name, v in self.__dict__.items()}
-        if bias is not None and self.bias is not None:
-            bias = nn.Parameter(bias.detach().clone(), requires_grad=self.bias.requires_grad)
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-            plain.__dict__[name].clear()
-        self._strip(plain)
-        plain.weight, plain.bias = nn.Parameter(weight), bias
-        weight_first(plain._parameters)
-        made: nn.Module = plain
-        return made
-
-    def _become_plain(self, mask: torch.Tensor) -> None:
-        """Turns this very layer into torch's, with the weight that ``mask`` keeps; the user's hooks stay."""
-        weight, bias = self.effective_weight(mask), self.effective_bias()
-        self._strip(self)
-        self.__class__ = self._plain  # type: ignore[assignment]  # no layer of ours any more
-        self.weight = nn.Parameter(weight)
-        weight_first(self._parameters)
-        if bias is not None and bias is not self.bias:
-            self.bias = nn.Parameter(bias.detach())
-
-    def _strip(self, layer: nn.Module) -> None:
-        """Takes what is ours out of ``layer``, this one or a copy of it."""
-        layer.__dict__.pop("forward", None)  # of this class, where accelerate has left it behind
-        for name in self._added:
-            for held in (layer.__dict__, layer._parameters, layer._buffers):
-                held.pop(name, None)
-            layer._non_persistent_buffers_set.discard(name)
-        for hook in self._kind.hooks:
-            torch_private.remove_forward_pre_hook(layer, hook)
 
     def _output(self, x: torch.Tensor, *how: Any) -> torch.Tensor:
         """The output of a forward of a dense ``x``. how: what else the layer's forward takes."""

@@ -36,7 +36,8 @@ class Group(Protocol):
 
 
 class Part(nn.Module):
-    """The base of ``Packed``, ``Saved`` and ``AmongTools``: the attributes that torch's layer and ``MaskedLayer`` give.
+    """The base of a masked layer's parts (``Turns``, ``Plain``, ``Packed``, ``Saved``, ``AmongTools``): the attributes
+    that torch's layer, ``MaskedLayer`` and the other parts give.
 
     weight     frozen (requires_grad False) but where the weight scores itself; no parameter where it is packed
     scores     float32 parameter of the weight's shape; None where the weight scores itself, and when frozen for good
@@ -57,10 +58,19 @@ class Part(nn.Module):
     _mixture: tuple[torch.Tensor, torch.Tensor] | None = None  # masks as codes (``mixing``), and their shares: ``bank``
     _updater: Updater | None = None  # of an optimizer with fused_backward
 
-    if TYPE_CHECKING:  # of MaskedLayer
+    if TYPE_CHECKING:  # of MaskedLayer and the other parts
 
         @property
         def rule(self) -> Rule: ...
+
+        @property
+        def _ranked(self) -> nn.Parameter: ...
+
+        def mask(self) -> torch.Tensor: ...
+
+        def packed_mask(self) -> torch.Tensor: ...
+
+        def _check_unwrapped(self, what: str) -> None: ...
 
         def reset_parameters(self) -> None: ...  # torch's
 
