@@ -15,7 +15,7 @@ from edgepop_kernels.backend import cuda
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import Guarded
 
-KINDS = [*inputs.SCORES, "random_bits"]
+KINDS = [*inputs.RANKED]
 NOTHING = (-1, 0)  # no score has this key: as good as no hint
 GARBAGE = [NOTHING, (0, 5), (2**32 - 1, 0), (2**63 - 1, -7), (0x80000000, 3)]
 
@@ -30,13 +30,6 @@ def host(request, library, monkeypatch):
     """Small chunks, digits, lists and candidate buffers: small layers take every way through the search."""
     monkeypatch.setattr(cuda, "_LEAST_CAPACITY", 32)
     return Host(library, request.param).install(monkeypatch)
-
-
-def make(kind, shape, seed=0):
-    if kind == "random_bits":
-        bits = torch.randint(-(2**31), 2**31, shape, generator=inputs.generator(seed))
-        return bits.to(torch.int32).view(torch.float32)
-    return inputs.scores(kind, shape, seed)
 
 
 def assert_exact(scores, kept, of, hints=None):
@@ -60,7 +53,7 @@ def counts_of(n):
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_scores_cold_and_from_any_hint(host, kind):
     for host.blocks, n in ((1, 1), (2, 33), (5, 1500)):
-        scores = make(kind, (n,), n)
+        scores = inputs.scores(kind, (n,), n)
         for of in ("abs", "raw"):
             counts = counts_of(n)
             right = assert_exact([scores] * len(counts), counts, [of] * len(counts))
@@ -72,14 +65,14 @@ def test_hostile_scores_cold_and_from_any_hint(host, kind):
 @pytest.mark.parametrize("kind", ["normal", "few", "nonfinite"])
 def test_layouts(host, kind):
     for shape in [(7, 1), (33, 65), (9, 24, 3, 3), (1, 300, 3, 3), (2, 3, 4, 5, 6)]:
-        layers = [inputs.lay_out(make(kind, shape), layout) for layout in inputs.layouts(len(shape))]
+        layers = [inputs.lay_out(inputs.scores(kind, shape), layout) for layout in inputs.layouts(len(shape))]
         kept, of = [layers[0].numel() // 3] * len(layers), ["abs"] * len(layers)
         cuts = assert_exact(layers, kept, of)
         assert_exact(layers, kept, of, cuts)
 
 
 def test_views_off_their_alignment_or_with_gaps(host):
-    base = make("tied", (12, 20, 9, 10))
+    base = inputs.scores("tied", (12, 20, 9, 10))
     layers = [torch.randn(1001)[1:], base.permute(2, 0, 3, 1), base.permute(0, 2, 3, 1), base[::2, 1:19:3, :, 2:]]
     kept = [s.numel() // 4 for s in layers]
     assert_exact(layers, kept, ["raw"] * 4, assert_exact(layers, kept, ["raw"] * 4))
@@ -88,7 +81,7 @@ def test_views_off_their_alignment_or_with_gaps(host):
 @pytest.mark.parametrize("aligned", [[], [1], [0, 2]])
 def test_scores_that_are_copied_find_the_table_of_the_call_before(host, aligned, monkeypatch):
     """Also while a graph is captured, when none can be made; the copies of each call are at other addresses."""
-    memory = [make("tied", (n + 1,), n) for n in (301, 600, 700)]
+    memory = [inputs.scores("tied", (n + 1,), n) for n in (301, 600, 700)]
     scores = [m[:-1] if i in aligned else m[1:] for i, m in enumerate(memory)]
     arguments = [100, 200, 300], ["raw", "abs", "raw"]
     assert_exact_as_they_lie(scores, *arguments)
@@ -104,7 +97,7 @@ def test_scores_that_are_copied_find_the_table_of_the_call_before(host, aligned,
 def test_layers_together_are_layers_apart_in_any_order_of_blocks(host):
     shapes = [(64, 3, 7, 7), (10,), (0,), (40, 20, 3, 3), (1,), (100, 13), (30, 70)]
     kinds = ["normal", "few", "normal", "equal", "normal", "nonfinite", "tied"]
-    scores = [make(kind, shape, seed) for seed, (kind, shape) in enumerate(zip(kinds, shapes, strict=True))]
+    scores = [inputs.scores(kind, shape, seed) for seed, (kind, shape) in enumerate(zip(kinds, shapes, strict=True))]
     kept, of = [3000, 3, 0, 5000, 0, 1, 2100], ["abs", "raw"] * 3 + ["sigmoid"]
     for host.blocks in (1, 3, 40):
         cuts = assert_exact(scores, kept, of)
@@ -117,7 +110,7 @@ def test_nothing_kept_at_all(host):
 
 
 def test_a_hint_saves_passes_until_the_cut_has_left_its_bracket(host, monkeypatch):
-    scores = make("normal", (4000,), 3)
+    scores = inputs.scores("normal", (4000,), 3)
     (cut,) = assert_exact([scores], [1500], ["abs"])
     assert host.passes > 1
     drifted = scores * (1 + 1e-4 * torch.randn(4000))
@@ -128,7 +121,7 @@ def test_a_hint_saves_passes_until_the_cut_has_left_its_bracket(host, monkeypatc
 
 
 def test_a_layer_that_fits_its_candidates_takes_one_pass(host):
-    scores = make("normal", (32,))
+    scores = inputs.scores("normal", (32,))
     assert_exact([scores], [10], ["raw"])
     assert host.passes == 1
 
@@ -149,7 +142,11 @@ def test_property_the_cut_is_the_sorts(host, data):
 @pytest.mark.parametrize("kind", ["normal", "equal", "few", "sorted", "nonfinite"])
 def test_the_shape_of_the_kernel(library, monkeypatch, kind):
     host = Host(library, 0, blocks=4).install(monkeypatch)
-    scores = [make(kind, (50_001,)), inputs.lay_out(make(kind, (30, 40, 3, 3), 1), "channels_last"), make(kind, (100,))]
+    scores = [
+        inputs.scores(kind, (50_001,)),
+        inputs.lay_out(inputs.scores(kind, (30, 40, 3, 3), 1), "channels_last"),
+        inputs.scores(kind, (100,)),
+    ]
     kept, of = [15_000, 5_000, 50], ["abs", "raw", "abs"]
     cuts = assert_exact(scores, kept, of)
     cold = host.passes
@@ -228,7 +225,7 @@ class TestOnDevice:
     @pytest.mark.parametrize("kind", KINDS)
     def test_the_cuts_are_the_references(self, kind):
         shapes = [(64, 3, 7, 7), (256, 64, 1, 1), (128, 128, 3, 3), (1000, 513), (10,), (1,), (600_000,)]
-        scores = [make(kind, shape, seed) for seed, shape in enumerate(shapes)]
+        scores = [inputs.scores(kind, shape, seed) for seed, shape in enumerate(shapes)]
         scores[2] = inputs.lay_out(scores[2], "channels_last")
         scores[3] = inputs.lay_out(scores[3], "transposed")
         kept, of = [max(1, int(s.numel() * 0.3)) for s in scores], ["abs", "raw"] * 3 + ["abs"]
@@ -239,7 +236,7 @@ class TestOnDevice:
             assert torch.equal(cuda.select(on_device, kept, of, hints.cuda()).cpu(), expected)
 
     def test_a_hundred_runs_are_one(self):
-        scores = [make(kind, (300_007,)).cuda() for kind in ("normal", "tied", "equal")]
+        scores = [inputs.scores(kind, (300_007,)).cuda() for kind in ("normal", "tied", "equal")]
         arguments = (scores, [100_000] * 3, ["abs"] * 3)
         first = cuda.select(*arguments, None)
         assert all(torch.equal(cuda.select(*arguments, hint), first) for hint in [None, first] * 50)
@@ -252,7 +249,7 @@ class TestOnDevice:
         with torch.cuda.graph(graph):
             cuts = cuda.select([scores], *arguments, hint)
         for kind in ("normal", "equal", "nonfinite", "sorted"):
-            scores.copy_(make(kind, (500_000,), 7))
+            scores.copy_(inputs.scores(kind, (500_000,), 7))
             graph.replay()
             assert as_cuts(cuts) == as_cuts(reference.select([scores.cpu()], *arguments, None))
 

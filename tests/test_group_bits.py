@@ -18,7 +18,7 @@ BACKENDS = [
     for name in AVAILABLE
     if name != "reference"
 ]
-KINDS = [*inputs.SCORES, "random_bits"]
+KINDS = [*inputs.RANKED]
 # Of groups that divide a word of 64 weights and that do not, alone and all, next to each other and far apart.
 CASES = [
     ((5, 8), 2, 4, 1),
@@ -58,13 +58,6 @@ def packs(request):
     return call
 
 
-def make(kind, shape, seed=0):
-    if kind == "random_bits":
-        bits = torch.randint(-(2**31), 2**31, shape, generator=inputs.generator(seed))
-        return bits.to(torch.int32).view(torch.float32)
-    return inputs.scores(kind, shape, seed)
-
-
 def one_by_one(scores, kept, group, dim, of):
     """The mask, by Python's own sort of each group."""
     key = reference.ordered_key(scores, of).movedim(dim, -1)
@@ -82,7 +75,7 @@ def test_the_reference_keeps_the_best_of_each_group(case):
     shape, *arguments = case
     for kind in ("few", "random_bits"):
         for of in ("abs", "raw"):
-            scores = make(kind, shape)
+            scores = inputs.scores(kind, shape)
             found = reference.unpack_mask(reference.group_bits(scores, *arguments, of), scores.shape)
             assert torch.equal(found, one_by_one(scores, *arguments, of))
 
@@ -95,7 +88,7 @@ def test_every_backend_packs_the_reference_mask(packs, case, request):
     slow = arguments[1] > 8 and "triton" in request.node.name and not ON_GPU
     for seed, kind in enumerate(("random_bits", "few") if slow else KINDS):
         for of in ("abs", "raw"):
-            scores = make(kind, shape, seed)
+            scores = inputs.scores(kind, shape, seed)
             assert torch.equal(packs(scores, *arguments, of), reference.group_bits(scores, *arguments, of)), (kind, of)
 
 
@@ -103,7 +96,7 @@ def test_every_backend_packs_the_reference_mask(packs, case, request):
 @pytest.mark.parametrize(("shape", "dim"), [((32, 64), 1), ((9, 24, 3, 3), 1), ((12, 5, 3, 3), 0)], ids=str)
 def test_layouts_of_the_reference_mask(packs, shape, dim):
     for layout in inputs.layouts(len(shape)):
-        scores = inputs.lay_out(make("few", shape), layout)
+        scores = inputs.lay_out(inputs.scores("few", shape), layout)
         assert torch.equal(packs(scores, 2, 4, dim, "abs"), reference.group_bits(scores, 2, 4, dim, "abs")), layout
 
 
@@ -121,7 +114,7 @@ def test_every_thread_packs_its_share(threads):
     try:
         for shape, dim in (((67, 212, 3, 3), 1), ((212, 67, 3, 3), 0), ((501, 400), 1)):
             for layout in ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",):
-                scores = inputs.lay_out(make("tied", shape), layout)
+                scores = inputs.lay_out(inputs.scores("tied", shape), layout)
                 expected = reference.group_bits(scores, 2, 4, dim, "abs")
                 with ek.use_backend("native"):
                     assert torch.equal(ops.group_bits(scores, 2, 4, dim, "abs"), expected)

@@ -19,7 +19,7 @@ BACKENDS = [
     for name in dict.fromkeys([*AVAILABLE, "cuda"])
     if name != "reference"
 ]
-KINDS = [*inputs.SCORES, "random_bits"]
+KINDS = [*inputs.RANKED]
 RULES = [ek.TopK(0.3), ek.TopK(0.7, "raw"), ek.TopK(1.0), ek.Percentile(0.5), ek.Threshold(0.4)]
 RULES += [ek.Threshold(0.0, "raw", inclusive=True), ek.Threshold(0.1, "abs", inclusive=True)]
 # A key and index of a cut that no selection gives: nothing kept, all, keys of no score, both zeros, infinities.
@@ -57,13 +57,6 @@ def packs(request, library, monkeypatch):
     return call
 
 
-def make(kind, shape, seed=0):
-    if kind == "random_bits":
-        bits = torch.randint(-(2**31), 2**31, shape, generator=inputs.generator(seed))
-        return bits.to(torch.int32).view(torch.float32)
-    return inputs.scores(kind, shape, seed)
-
-
 def assert_packed(packs, scores, cut, of):
     expected = reference.pack_mask(reference.mask(scores, cut, of))
     assert torch.equal(packs(scores, cut, of), expected), (cut.tolist(), of)
@@ -82,7 +75,7 @@ def cuts_of(scores, rule):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_backend_packs_the_reference_mask(packs, kind):
     for shape in ((1,), (3, 17), (7, 3, 3, 3), (1009,)):
-        scores = make(kind, shape, len(shape))
+        scores = inputs.scores(kind, shape, len(shape))
         for rule in RULES:
             assert_packed(packs, scores, cuts_of(scores, rule), rule.of)
 
@@ -93,7 +86,7 @@ def test_every_backend_packs_the_reference_mask(packs, kind):
 )
 def test_layouts_of_the_reference_mask(packs, shape):
     for layout in inputs.layouts(len(shape)):
-        scores = inputs.lay_out(make("few", shape), layout)
+        scores = inputs.lay_out(inputs.scores("few", shape), layout)
         for of in ("abs", "raw"):
             rule = ek.TopK(0.4, of)
             assert_packed(packs, scores, cuts_of(scores, rule) if scores.numel() else torch.tensor([1 << 32, -1]), of)
@@ -123,7 +116,7 @@ def test_every_thread_packs_its_share(threads):
     torch.set_num_threads(threads)
     try:
         for layout in ("contiguous", "channels_last"):
-            scores = inputs.lay_out(make("tied", (67, 211, 3, 3)), layout)
+            scores = inputs.lay_out(inputs.scores("tied", (67, 211, 3, 3)), layout)
             cut = cuts_of(scores, ek.TopK(0.3))
             with ek.use_backend("native"):
                 assert torch.equal(ops.mask_bits(scores, cut, "abs"), reference.mask_bits(scores, cut, "abs"))

@@ -33,10 +33,6 @@ def float_of_bits(bits):
     return bits.to(torch.int32).view(torch.float32)
 
 
-def _random_bits(shape, g):
-    return float_of_bits(torch.randint(-(2**31), 2**31, shape, generator=g))
-
-
 def _nan_payloads(shape, g):
     signs = torch.randint(0, 2, shape, generator=g) * -(2**31)
     return float_of_bits(torch.randint(0x7F800000, 0x80000000, shape, generator=g) + signs)  # +-inf among them
@@ -55,9 +51,8 @@ def _blocks(shape, g):
 
 
 SCORES = {
-    **inputs.SCORES,
+    **inputs.RANKED,
     "uniform": lambda shape, g: torch.rand(shape, generator=g),
-    "random_bits": _random_bits,
     "nan_payloads": _nan_payloads,
     "one_off": _one_off,
     "blocks": _blocks,

@@ -27,6 +27,10 @@ def _nonfinite(shape, g):
     return torch.where(torch.rand(shape, generator=g) < 0.1, bad, s)
 
 
+def _random_bits(shape, g):
+    return torch.randint(-(2**31), 2**31, shape, generator=g).to(torch.int32).view(torch.float32)
+
+
 # What a score tensor may hold. Ties are the rule, not the exception: bfloat16-like scores tie at every step, and
 # hidden-networks can start from one constant.
 SCORES = {
@@ -42,12 +46,14 @@ SCORES = {
     "bf16_grid": lambda shape, g: torch.randn(shape, generator=g).bfloat16().float(),
     "sorted": lambda shape, g: torch.randn(shape, generator=g).flatten().sort().values.view(shape),
 }
+# And what a selection may be given beside, in which there is no number to compute with.
+RANKED = SCORES | {"random_bits": _random_bits}
 FINITE_SCORES = tuple(kind for kind in SCORES if kind not in ("nonfinite", "all_nan"))
 
 
 def scores(kind: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """float32 scores of ``shape``; ``kind`` is a key of SCORES."""
-    return SCORES[kind](shape, generator(seed))
+    """float32 scores of ``shape``; ``kind`` is a key of RANKED."""
+    return RANKED[kind](shape, generator(seed))
 
 
 def _strided(t):
