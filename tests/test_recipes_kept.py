@@ -120,6 +120,14 @@ def test_wrong_settings_are_named(settings, message):
         RECIPE.override(**settings)
 
 
+def test_a_keep_below_what_two_layers_take_is_an_error_of_the_setting():
+    asked = recipe("edge-popup", model="conv2", keep=0.0001, per_layer="uniform-plus")
+    with pytest.raises(
+        ConfigError, match=r"^keep: with per_layer uniform-plus \S+ and \S+ take .* of all weights, expected"
+    ):
+        asked.network(CIFAR, 10)
+
+
 def test_a_start_without_epochs_has_no_effect():
     with pytest.raises(ConfigError, match=r"^keep_from: has an effect with a keep_epochs other than 0 only, got 0.7"):
         RECIPE.asked(keep_from=0.7)

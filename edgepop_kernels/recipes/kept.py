@@ -9,6 +9,7 @@ import edgepop_kernels as ek
 
 from .drawn import Drawn
 from .drawn import keep as fraction_kept
+from .errors import ConfigError
 from .masks import masked_layers
 from .settings import When, but, choice, whole
 
@@ -44,8 +45,13 @@ class Kept(Drawn):
         return super().density() + ("" if self.per_layer == "uniform" else f", {self.per_layer}")
 
     def spread(self, model: nn.Module) -> None:
-        if self.per_layer != "uniform":
-            ek.set_keep(model, _DENSITIES[self.per_layer](model, self.keep))
+        if self.per_layer == "uniform":
+            return
+        try:
+            densities = _DENSITIES[self.per_layer](model, self.keep)
+        except ValueError as error:  # fewer than the layers that are to keep more
+            raise ConfigError(f"with per_layer {self.per_layer} {str(error).removeprefix('keep: ')}", "keep") from error
+        ek.set_keep(model, densities)
 
     def keep_of(self, layer: Any) -> float:
         return layer.rule.keep if hasattr(layer, "rule") else self.keep
