@@ -139,7 +139,7 @@ void check_groups(int threads) {
         if (first / groups.apart % groups.size != 0) continue;
         for (int64_t i = 0; i < groups.size; ++i) {
           int64_t beaten = 0;
-          const auto code = [&](int64_t j) { return code_of_bits(Of::abs, float_bits(s.logical[first + j * groups.apart])); };
+          const auto code = [&](int64_t j) { return key(Of::abs, s.logical[first + j * groups.apart]); };
           for (int64_t j = 0; j < groups.size; ++j) beaten += code(j) > code(i) || (code(j) == code(i) && j < i);
           mask[first + i * groups.apart] = beaten < groups.kept;
         }
