@@ -90,6 +90,12 @@ def _edge_popup(percent: int, said: str, goal: Goal | None = None) -> Row:
     return Row(f"mnist-edge-popup-{percent}", FC, title, "edge-popup-mnist", said, goal, settings)
 
 
+def _edge_popup_normal(percent: int) -> Row:
+    name, title = f"mnist-edge-popup-{percent}-normal", f"edge-popup, Kaiming normal, keep {percent / 100:g}"
+    settings = _30 | {"keep": percent / 100, "init": "kaiming_normal"}
+    return Row(name, FC, title, "edge-popup-mnist", _NONE, settings=settings)
+
+
 def _tickets(criterion: str, said: str, goal: Goal | None = None) -> Row:
     name, title = f"mnist-tickets-{criterion.replace('_', '-')}", f"Bayesian tickets, keep 0.2 by {criterion}"
     training, settings = f"keep 0.2 by {criterion}", {"epochs": 10, "criterion": criterion}
@@ -169,6 +175,7 @@ ROWS = (
     ),
     _edge_popup(30, _KEEP),
     _edge_popup(70, _KEEP),
+    *map(_edge_popup_normal, (30, 50, 70)),
     Row(
         "mnist-bernoulli-constant",
         FC,
