@@ -41,7 +41,7 @@ def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]
 def plot(axes: Axes, lines: dict[str, tuple[Sequence[float], Sequence[float]]]) -> None:
     """Lines (x, y) by their labels, which colours and dashes tell apart."""
     for number, (label, (x, y)) in enumerate(lines.items()):
-        style, colour = ("-", "--", ":")[number // len(COLOURS)], COLOURS[number % len(COLOURS)]
+        style, colour = ("-", "--", ":", "-.")[number // len(COLOURS)], COLOURS[number % len(COLOURS)]
         axes.plot(x, y, style, marker=".", markersize=3, color=colour, label=label)
 
 
