@@ -154,6 +154,13 @@ def _graphs(edges: int, suffix: str = "") -> list[Row]:
     return rows
 
 
+def _graph_over_time(kind: str, epochs: int) -> Row:
+    """A graph that is gone through more than once: for as few epochs as a core does in some minutes."""
+    settings = {"dataset": "mnist", "nodes": 200, "edges": 2000, "epochs": epochs}
+    title = f"tiny {kind} graph of 200 nodes, 2,000 learned edges"
+    return Row(f"mnist-{kind}", GRAPHS, title, f"neural-graph-{kind}", _NONE, settings=settings, seeds=1)
+
+
 def _cifar(name: str, title: str, recipe: str, said: str, goal: Goal | None = None, **settings) -> Row:
     """Convolutions for as many epochs as Conv4 does in 40 minutes of a core, in bfloat16: a CPU with AMX does twice as
     many in it."""
@@ -246,6 +253,8 @@ ROWS = (
     ),
     *_graphs(2000),
     *_graphs(400, "-400"),
+    _graph_over_time("discrete", 2),
+    _graph_over_time("continuous", 1),
     _cifar("conv2-dense", "Conv2, dense, by SGD", "dense-conv2", _SGD),
     _cifar(
         "conv2-dense-adam",
