@@ -198,7 +198,6 @@ ROWS = (
         f"98.0 %, {_ZHOU}",
         Goal(97.3),
         {"epochs": 2000},
-        seeds=1,  # an hour of a core each; the rows of fewer epochs have three
     ),
     Row(
         "mnist-bernoulli",
@@ -248,7 +247,6 @@ ROWS = (
         "supermask-init-mnist",
         f"{_CURVES}: mask, weights and both are alike, mshlis 2019",
         settings={"epochs": 3, "width_multiplier": 0.125},
-        seeds=1,
         training="best mask, then weights",
     ),
     *_graphs(2000),
