@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/select/blocks.h"
 #include "cpu/select/draw.h"
 #include "cpu/select/group_bits.h"
 #include "cpu/select/fingerprint.h"
@@ -266,6 +267,44 @@ void group_bits(uintptr_t scores, const Strides& size, const Strides& stride, in
                   reinterpret_cast<uint8_t*>(bits), threads);
 }
 
+using BlockDims = std::array<int64_t, cpu::kBlockDims>;
+
+cpu::Blocks blocks(const BlockDims& count, const BlockDims& size) {
+  cpu::Blocks b;
+  for (int d = 0; d < cpu::kBlockDims; ++d) {
+    if (count[d] < 0 || size[d] < 1) throw py::value_error("block: expected a size of at least 1 in each dimension");
+    b.count[d] = count[d];
+    b.size[d] = size[d];
+  }
+  return b;
+}
+
+void block_sums(uintptr_t scores, const Strides& size, const Strides& stride, int32_t of, const BlockDims& count,
+                const BlockDims& block, uintptr_t sums, int threads) {
+  const cpu::Blocks in = blocks(count, block);
+  if (size[0] * size[1] * size[2] * size[3] != in.elements()) {
+    throw py::value_error("block: expected blocks of as many elements as there are scores");
+  }
+  check("scores", scores, in.elements());
+  check("sums", sums, in.blocks());
+  int64_t sizes[4], strides[4];
+  std::copy(size.begin(), size.end(), sizes);
+  std::copy(stride.begin(), stride.end(), strides);
+  py::gil_scoped_release release;
+  cpu::block_sums(reinterpret_cast<const float*>(scores), sizes, strides, static_cast<Of>(of), in,
+                  reinterpret_cast<float*>(sums), threads);
+}
+
+void block_bits(uintptr_t sums, uintptr_t cut, const BlockDims& count, const BlockDims& block, uintptr_t bits,
+                int threads) {
+  const cpu::Blocks in = blocks(count, block);
+  check("sums", sums, in.blocks());
+  check("cut", cut, 1);
+  py::gil_scoped_release release;
+  cpu::block_bits(reinterpret_cast<const float*>(sums), *reinterpret_cast<const Cut*>(cut), in,
+                  reinterpret_cast<uint8_t*>(bits), threads);
+}
+
 #if defined(EDGEPOP_CUDA)
 // Addresses of the first scores and of the table of layers, layers, chunks, addresses of the cuts, of the candidates and
 // of the scratch.
@@ -348,6 +387,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("draw", &edgepop::draw);
   m.def("mask_bits", &edgepop::mask_bits);
   m.def("group_bits", &edgepop::group_bits);
+  m.def("block_sums", &edgepop::block_sums);
+  m.def("block_bits", &edgepop::block_bits);
   m.def("conv_forward", &edgepop::conv_forward);
   m.def("conv_backward_input", &edgepop::conv_backward_input);
   m.def("conv_backward_weight", &edgepop::conv_backward_weight);

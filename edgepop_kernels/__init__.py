@@ -35,7 +35,7 @@ from .nn import (
 from .overview import LeftDense, Summary, summary
 from .packing import pack_weights, unpack_weights
 from .phases import train_masks, train_weights
-from .rules import NM, Bernoulli, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
+from .rules import NM, Bernoulli, Block, Channels, Frozen, GlobalTopK, Percentile, Rule, Threshold, TopK, kept_count
 from .schedules import KeepSchedule, density, set_keep
 from .selecting import mask, pack_mask, select, select_all, unpack_mask
 from .sharing import share_selection, unshare_selection
@@ -49,6 +49,8 @@ __all__ = [
     "NM",
     "Bernoulli",
     "Bits",
+    "Block",
+    "Channels",
     "Cut",
     "Frozen",
     "FusedSparseConv",

@@ -16,6 +16,8 @@ Common arguments
 
 ``draw`` packs a Bernoulli mask of the scores; seed is an int64 scalar tensor on their device. ``mask_bits`` packs the
 mask of a cut, ``group_bits`` that of the ``kept`` best of every ``group`` scores in a row along ``dim``, at least 0.
+``block_sums`` adds up |s|, or s ("raw"), over blocks of so many scores in each dimension, whole ones; ``block_bits``
+packs the mask of the blocks whose sums a cut keeps.
 ``_dx`` is the gradient to the input, ``_dw`` the pair (dS, dW), an empty tensor for the one not asked for.
 
 ``select_moving`` is ``select`` for compiled forwards whose keep changes: the fraction removed, of each layer a float64
@@ -26,6 +28,7 @@ scalar on the CPU, and the names of the rules say how many are kept; beside an e
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -49,6 +52,8 @@ SCHEMAS = {
     "draw": "(Tensor scores, Tensor seed) -> Tensor",
     "mask_bits": "(Tensor scores, Tensor cut, str of) -> Tensor",
     "group_bits": "(Tensor scores, int kept, int group, int dim, str of) -> Tensor",
+    "block_sums": "(Tensor scores, int[] block, str of) -> Tensor",
+    "block_bits": "(Tensor sums, Tensor cut, int[] block) -> Tensor",
     "masked_linear": f"(Tensor x, {_MASK}, Tensor? bias, {_SIGNS}) -> Tensor",
     "masked_linear_dx": f"(Tensor dy, {_MASK}, {_SIGNS}) -> Tensor",
     "masked_linear_dw": f"(Tensor dy, Tensor x, {_MASK}, {_GRADS}, {_SIGNS}, {_SCORE_SIGNS}) -> (Tensor, Tensor)",
@@ -90,6 +95,14 @@ def _fake_select(
 
 def _fake_bits(scores: torch.Tensor, *_: object) -> torch.Tensor:
     return scores.new_empty(packed_bytes(scores.numel()), dtype=torch.uint8)
+
+
+def _fake_block_sums(scores: torch.Tensor, block: Sequence[int], of: str) -> torch.Tensor:
+    return scores.new_empty([n // size for n, size in zip(scores.shape, block, strict=True)])
+
+
+def _fake_block_bits(sums: torch.Tensor, cut: torch.Tensor, block: Sequence[int]) -> torch.Tensor:
+    return sums.new_empty(packed_bytes(sums.numel() * math.prod(block)), dtype=torch.uint8)
 
 
 def _fake_linear(
@@ -179,6 +192,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "draw": _fake_bits,
     "mask_bits": _fake_bits,
     "group_bits": _fake_bits,
+    "block_sums": _fake_block_sums,
+    "block_bits": _fake_block_bits,
     "masked_linear": _fake_linear,
     "masked_linear_dx": _fake_linear_dx,
     "masked_linear_dw": _fake_dw,
@@ -201,7 +216,7 @@ def _refuse_vmap(info: object, in_dims: object, *args: object) -> NoReturn:
 
 
 # The first op of a masked layer's; what else there is torch loops over, as in jacrev.
-for _name in ("select", "draw", "group_bits"):
+for _name in ("select", "draw", "group_bits", "block_sums"):
     torch.library.register_vmap(f"edgepop::{_name}", _refuse_vmap, lib=_library)
 
 
@@ -308,6 +323,8 @@ select_moving: Callable[..., torch.Tensor] = torch.ops.edgepop.select_moving.def
 draw: Callable[..., torch.Tensor] = _entry("draw")
 mask_bits: Callable[..., torch.Tensor] = _entry("mask_bits")
 group_bits: Callable[..., torch.Tensor] = _entry("group_bits")
+block_sums: Callable[..., torch.Tensor] = _entry("block_sums")
+block_bits: Callable[..., torch.Tensor] = _entry("block_bits")
 masked_linear: Callable[..., torch.Tensor] = _entry("masked_linear")
 masked_linear_dx: Callable[..., torch.Tensor] = _entry("masked_linear_dx")
 masked_linear_dw: Callable[..., tuple[torch.Tensor, torch.Tensor]] = _entry("masked_linear_dw")

@@ -83,6 +83,31 @@ def group_bits(scores: torch.Tensor, kept: int, group: int, dim: int, of: str) -
     return pack_mask(best.flatten(dim, dim + 1))
 
 
+def block_sums(scores: torch.Tensor, block: Sequence[int], of: str) -> torch.Tensor:
+    """The sum of |s|, or of s, over every block of ``block`` scores in each dimension: float32, a number a block.
+
+    One dimension after the other, from the first, in halves: of n numbers the last n - h are added to the first n - h,
+    h the largest power of two below n, until one is left. In this order everywhere, so that blocks tie everywhere.
+    """
+    sums = scores.abs() if of == "abs" else scores.clone()
+    for dim, size in enumerate(block):
+        sums = sums.unflatten(dim, (sums.shape[dim] // size, size))
+        while (n := sums.shape[dim + 1]) > 1:
+            half = 1 << (n - 1).bit_length() - 1
+            added = sums.narrow(dim + 1, 0, n - half) + sums.narrow(dim + 1, half, n - half)
+            sums = torch.cat([added, sums.narrow(dim + 1, n - half, 2 * half - n)], dim + 1)
+        sums = sums.squeeze(dim + 1)
+    return sums.contiguous()
+
+
+def block_bits(sums: torch.Tensor, cut: torch.Tensor, block: Sequence[int]) -> torch.Tensor:
+    """The mask of blocks whose sums a cut keeps, of every weight in them, packed as ``pack_mask`` packs."""
+    kept = mask(sums, cut, "raw")
+    for dim, size in enumerate(block):
+        kept = kept.repeat_interleave(size, dim)
+    return pack_mask(kept)
+
+
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 # 2**-f for f in [0, 1), as 1 - f * (c1 - f * (c2 - ...)): off by less than 2**-29. In units of 2**-31.

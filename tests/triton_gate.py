@@ -13,7 +13,7 @@ import torch
 
 from edgepop_kernels import tune
 from edgepop_kernels.backend import triton
-from edgepop_kernels.backend.triton import conv, depthwise, grads, launch, linear, product, selection, stage
+from edgepop_kernels.backend.triton import blocks, conv, depthwise, grads, launch, linear, product, selection, stage
 from edgepop_kernels.masks import packed_bytes
 from edgepop_kernels.tuning import H200, Device, offline
 from edgepop_kernels.tuning.table import read_table
@@ -96,6 +96,10 @@ def run_selection():
         selection.mask_bits(scores[0], cut(), of)
     for kept, group, of in ((2, 4, "abs"), (8, 16, "raw")):
         selection.group_bits(scores[0], kept, group, 1, of)
+    for block, of in (((1, 4, 1, 1), "abs"), ((1, 512, 3, 3), "raw"), ((512, 1, 3, 3), "abs"), ((4, 4, 1, 1), "raw")):
+        sums = blocks.block_sums(scores[0], block, of)
+        blocks.block_bits(sums, cut(), block)
+    blocks.block_sums(torch.empty(16, 8192), (1, 8192), "abs")
 
 
 def run_stage():
@@ -166,7 +170,7 @@ ELSEWHERE = {
     "selection",
     "staged",
 }
-LAUNCHERS = [product, conv, grads, depthwise, selection, stage]
+LAUNCHERS = [product, conv, grads, depthwise, selection, blocks, stage]
 
 
 def of_cases(capability):

@@ -169,6 +169,29 @@ def group_bits(scores, kept, group, dim, of):
     return bits
 
 
+def block_sums(scores, block, of):
+    counts, sizes = _blocks([n // size for n, size in zip(scores.shape, block, strict=True)], block)
+    sums = torch.empty(counts[: scores.dim()], dtype=torch.float32)
+    s = scores if scores.dim() <= 4 else scores.reshape(-1)
+    threads = torch.get_num_threads()
+    _native.block_sums(s.data_ptr(), *_sequence(s), _OF[of], counts, sizes, sums.data_ptr(), threads)
+    return sums
+
+
+def block_bits(sums, cut, block):
+    bits = torch.empty(packed_bytes(sums.numel() * math.prod(block)), dtype=torch.uint8)
+    sums, cut = sums.contiguous(), cut.contiguous()
+    blocks = _blocks(sums.shape, block)
+    _native.block_bits(sums.data_ptr(), cut.data_ptr(), *blocks, bits.data_ptr(), torch.get_num_threads())
+    return bits
+
+
+def _blocks(counts, sizes):
+    """As five dimensions, the number of blocks in each and their size."""
+    behind = (1,) * (5 - len(counts))
+    return (*counts, *behind), (*sizes, *behind)
+
+
 def masked_linear(x, weight, scores, cut, of, bias, signs=None):
     return plan_linear(x, weight, scores, of).forward(x, weight, scores, cut, bias, signs=signs)
 

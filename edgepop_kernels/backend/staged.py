@@ -55,6 +55,14 @@ def group_bits(scores, kept, group, dim, of):
     return _selecting(scores).group_bits(scores, kept, group, dim, of)
 
 
+def block_sums(scores, block, of):
+    return _selecting(scores).block_sums(scores, block, of)
+
+
+def block_bits(sums, cut, block):
+    return _selecting(sums).block_bits(sums, cut, block)
+
+
 def masked_linear(x, weight, scores, cut, of, bias, signs=None):
     return F.linear(x, _effective_weight(weight, scores, cut, of, x.dtype, signs), _cast(bias, x.dtype))
 

@@ -18,16 +18,18 @@ from .ranked import (
     ranked_rule,
 )
 from .rule import Rule, defined, keeps_best
-from .structured import NM
+from .structured import NM, Block, Channels
 from .threshold import Threshold
 
 # What a user may hand in, in the order that messages name them.
-RULES = (TopK, GlobalTopK, Percentile, NM, Threshold, Bernoulli, Frozen)
+RULES = (TopK, GlobalTopK, Percentile, NM, Block, Channels, Threshold, Bernoulli, Frozen)
 
 __all__ = [
     "NM",
     "RULES",
     "Bernoulli",
+    "Block",
+    "Channels",
     "Frozen",
     "GlobalTopK",
     "Percentile",

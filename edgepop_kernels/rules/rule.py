@@ -14,11 +14,25 @@ class Ops(Protocol):
         self, scores: list[torch.Tensor], kept: list[int], of: list[str], hint: torch.Tensor | None, /
     ) -> torch.Tensor: ...
 
+    def select_moving(
+        self,
+        scores: list[torch.Tensor],
+        removed: list[torch.Tensor],
+        rules: list[str],
+        of: list[str],
+        hint: torch.Tensor | None,
+        /,
+    ) -> torch.Tensor: ...
+
     def draw(self, scores: torch.Tensor, seed: torch.Tensor, /) -> torch.Tensor: ...
 
     def mask_bits(self, scores: torch.Tensor, cut: torch.Tensor, of: str, /) -> torch.Tensor: ...
 
     def group_bits(self, scores: torch.Tensor, kept: int, group: int, dim: int, of: str, /) -> torch.Tensor: ...
+
+    def block_sums(self, scores: torch.Tensor, block: tuple[int, ...], of: str, /) -> torch.Tensor: ...
+
+    def block_bits(self, sums: torch.Tensor, cut: torch.Tensor, block: tuple[int, ...], /) -> torch.Tensor: ...
 
 
 _PACKAGE = __name__.partition(".")[0]
@@ -36,7 +50,7 @@ class Rule:
 
     of       the function of the scores that is ranked or compared, and differentiated: "abs", "raw" or "sigmoid"
     ranks    whether it keeps the best-ranked: it has a ``keep`` and a ``kept(numel)``, and a cut can start warm
-    grouped  whether it keeps the best-ranked of every few weights, always as many
+    grouped  whether it keeps the best of every few weights, or whole groups of them: ``keep`` is the fraction kept
     together whether the layers of a network whose rules are equal are ranked as one
     fresh    whether every forward draws anew: nothing is remembered, and activation checkpointing repeats the draw
     fixed    whether the mask itself stands in the scores' place: there is nothing to select

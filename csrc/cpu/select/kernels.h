@@ -69,6 +69,12 @@ struct SelectKernels {
   // Words of the best of each group (group_bits.h), from codes that begin with a group: those (size - 1) * apart before
   // and behind them are read too, whatever they are.
   void (*group_bits)(const int32_t* codes, int64_t words, const GroupWords& groups, uint8_t* bits);
+  // What sums of blocks are made of (blocks.h), n floats at a time that do not overlap: y = |a| or a, y = |a| + |b| or
+  // a + b, y += a; and of x[outer][n][inner], which is written over, the sum of each n in halves.
+  void (*magnitudes)(const float* a, int64_t n, Of of, float* y);
+  void (*add_magnitudes)(const float* a, const float* b, int64_t n, Of of, float* y);
+  void (*add_onto)(const float* a, int64_t n, float* y);
+  void (*fold)(float* x, int64_t outer, int64_t n, int64_t inner, float* y);
 };
 
 }  // namespace edgepop::cpu

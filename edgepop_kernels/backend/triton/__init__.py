@@ -16,6 +16,8 @@ _MODULE_OF = {
     "draw": "selection",
     "mask_bits": "selection",
     "group_bits": "selection",
+    "block_sums": "blocks",
+    "block_bits": "blocks",
     "masked_linear": "linear",
     "masked_linear_dx": "linear",
     "masked_linear_dw": "linear",
