@@ -50,7 +50,7 @@ def test_a_rule_says_what_it_takes():
     ):
         with pytest.raises(ValueError, match=message):
             call()
-    with pytest.raises(ValueError, match="keep: only a rule that ranks has one to set"):
+    with pytest.raises(ValueError, match=r"keep: this layer's rule, NM\(.*\), has none to set"):
         ek.FusedSubnetLinear(8, 8, rule=RULE).keep = 0.25
 
 

@@ -94,7 +94,7 @@ def test_densities_are_of_a_plain_network_and_of_a_converted_one(name):
         density(converted, 0.3, exclude="5")
     with pytest.raises(ValueError, match=r"keep: the fraction of weights KEPT must be in \(0, 1\], got 0"):
         density(plain, 0)
-    with pytest.raises(ValueError, match=r"model: expected masked layers whose rule ranks .*under Threshold"):
+    with pytest.raises(ValueError, match=r"model: expected masked layers whose rule has a keep .*under Threshold"):
         density(ek.convert(network(), ek.Threshold()), 0.3)
 
 
@@ -265,7 +265,7 @@ def test_a_frozen_network_stops_the_count_before_it_counts():
     schedule.step()
     state = schedule.state_dict()
     ek.train_weights(model)
-    with pytest.raises(ValueError, match="model: expected masked layers whose rule ranks"):
+    with pytest.raises(ValueError, match="model: expected masked layers whose rule has a keep to set"):
         schedule.step()
     assert schedule.state_dict() == state
     ek.train_masks(model)

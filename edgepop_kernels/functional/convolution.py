@@ -67,7 +67,7 @@ def conv2d_product(
     """``masked_conv2d`` for layers, as ``linear_product``. geometry: stride, padding, dilation, groups."""
     x, weight, bias = autocast(x, weight, bias, signs)
     key = key_of(x, weight, scores, rule, bias, geometry, watched, signs)
-    prepared = _prepared.get(key)
+    prepared = None if key is None else _prepared.get(key)  # a compiled call would be guarded by the others there
     if prepared is None:
         stride, padding, dilation, groups = checks.conv2d(x, weight, scores, rule, bias, *geometry, signs)
         if x.dim() == 3:

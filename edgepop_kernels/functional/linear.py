@@ -58,7 +58,7 @@ def linear_product(
     as a matrix has none."""
     x, weight, bias = autocast(x, weight, bias, signs)
     key = key_of(x, weight, scores, rule, bias, None, watched, signs)
-    prepared = _prepared.get(key)
+    prepared = None if key is None else _prepared.get(key)  # a compiled call would be guarded by the others there
     if prepared is None:
         checks.linear(x, weight, scores, rule, bias, signs)
         prepared = prepare(key, MaskedLinear, x, weight, scores, rule, signs)

@@ -65,7 +65,7 @@ def conv_transpose2d_product(
     dilation, groups."""
     x, weight, bias = autocast(x, weight, bias, signs)
     key = key_of(x, weight, scores, rule, bias, geometry, watched, signs)
-    prepared = _prepared.get(key)
+    prepared = None if key is None else _prepared.get(key)  # a compiled call would be guarded by the others there
     if prepared is None:
         stride, padding, extra, dilation, groups = checks.conv_transpose2d(
             x, weight, scores, rule, bias, *geometry, signs
@@ -171,7 +171,7 @@ def transposed_linear_product(
     geometry that is not that one's None."""
     x, weight, bias = autocast(x, weight, bias, signs)
     key = key_of(x, weight, scores, rule, bias, geometry, watched, signs)
-    prepared = _prepared.get(key)
+    prepared = None if key is None else _prepared.get(key)  # a compiled call would be guarded by the others there
     if prepared is None:
         checks.transposed_linear(x, weight, scores, rule, bias, signs)
         y_size = torch.Size((*x.shape[:-1], weight.shape[1]))

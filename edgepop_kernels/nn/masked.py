@@ -141,7 +141,7 @@ class MaskedLayer(Turns, Plain, Packed, Saved, AmongTools):
     @property
     def keep(self) -> float:
         """The fraction of weights kept, under Bernoulli the expected one, under GlobalTopK this layer's own share;
-        settable for rules that rank: there it is the rule's."""
+        settable for rules that have one: there it is the rule's."""
         share = None if self.rule.fixed else self.rule.share(self._ranked.detach())
         return self.mask().float().mean().item() if share is None else share
 

@@ -55,7 +55,8 @@ class Saved(Part):
 
     def _take_settings(self, read: dict[str, Any]) -> None:
         self._check_frozen_as(read)
-        self._rule = read["rule"]
+        if read["rule"] != self._rule:  # an equal one of layers that share theirs would be another to torch.compile
+            self._rule = read["rule"]
         self._loose_rule = read["loose_rule"] if self._has_scores() else None
         self.forget()
 

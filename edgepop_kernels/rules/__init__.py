@@ -17,7 +17,7 @@ from .ranked import (
     kept_count,
     ranked_rule,
 )
-from .rule import Rule, defined, keeps_best
+from .rule import Rule, defined, keeps_best, sets_keep
 from .structured import NM, Block, Channels
 from .threshold import Threshold
 
@@ -44,4 +44,5 @@ __all__ = [
     "keeps_best",
     "kept_count",
     "ranked_rule",
+    "sets_keep",
 ]

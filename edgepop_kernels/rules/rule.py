@@ -119,17 +119,22 @@ class Rule:
 
     def with_keep(self, keep: float) -> "Rule":
         """This rule with another fraction to keep. Raises ValueError for a rule without one."""
-        raise ValueError(f"keep: only a rule that ranks has one to set, this layer's rule is {self}")
+        raise ValueError(f"keep: this layer's rule, {self}, has none to set")
 
     def with_drop(self, drop: float) -> "Rule":
         """This rule with another fraction to remove. Raises ValueError for a rule without one."""
-        raise ValueError(f"drop: only a rule that ranks has one to set, this layer's rule is {self}")
+        raise ValueError(f"drop: this layer's rule, {self}, has none to set")
 
 
 def keeps_best(rule: Rule | type[Rule]) -> bool:
     """Whether a rule keeps the best-ranked scores, of a layer or of groups: a fraction that it names, and of weights
     too that score themselves."""
     return rule.ranks or rule.grouped
+
+
+def sets_keep(rule: Rule) -> bool:
+    """Whether a rule has a fraction to set: whether ``with_keep`` makes another of it."""
+    return type(rule).with_keep is not Rule.with_keep
 
 
 def _ours(kind: type[Rule]) -> bool:

@@ -3,6 +3,7 @@
 import math
 import struct
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -40,6 +41,7 @@ class Threshold(Rule):
             allowed = "a number in [0, 1]" if self.of == "sigmoid" else "a number"
             raise ValueError(f"cutoff: expected {allowed}, got {self.cutoff}")
         object.__setattr__(self, "cutoff", float(self.cutoff))
+        _ = self._largest_dropped_key  # found now: torch.compile takes it as a number, and cannot follow how it is found
 
     def __repr__(self) -> str:
         return f"Threshold(cutoff={self.cutoff}, of={self.of!r}{', inclusive=True' if self.inclusive else ''})"
@@ -47,12 +49,13 @@ class Threshold(Rule):
     def select(self, scores: torch.Tensor, ops: Ops | None = None) -> Cut:
         """The cut at the largest score that is not kept, with no tie of it kept: a constant, whatever the scores."""
         data = torch.full((2,), -1, dtype=torch.int64, device=scores.device)
-        data[:1].fill_(self._largest_dropped_key())
+        data[:1].fill_(self._largest_dropped_key)
         return Cut(data, self.of)
 
     def _bound(self) -> float:
         return _logit(self.cutoff) if self.of == "sigmoid" else self.cutoff
 
+    @cached_property
     def _largest_dropped_key(self) -> int:
         bound = self._bound()
         if self.of == "abs" and (bound < 0 or (self.inclusive and bound == 0)):
@@ -84,7 +87,19 @@ def _float32_at_most(value: float) -> float:
     """The largest float32 not above ``value``."""
     if math.isinf(value):
         return value
-    rounded = torch.tensor(value, dtype=torch.float64).to(torch.float32)
-    if rounded.item() > value:
-        rounded = torch.nextafter(rounded, torch.tensor(-math.inf))
-    return rounded.item()
+    try:
+        bits: int = struct.unpack("<I", struct.pack("<f", value))[0]
+    except OverflowError:
+        return _LARGEST if value > 0 else -math.inf
+    rounded = _float32(bits)
+    if rounded > value:  # then the number below, one bit pattern nearer to zero, or further from it
+        bits = 0x80000001 if rounded == 0 else bits - 1 if rounded > 0 else bits + 1
+    return _float32(bits)
+
+
+def _float32(bits: int) -> float:
+    value: float = struct.unpack("<f", struct.pack("<I", bits))[0]
+    return value
+
+
+_LARGEST = _float32(0x7F7FFFFF)

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..candidates import listed
 from ..nn import MaskedLayer
-from ..rules import Rule, checked_keep
+from ..rules import Rule, checked_keep, sets_keep
 
 Keep = float | Mapping[str, float]
 
@@ -53,8 +53,8 @@ def checked_by_name(keep: Keep, argument: str = "keep") -> Keep:
 
 
 def set_keep(model: nn.Module, keep: Keep) -> None:
-    """Sets the fraction of weights kept of the masked layers of ``model`` whose rule ranks (``TopK``, ``Percentile``,
-    ``GlobalTopK``), from the next forward on: ``layer.keep = ...`` of each.
+    """Sets the fraction of weights kept of the masked layers of ``model`` whose rule has it to set (``TopK``,
+    ``Percentile``, ``GlobalTopK``, ``Block``, ``Channels``), from the next forward on: ``layer.keep = ...`` of each.
 
     keep: a number in (0, 1] for all of them, or {pattern: number} by fnmatch patterns on their qualified names, as
     ``convert`` takes it and ``density`` makes it: a layer's own name comes before patterns, of several patterns the
@@ -72,7 +72,7 @@ def set_keep(model: nn.Module, keep: Keep) -> None:
 
 def plan(model: nn.Module, keep: Keep, argument: str = "keep") -> list[tuple[MaskedLayer, Rule]]:
     """The layers that ``keep`` is about, each with its rule to be. Raises TypeError, ValueError."""
-    layers = ranked_layers(model)
+    layers = layers_with_keep(model)
     rules = dict[str, Rule]()
     for name, fraction in keep_of_layers(keep, layers, argument).items():
         try:
@@ -89,18 +89,18 @@ def set_all(planned: Iterable[tuple[MaskedLayer, Rule]]) -> None:
         layer.rule = rule
 
 
-def ranked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    """The masked layers whose rule ranks, by name. Raises TypeError, ValueError where there is none."""
+def layers_with_keep(model: nn.Module) -> dict[str, MaskedLayer]:
+    """The masked layers whose rule has a keep to set, by name. Raises TypeError, ValueError where there is none."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
-    ranked = {name: m for name, m in masked.items() if m.rule.ranks}
-    if not ranked:
+    found = {name: m for name, m in masked.items() if sets_keep(m.rule)}
+    if not found:
         rules = ", ".join(dict.fromkeys(type(m.rule).__name__ for m in masked.values()))
         there = f"its masked layers are under {rules}" if masked else "it has no masked layer; convert it first"
         frozen = "; train_masks(model) thaws frozen ones" if any(m.rule.fixed for m in masked.values()) else ""
-        raise ValueError(f"model: expected masked layers whose rule ranks (TopK, for one), {there}{frozen}")
-    return ranked
+        raise ValueError(f"model: expected masked layers whose rule has a keep to set (TopK, for one), {there}{frozen}")
+    return found
 
 
 def _check_together(layers: dict[str, MaskedLayer], rules: dict[str, Rule], argument: str) -> None:

@@ -1,7 +1,8 @@
 """Fractions kept over the layers of a network: {name: keep}, for ``convert(model, keep=...)`` and ``set_keep``.
 
 Each function takes a network and the fraction kept of all its weights together. The layers are its masked ones whose
-rule ranks; of a network without any, those that ``convert`` would take. include, exclude: as ``convert`` has them.
+rule has a ``keep`` to set; of a network without any, those that ``convert`` would take. include, exclude: as
+``convert`` has them.
 ``kept_count`` rounds layer by layer, so that the whole may be off by a weight a layer. Each raises TypeError or
 ValueError for arguments that ``convert`` would not take.
 """
@@ -14,7 +15,7 @@ from torch import nn
 from ..candidates import Wanted, chosen, narrowed
 from ..nn import MaskedLayer
 from ..rules import checked_keep
-from .by_name import ranked_layers
+from .by_name import layers_with_keep
 
 
 def uniform(model: nn.Module, keep: float, *, include: Wanted | None = None, exclude: Wanted = ()) -> dict[str, float]:
@@ -101,6 +102,6 @@ def _of_others(keep: float, sizes: dict[str, int], fixed: dict[str, float]) -> f
 def _layers(model: nn.Module, include: Wanted | None, exclude: Wanted) -> dict[str, torch.Size]:
     """The shape of each layer's weight, by name. Raises TypeError, ValueError."""
     if any(isinstance(m, MaskedLayer) for m in model.modules()):
-        masked = ranked_layers(model)
+        masked = layers_with_keep(model)
         return {name: masked[name]._weight_shape() for name in narrowed(masked, include, exclude)[0]}
     return {name: torch.Size(m.weight.shape) for name, m in cast(Any, chosen(model, include, exclude)[0]).items()}

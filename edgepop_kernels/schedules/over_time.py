@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .by_name import Keep, keep_of_layers, plan, ranked_layers, set_all
+from .by_name import Keep, keep_of_layers, layers_with_keep, plan, set_all
 
 Shape = Literal["cubic", "linear", "cosine"]
 # The part of the way that is still to go, by the part of the time that is over.
@@ -23,7 +23,7 @@ class KeepSchedule:
 
         keep(t) = final + (initial - final) * (1 - (t - begin) / (end - begin)) ** 3
 
-    model     a network with masked layers whose rule ranks; what a ``convert`` made later has is not scheduled
+    model     a network with masked layers whose rule has a keep to set; what a later ``convert`` makes is not scheduled
     final     a number in (0, 1] or {pattern: number}, as ``set_keep`` takes it: ``density.erk(model, 0.1)``, for one.
               Layers that no pattern has are left alone
     initial   the same of the start, for the same layers
@@ -64,7 +64,7 @@ class KeepSchedule:
             raise ValueError(f"end: expected more steps than begin={begin}, got {end}")
         if not isinstance(shape, str) or shape not in SHAPES:
             raise ValueError(f"shape: expected one of {', '.join(map(repr, SHAPES))}, got {shape!r}")
-        names = ranked_layers(model)
+        names = layers_with_keep(model)
         finals = keep_of_layers(final, names, "final")
         initials = keep_of_layers(initial, finals if not isinstance(initial, Mapping) else names, "initial")
         if initials.keys() != finals.keys():
