@@ -137,6 +137,7 @@ WRONG = [
     ({"?": 0.2, "[01]": 0.3}, ValueError, r"keep: '\[01\]' decides nothing, what it matches goes by '\?'"),
     ({"*": 0}, ValueError, r"keep\['\*'\]: the fraction of weights KEPT must be in \(0, 1\], got 0"),
     ({"*": "half"}, TypeError, r"keep\['\*'\]: expected a float in \(0, 1\], got str"),
+    ({}, ValueError, "keep: expected a fraction for some pattern of layers' names, got none"),
     ({0: 0.1}, TypeError, r"keep: expected patterns of layers' names, got 0"),
     ([0.1], TypeError, r"keep: expected a float in \(0, 1\], got list"),
     (2.0, ValueError, r"keep: the fraction of weights KEPT must be in \(0, 1\], got 2.0"),

@@ -45,6 +45,8 @@ def checked_by_name(keep: Keep, argument: str = "keep") -> Keep:
     """``keep``, where it is a fraction or fractions by patterns. Raises TypeError, ValueError."""
     if not isinstance(keep, Mapping):
         return checked_keep(keep, argument)
+    if not keep:
+        raise ValueError(f"{argument}: expected a fraction for some pattern of layers' names, got none")
     for pattern, number in keep.items():
         if not isinstance(pattern, str):
             raise TypeError(f"{argument}: expected patterns of layers' names, got {pattern!r}")

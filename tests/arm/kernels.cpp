@@ -11,6 +11,7 @@
 
 #include "cpu/dispatch/isa.h"
 #include "cpu/optim/step.h"
+#include "cpu/select/blocks.h"
 #include "cpu/select/draw.h"
 #include "cpu/select/group_bits.h"
 #include "cpu/select/mask_bits.h"
@@ -149,6 +150,54 @@ void check_groups(int threads) {
       std::copy(s.stride, s.stride + 4, stride);
       cpu::group_bits(s.values.data(), size, stride, Of::abs, groups, bits.data(), threads);
       check_mask(bits, mask, "the best of groups of " + std::to_string(groups.size));
+    }
+  }
+}
+
+// The sum of a block of s that begins at `first`, along its dimensions 0 to d: of the terms of each the even ones and the
+// odd ones alone, added last.
+float sum_of_block(const Scores& s, const cpu::Blocks& blocks, int d, int64_t first, int64_t from = 0, int64_t by = 1) {
+  if (d < 0) return std::fabs(s.logical[static_cast<size_t>(first)]);
+  int64_t apart = 1;
+  for (int i = d + 1; i < cpu::kBlockDims; ++i) apart *= blocks.count[i] * blocks.size[i];
+  if (from + by >= blocks.size[d]) return sum_of_block(s, blocks, d - 1, first + from * apart);
+  return sum_of_block(s, blocks, d, first, from, 2 * by) + sum_of_block(s, blocks, d, first, from + by, 2 * by);
+}
+
+// The sums of blocks, and the mask of those at or above the largest of the first two.
+void check_blocks(int threads) {
+  for (const bool channels_last : {false, true}) {
+    for (const cpu::Blocks& blocks : {cpu::Blocks{{27, 12, 3, 3, 1}, {1, 4, 1, 1, 1}}, cpu::Blocks{{9, 16, 3, 3, 1}, {3, 3, 1, 1, 1}},
+                                      cpu::Blocks{{27, 1, 1, 1, 1}, {1, 48, 3, 3, 1}}, cpu::Blocks{{1, 48, 1, 1, 1}, {27, 1, 3, 3, 1}},
+                                      cpu::Blocks{{27, 48, 1, 1, 1}, {1, 1, 3, 3, 1}}}) {
+      const Scores s = scores_of(27, 48, 3, 3, 0, channels_last);
+      const int64_t count = 27 * 48 * 9, size[4] = {27, 48, 3, 3};
+      int64_t stride[4];
+      std::copy(s.stride, s.stride + 4, stride);
+      std::vector<float> sums(static_cast<size_t>(blocks.blocks()));
+      cpu::block_sums(s.values.data(), size, stride, Of::abs, blocks, sums.data(), threads);
+      const Cut cut = {key(Of::raw, std::max(sums[0], sums[1])), blocks.blocks()};
+      std::vector<uint8_t> bits = room(count);
+      cpu::block_bits(sums.data(), cut, blocks, bits.data(), threads);
+      std::vector<bool> mask(static_cast<size_t>(count));
+      for (int64_t i = 0; i < count; ++i) {
+        int64_t block = 0, begin = 0, rest = i, blocks_in = 1, apart = 1;
+        for (int d = cpu::kBlockDims - 1; d >= 0; --d) {
+          const int64_t n = blocks.count[d] * blocks.size[d], at = rest % n;
+          block += at / blocks.size[d] * blocks_in;
+          begin += at / blocks.size[d] * blocks.size[d] * apart;
+          rest /= n;
+          blocks_in *= blocks.count[d];
+          apart *= n;
+        }
+        const float sum = sums[static_cast<size_t>(block)];
+        if (i == begin) {
+          const float expected = sum_of_block(s, blocks, cpu::kBlockDims - 1, begin);
+          expect(sum == expected || (std::isnan(sum) && std::isnan(expected)), "the sums of blocks");
+        }
+        mask[static_cast<size_t>(i)] = key(Of::raw, sum) >= cut.key;
+      }
+      check_mask(bits, mask, "the mask of blocks");
     }
   }
 }
@@ -360,6 +409,7 @@ int main() {
       check_selection(threads);
       check_draw(threads);
       check_groups(threads);
+      check_blocks(threads);
       for (int i = 0; i < 150; ++i) check_conv(threads);
       for (int i = 0; i < 20; ++i) check_step(threads);
     }

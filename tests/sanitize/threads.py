@@ -120,6 +120,24 @@ def groups(native, threads):
     return found
 
 
+def blocks(native, threads):
+    found = []
+    for shape, counts, sizes in (
+        ((1, 1, 100, 332), (25, 83, 1, 1, 1), (4, 4, 1, 1, 1)),
+        ((1, 1, 333, 70), (333, 10, 1, 1, 1), (1, 7, 1, 1, 1)),
+        ((62, 64, 3, 3), (62, 16, 3, 3, 1), (1, 4, 1, 1, 1)),
+        ((62, 64, 3, 3), (1, 64, 1, 1, 1), (62, 1, 3, 3, 1)),
+    ):
+        scores = np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
+        sums = np.zeros(counts, np.float32)
+        native.block_sums(address(scores), shape, strides(scores), 0, counts, sizes, address(sums), threads)
+        cut = np.array([int(np.median(sums).astype(np.float32).view(np.int32)) + 0x80000000, 0])
+        bits = np.zeros(-(-scores.size // 64) * 8 + 8, np.uint8)
+        native.block_bits(address(sums), address(cut), counts, sizes, address(bits), threads)
+        found += [sums, bits]
+    return found
+
+
 # batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, then (h, w) of kernel, stride, pad, dilation
 CONVOLUTIONS = [
     (3, 1, 40, 9, 11, 70, 9, 11, 3, 3, 1, 1, 1, 1, 1, 1),
@@ -159,7 +177,7 @@ def convolutions(native, threads):
 
 def main():
     native = load(sys.argv[1])
-    for kernels in (selections, steps, draws, groups, convolutions):
+    for kernels in (selections, steps, draws, groups, blocks, convolutions):
         one, many = kernels(native, 1), kernels(native, THREADS)
         assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, many, strict=True)), kernels.__name__
         print(f"{kernels.__name__}: {len(one)} results, the same on {THREADS} threads")
