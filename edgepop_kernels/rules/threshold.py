@@ -41,7 +41,7 @@ class Threshold(Rule):
             allowed = "a number in [0, 1]" if self.of == "sigmoid" else "a number"
             raise ValueError(f"cutoff: expected {allowed}, got {self.cutoff}")
         object.__setattr__(self, "cutoff", float(self.cutoff))
-        _ = self._largest_dropped_key  # found now: torch.compile takes it as a number, and cannot follow how it is found
+        _ = self._largest_dropped_key  # found now: torch.compile cannot follow how, and takes it as a number
 
     def __repr__(self) -> str:
         return f"Threshold(cutoff={self.cutoff}, of={self.of!r}{', inclusive=True' if self.inclusive else ''})"
