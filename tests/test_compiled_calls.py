@@ -55,6 +55,23 @@ def test_a_network_is_one_graph_under_every_rule(compiled, rule):
     assert len(made) == 1
 
 
+@pytest.mark.parametrize("rule", [*RULES, ek.Bernoulli(at_eval="round")], ids=str)
+def test_training_and_evaluation_are_a_graph_each(compiled, rule):
+    compile, made = compiled
+    model, x = network(rule), torch.randn(3, 4, 4, 4)
+    model(x)
+    run = compile(model)
+    for _ in range(3):
+        model.train()
+        run(x).sum().backward()
+        model.eval()
+        with torch.no_grad():
+            found = run(x)
+            if rule != ek.Bernoulli():
+                torch.testing.assert_close(found, model(x))
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_what_is_called_beside_it_compiles_nothing_anew(compiled, rule):
     compile, made = compiled

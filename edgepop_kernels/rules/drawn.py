@@ -9,6 +9,8 @@ from ..cut import Bits, Cut
 from .rule import Ops, Rule
 from .threshold import Threshold
 
+_ROUNDED = Threshold(0.5)
+
 
 @dataclass(frozen=True)
 class Bernoulli(Rule):
@@ -33,7 +35,7 @@ class Bernoulli(Rule):
             raise ValueError(f"at_eval: expected 'sample' or 'round', got {self.at_eval!r}")
 
     def settled(self) -> Rule:
-        return Threshold(0.5) if self.at_eval == "round" else self
+        return _ROUNDED if self.at_eval == "round" else self
 
     def select(self, scores: torch.Tensor, ops: Ops) -> Bits:
         seed = torch.randint((1 << 63) - 1, (), dtype=torch.int64, device=scores.device)
