@@ -26,6 +26,20 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def compiled():
+    """(compile, the graphs that dynamo made since the start of the test)."""
+    torch._dynamo.reset()
+    made = []
+
+    def count(graph, inputs):
+        made.append(graph)
+        return graph
+
+    yield lambda model: torch.compile(model, backend=count, fullgraph=True), made
+    torch._dynamo.reset()
+
+
 def pytest_generate_tests(metafunc):
     """Tests under the other instruction sets of this machine: no item for one that it lacks."""
     import isa  # the package, which may import triton

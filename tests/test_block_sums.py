@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from kernels import KERNELS, ON_CPU, device_of, without_native
 
 import edgepop_kernels as ek
 from edgepop_kernels import ops, reference
@@ -16,13 +17,6 @@ from edgepop_kernels.testing.guard import Guarded, guarded_allocations
 # Sums of random bits overflow, and infinities cancel: Triton's interpreter adds with numpy, which says so.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 
-AVAILABLE = [name for name, reason in ek.backends().items() if reason is None]
-ON_GPU = torch.cuda.is_available()
-BACKENDS = [
-    pytest.param(name, marks=pytest.mark.gpu if ON_GPU and name in ("triton", "cuda") else [])
-    for name in AVAILABLE
-    if name != "reference"
-]
 # Blocks along each dimension and along several, of powers of two and not, whole channels and single scores.
 CASES = [
     ((6, 8), (1, 4)),
@@ -57,7 +51,7 @@ def backend(request):
     """``backend(scores, block, of, keep)``: the sums and the bits of the backend that the test is for, among canaries,
     on the CPU."""
     name = request.param
-    device = torch.device("cuda" if ON_GPU and name in ("triton", "cuda") else "cpu")
+    device = device_of(name)
 
     def call(scores, block, of, keep):
         guard = Guarded(scores, device=device)
@@ -118,7 +112,7 @@ def test_the_reference_adds_in_halves_and_repeats_what_is_kept(case):
             assert mask.sum() == ek.kept_count(math.prod(counts), 0.4) * math.prod(block)
 
 
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("backend", KERNELS, indirect=True)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_backend_has_the_sums_and_the_bits_of_the_reference(backend, case):
     shape, block = case
@@ -130,7 +124,7 @@ def test_every_backend_has_the_sums_and_the_bits_of_the_reference(backend, case)
             assert same(found, sums) and torch.equal(packed, bits), (kind, of)
 
 
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("backend", KERNELS, indirect=True)
 @pytest.mark.parametrize("keep", [1.0, 0.999, 1e-9])
 def test_all_blocks_and_one(backend, keep):
     scores = inputs.scores("few", (12, 20))
@@ -139,7 +133,7 @@ def test_all_blocks_and_one(backend, keep):
     assert reference.unpack_mask(bits, scores.shape).sum() == ek.kept_count(20, keep) * 12
 
 
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("backend", KERNELS, indirect=True)
 @pytest.mark.parametrize(
     "case", [((2, 9000), (1, 9000)), ((4100, 3), (4100, 1)), ((2, 2051, 2, 2), (1, 2051, 2, 2))], ids=str
 )
@@ -151,7 +145,7 @@ def test_channels_of_more_terms_than_a_tile_has(backend, case):
     assert torch.equal(found, sums) and torch.equal(packed, bits)
 
 
-@pytest.mark.parametrize("backend", BACKENDS, indirect=True)
+@pytest.mark.parametrize("backend", KERNELS, indirect=True)
 @pytest.mark.parametrize(
     "case", [((32, 64), (4, 1)), ((9, 24, 3, 3), (1, 4, 1, 1)), ((12, 5, 3, 3), (12, 1, 3, 3))], ids=str
 )
@@ -174,7 +168,7 @@ def test_every_instruction_set():
             assert same(found, sums) and torch.equal(native.block_bits(found, cut_of(sums, 0.4), block), bits)
 
 
-@pytest.mark.skipif("native" not in AVAILABLE, reason="the compiled module did not load")
+@without_native
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_every_thread_adds_and_packs_its_share(threads):
     before = torch.get_num_threads()
@@ -197,7 +191,7 @@ def test_every_thread_adds_and_packs_its_share(threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif("native" not in AVAILABLE, reason="the compiled module did not load")
+@without_native
 def test_the_module_refuses_blocks_that_it_would_read_past():
     scores, sums, bits = torch.zeros(8, 8), torch.zeros(16), torch.zeros(64, dtype=torch.uint8)
     cut = torch.zeros(2, dtype=torch.int64)
@@ -211,7 +205,7 @@ def test_the_module_refuses_blocks_that_it_would_read_past():
         native._native.block_sums(scores.data_ptr(), *layout, 0, (8, 2, 1, 1, 1), (1, 3, 1, 1, 1), sums.data_ptr(), 1)
 
 
-@pytest.mark.parametrize("name", [name for name in AVAILABLE if name not in ("triton", "cuda")])
+@pytest.mark.parametrize("name", ON_CPU)
 def test_opcheck(name):
     scores = torch.randn(6, 8)
     sums = reference.block_sums(scores, (2, 4), "abs")

@@ -12,20 +12,6 @@ RULES = [
 ]
 
 
-@pytest.fixture
-def compiled():
-    """(compile, the graphs that dynamo made since the start of the test)."""
-    torch._dynamo.reset()
-    made = []
-
-    def count(graph, inputs):
-        made.append(graph)
-        return graph
-
-    yield lambda model: torch.compile(model, backend=count, fullgraph=True), made
-    torch._dynamo.reset()
-
-
 def network(rule):
     torch.manual_seed(0)
     plain = nn.Sequential(

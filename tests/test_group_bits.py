@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from kernels import KERNELS, ON_CPU, ON_GPU, device_of, without_native
 
 import edgepop_kernels as ek
 from edgepop_kernels import ops, reference
@@ -11,13 +12,6 @@ from edgepop_kernels.backend import native
 from edgepop_kernels.testing import inputs
 from edgepop_kernels.testing.guard import Guarded, guarded_allocations
 
-AVAILABLE = [name for name, reason in ek.backends().items() if reason is None]
-ON_GPU = torch.cuda.is_available()
-BACKENDS = [
-    pytest.param(name, marks=pytest.mark.gpu if ON_GPU and name in ("triton", "cuda") else [])
-    for name in AVAILABLE
-    if name != "reference"
-]
 KINDS = [*inputs.RANKED]
 # Of groups that divide a word of 64 weights and that do not, alone and all, next to each other and far apart.
 CASES = [
@@ -46,10 +40,9 @@ CASES = [
 def packs(request):
     """``packs(scores, kept, group, dim, of)``: the bits of the backend that the test is for, among canaries."""
     name = request.param
-    device = "cuda" if ON_GPU and name in ("triton", "cuda") else "cpu"
 
     def call(scores, *arguments):
-        guard = Guarded(scores, device=torch.device(device))
+        guard = Guarded(scores, device=device_of(name))
         with ek.use_backend(name), guarded_allocations():
             bits = ops.group_bits(guard.tensor, *arguments)
         guard.check("scores")
@@ -80,7 +73,7 @@ def test_the_reference_keeps_the_best_of_each_group(case):
             assert torch.equal(found, one_by_one(scores, *arguments, of))
 
 
-@pytest.mark.parametrize("packs", BACKENDS, indirect=True)
+@pytest.mark.parametrize("packs", KERNELS, indirect=True)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_backend_packs_the_reference_mask(packs, case, request):
     shape, *arguments = case
@@ -92,7 +85,7 @@ def test_every_backend_packs_the_reference_mask(packs, case, request):
             assert torch.equal(packs(scores, *arguments, of), reference.group_bits(scores, *arguments, of)), (kind, of)
 
 
-@pytest.mark.parametrize("packs", BACKENDS, indirect=True)
+@pytest.mark.parametrize("packs", KERNELS, indirect=True)
 @pytest.mark.parametrize(("shape", "dim"), [((32, 64), 1), ((9, 24, 3, 3), 1), ((12, 5, 3, 3), 0)], ids=str)
 def test_layouts_of_the_reference_mask(packs, shape, dim):
     for layout in inputs.layouts(len(shape)):
@@ -106,7 +99,7 @@ def test_every_instruction_set(request):
         test_every_backend_packs_the_reference_mask(native.group_bits, case, request)
 
 
-@pytest.mark.skipif("native" not in AVAILABLE, reason="the compiled module did not load")
+@without_native
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_every_thread_packs_its_share(threads):
     before = torch.get_num_threads()
@@ -122,7 +115,7 @@ def test_every_thread_packs_its_share(threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif("native" not in AVAILABLE, reason="the compiled module did not load")
+@without_native
 @pytest.mark.parametrize("group", [(0, 1, 1), (65, 1, 1), (4, 0, 1), (4, 5, 1), (4, 2, 0), (5, 2, 1)], ids=str)
 def test_the_module_refuses_groups_that_it_would_read_past(group):
     bits = torch.zeros(64, dtype=torch.uint8)
@@ -131,7 +124,7 @@ def test_the_module_refuses_groups_that_it_would_read_past(group):
         native._native.group_bits(scores.data_ptr(), (1, 1, 8, 8), (0, 0, 8, 1), 0, group, bits.data_ptr(), 1)
 
 
-@pytest.mark.parametrize("backend", [name for name in AVAILABLE if name not in ("triton", "cuda")])
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_opcheck(backend):
     with ek.use_backend(backend):
         torch.library.opcheck(torch.ops.edgepop.group_bits.default, (torch.randn(7, 8), 2, 4, 1, "abs"))
