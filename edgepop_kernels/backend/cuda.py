@@ -173,7 +173,7 @@ def _step(updates):
 
 
 def _following(updates, sets, device):
-    """(FollowingArg of csrc/module.cpp, room for coefficients that it points to, to be held until the launch)."""
+    """(FollowingArg of csrc/module/cuda.cpp, room for coefficients that it points to, to be held until the launch)."""
     if not any(u.coefficients.follow for u in updates):
         return ([], [], 0), None
     sources = [(u.coefficients.count, u.coefficients.lr) for u in updates]
@@ -183,8 +183,8 @@ def _following(updates, sets, device):
 
 
 def _selection(layers, chunk):
-    """(cuts, SelectionArg of csrc/module.cpp, what it points to besides) of tuples of (scores, whether they are a copy,
-    kept, of, dimensions).
+    """(cuts, SelectionArg of csrc/module/cuda.cpp, what it points to besides) of tuples of (scores, whether they are a
+    copy, kept, of, dimensions).
 
     The last to be held until the launch: freed after it, it is handed out again behind it on the stream.
     """

@@ -19,7 +19,7 @@ def main(folder):
     os.environ["EDGEPOP_CUDA_ARCHS"] = ""
     platform.machine = lambda: "aarch64"
     build = runpy.run_path("setup.py", run_name="build")
-    sources = [source for source in build["cpp_sources"]() if Path(source) != Path("csrc/module.cpp")]
+    sources = [source for source in build["cpp_sources"]() if Path(source).parent.name != "module"]
     folder.mkdir(parents=True, exist_ok=True)
     text = build["ninja_file"]([*sources, "tests/arm/kernels.cpp"], folder.resolve() / "kernels")
     (folder / "build.ninja").write_text(text.replace(" -shared ", " -static "))
