@@ -193,16 +193,17 @@ def test_every_thread_adds_and_packs_its_share(threads):
 
 @without_native
 def test_the_module_refuses_blocks_that_it_would_read_past():
+    kernels = native.library.kernels
     scores, sums, bits = torch.zeros(8, 8), torch.zeros(16), torch.zeros(64, dtype=torch.uint8)
     cut = torch.zeros(2, dtype=torch.int64)
     layout = (1, 1, 8, 8), (0, 0, 8, 1)
     for counts, sizes in (((8, 2, 1, 1, 1), (1, 0, 1, 1, 1)), ((-8, 2, 1, 1, 1), (1, 4, 1, 1, 1))):
         with pytest.raises(ValueError, match="block: expected a size of at least 1"):
-            native._native.block_sums(scores.data_ptr(), *layout, 0, counts, sizes, sums.data_ptr(), 1)
+            kernels.block_sums(scores.data_ptr(), *layout, 0, counts, sizes, sums.data_ptr(), 1)
         with pytest.raises(ValueError, match="block: expected a size of at least 1"):
-            native._native.block_bits(sums.data_ptr(), cut.data_ptr(), counts, sizes, bits.data_ptr(), 1)
+            kernels.block_bits(sums.data_ptr(), cut.data_ptr(), counts, sizes, bits.data_ptr(), 1)
     with pytest.raises(ValueError, match="block: expected blocks of as many elements"):
-        native._native.block_sums(scores.data_ptr(), *layout, 0, (8, 2, 1, 1, 1), (1, 3, 1, 1, 1), sums.data_ptr(), 1)
+        kernels.block_sums(scores.data_ptr(), *layout, 0, (8, 2, 1, 1, 1), (1, 3, 1, 1, 1), sums.data_ptr(), 1)
 
 
 @pytest.mark.parametrize("name", ON_CPU)

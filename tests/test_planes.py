@@ -123,8 +123,8 @@ def masks_read(monkeypatch):
 
             return call
 
-    module = native._native
-    monkeypatch.setattr(native, "_native", Watching())
+    module = native.library.kernels
+    monkeypatch.setattr(native.library, "kernels", Watching())
     return told
 
 

@@ -176,17 +176,17 @@ def test_the_functions_of_the_backend_take_signs_last():
 
 
 def test_the_module_refuses_what_it_has_no_kernel_for():
-    """Products by signs read bits alone, and such a weight has no gradient; native.py keeps to both."""
+    """Products by signs read bits alone, and such a weight has no gradient; the plans keep to both."""
     t = torch.zeros(64)
     a = t.data_ptr(), 0, (0, 1, 0, 8)
     geometry = (1, 1, 8, 1, 8, 8, 1, 8, 1, 1, 1, 1, 0, 0, 1, 1)
     scores, weight = (0, t.data_ptr(), (8, 1, 0, 0), t.data_ptr(), 0), (*a, t.data_ptr())
     with pytest.raises(ValueError, match="mask: expected packed bits beside a weight of signs, got scores"):
-        native._native.conv_forward(geometry, a, weight, scores, 0, a, 1)
+        native.library.kernels.conv_forward(geometry, a, weight, scores, 0, a, 1)
     with pytest.raises(ValueError, match="mask: expected packed bits beside a weight of signs, got scores"):
-        native._native.conv_backward_input(geometry, a, weight, scores, a, 1)
+        native.library.kernels.conv_backward_input(geometry, a, weight, scores, a, 1)
     with pytest.raises(ValueError, match="weight_grad: expected none beside a weight of signs"):
-        native._native.conv_backward_weight(geometry, a, a, weight, scores, 0, a, 1, a, 1)
+        native.library.kernels.conv_backward_weight(geometry, a, a, weight, scores, 0, a, 1, a, 1)
 
 
 @pytest.mark.slow
