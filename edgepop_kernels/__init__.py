@@ -5,6 +5,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from . import init, interop, optim
+from .attention import join_attention, split_attention
 from .backend import backends, use_backend
 from .bank import MaskBank
 from .conversion import convert, materialize
@@ -31,6 +32,7 @@ from .nn import (
     FusedSupermaskConvTranspose2d,
     FusedSupermaskLinear,
     NonAffineBatchNorm,
+    SplitAttention,
 )
 from .overview import LeftDense, Summary, summary
 from .packing import pack_weights, unpack_weights
@@ -78,6 +80,7 @@ __all__ = [
     "PackedState",
     "Percentile",
     "Rule",
+    "SplitAttention",
     "Summary",
     "Threshold",
     "TopK",
@@ -87,6 +90,7 @@ __all__ = [
     "graphed_step",
     "init",
     "interop",
+    "join_attention",
     "kept_count",
     "load_checkpoint",
     "load_packed",
@@ -110,6 +114,7 @@ __all__ = [
     "select_all",
     "set_keep",
     "share_selection",
+    "split_attention",
     "summary",
     "train_masks",
     "train_weights",

@@ -311,6 +311,8 @@ def _left_message(model: nn.Module, layers: dict[str, nn.Module], meant: Iterabl
     more = ""
     if any(type(m) in KINDS for m in modules):
         more += "; include='*' masks plain layers beside those of another project"
+    if any(type(m) is nn.MultiheadAttention for m in modules):
+        more += "; split_attention(model) before convert makes layers of what attention multiplies by"
     if unknown := unknown_kinds(modules):
         more += f"; where {' or '.join(unknown)} has masks, edgepop_kernels.interop.register makes it known"
     return (

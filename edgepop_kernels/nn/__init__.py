@@ -6,6 +6,7 @@ us is a table (``kinds``), what trains in them the other axis (``subnet``, ``sup
 they meet.
 """
 
+from .attention import SplitAttention
 from .kinds import KINDS
 from .masked import CLASSES, MaskedLayer
 from .norm import NonAffineBatchNorm
@@ -51,4 +52,5 @@ __all__ = [
     "FusedSupermaskLinear",
     "MaskedLayer",
     "NonAffineBatchNorm",
+    "SplitAttention",
 ]

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+import edgepop_kernels as ek
+
 
 def image(size: int) -> Callable[[], dict[str, torch.Tensor]]:
     return lambda: {"x": torch.randn(3, 3, size, size)}
@@ -82,6 +84,12 @@ def vit(models):
     return models.VisionTransformer(32, 8, num_layers=2, num_heads=3, hidden_dim=48, mlp_dim=96, num_classes=10)
 
 
+def split_vit(models):
+    model = vit(models)
+    ek.split_attention(model)
+    return model
+
+
 def resnetv2(timm):
     return timm.models.resnetv2.ResNetV2([1, 1, 1, 1], channels=[128] * 4, num_classes=10, stem_chs=32)
 
@@ -106,6 +114,7 @@ NETWORKS = {
     "ConvNeXt": of_torchvision(convnext, image(32)),
     "Swin": of_torchvision(swin, image(32), (*QKV, "*.attn.proj")),
     "ViT": of_torchvision(vit, image(32)),
+    "ViT, its attention split": of_torchvision(split_vit, image(32)),
     "Mask R-CNN's head": of_torchvision(mask_head, lambda: {"input": torch.randn(3, 7, 9, 9)}),
     "MobileNetV2": of_timm("mobilenetv2_035", image(48), subclasses=("Conv2dSame",), pad_type="same"),
     "ResNetV2": Network("timm", resnetv2, image(48), subclasses=("StdConv2d",)),
