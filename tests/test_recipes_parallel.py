@@ -105,6 +105,13 @@ def test_a_stop_asked_of_one_rank_stops_both_and_resumes_to_the_same_run(togethe
     assert (stopped / "log.csv").read_bytes() == (straight / "log.csv").read_bytes()
 
 
+def test_the_threads_of_the_group_end_with_it(together):
+    """One that outlives it may ask for Python's lock while Python ends, which aborts the process."""
+    for rank in range(2):
+        names = json.loads((together / f"threads{rank}.json").read_text())
+        assert not [name for name in names if "gloo" in name]
+
+
 def test_rank_0_alone_leads(seen, together):
     assert [rank["leads"] for rank in seen] == [True, False]
     assert seen[0]["accuracy"] == seen[1]["accuracy"]

@@ -1,6 +1,7 @@
 """What test_recipes_parallel has two processes do together: ``torchrun ... two_ranks.py FOLDER``.
 
-Runs land in FOLDER; what each rank saw, in FOLDER/rank0.json and rank1.json.
+Runs land in FOLDER; what each rank saw, in FOLDER/rank0.json and rank1.json; the threads that it had in the end, in
+FOLDER/threads0.json and threads1.json.
 """
 
 import json
@@ -53,6 +54,13 @@ def fail(words):
     raise UserError(words)
 
 
+def threads():
+    """The names of this process's threads, where the system tells."""
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+
+
 if __name__ == "__main__":
-    with parallel.join():
-        main(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    with parallel.join() as world:
+        main(folder)
+    (folder / f"threads{world.rank}.json").write_text(json.dumps(threads()))

@@ -144,11 +144,12 @@ def join() -> Iterator[World]:
 def leave() -> None:
     """Leaves the group of processes; networks that were wrapped in it cannot train together any more.
 
-    They let go of it first. A reducer that is the last to hold the group would wait for the group's threads with
-    Python's lock in its hand, and one of these may still want the lock, to be done with its last sum.
+    They let go of it first, so that the group's threads end here. One that is still about to drop its last sum wants
+    Python's lock: a reducer that is the last to hold the group would wait for it with the lock in its hand, and a
+    network that holds the group while Python ends would have it ask for a lock that is gone, which aborts the process.
     """
     for parallel in _wrapped:
-        parallel.reducer = parallel.logger = None
+        parallel.reducer = parallel.logger = parallel.process_group = None
     dist.destroy_process_group()
 
 
