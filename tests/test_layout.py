@@ -47,6 +47,7 @@ ORDER = [
     "schedules",
     "bank",
     "conversion",
+    "attention",
     "packing",
     "phases",
     "graphed",
