@@ -87,6 +87,20 @@ def test_convolutions_are_those_of_the_mask(backend, itself, layout, rule):
         assert_close("ds", scores.grad, expected, torch.float32)
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["selects", "cut"])
+@pytest.mark.parametrize("rule", [ek.NM(2, 4), ek.Block(0.5, (1, 1, 3)), ek.Block(0.5, (2, 4, 1))], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_of_one_dimension_go_by_the_shape_of_their_own_weight(transposed, rule, given):
+    product = ek.masked_conv_transpose1d if transposed else ek.masked_conv1d
+    torchs = F.conv_transpose1d if transposed else F.conv1d
+    x, weight, scores = torch.randn(2, 4, 11), torch.randn(4, 4, 3), torch.randn(4, 4, 3)
+    y = product(x, weight, scores, rule, cut=ek.select(scores, rule) if given else None)
+    assert_close("y", y, torchs(x.double(), weight.double() * ek.mask(scores, rule)), torch.float32)
+    kind = ek.FusedSubnetConvTranspose1d if transposed else ek.FusedSubnetConv1d
+    layer = kind(4, 4, 3, rule=rule)
+    assert_close("y", layer(x), layer.materialize().double()(x.double()), torch.float32)
+
+
 @pytest.mark.parametrize("method", ["subnet", "sparse"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_network_trains_as_under_its_masks_and_keeps_its_structure(method, rule):

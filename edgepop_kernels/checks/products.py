@@ -185,7 +185,6 @@ def _operands(
 ) -> None:
     tensor("x", x)
     rule(rule_)
-    rule_.check(weight.shape)
     dtype, device = x.dtype, x.device
     if dtype not in FLOATING:
         raise TypeError(f"x: expected float32, bfloat16, float16 or float64, got {dtype}")

@@ -156,10 +156,21 @@ def is_channels_last(t: torch.Tensor) -> bool:
     return t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
 
 
+def by_its_shape(
+    weight: torch.Tensor, scores: torch.Tensor | None, rule: Rule, cut: Selection | None
+) -> Selection | None:
+    """The selection under a rule that may go by the shape of a weight, which is about to be handed on as a view; one
+    that ranks does not."""
+    if cut is not None or rule.fixed or rule.ranks:
+        return cut
+    return select(weight if scores is None else scores, rule)
+
+
 def one_pixel_high(
-    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    x: torch.Tensor, weight: torch.Tensor, scores: torch.Tensor | None, rule: Rule, cut: Selection | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, Selection | None]:
     """Operands of one dimension as those of two."""
+    cut = by_its_shape(weight, scores, rule, cut)
     if scores is not None and scores.dim() == 3:  # packed bits have no shape
         scores = scores.unsqueeze(2)
-    return x.unsqueeze(-2), weight.unsqueeze(2), scores
+    return x.unsqueeze(-2), weight.unsqueeze(2), scores, cut

@@ -143,7 +143,7 @@ def conv1d_product(
     signs: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``masked_conv1d`` for layers, as ``linear_product``. geometry: that of the images, their height first."""
-    x, weight, scores = one_pixel_high(x, weight, scores)
+    x, weight, scores, cut = one_pixel_high(x, weight, scores, rule, cut)
     return conv2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update, signs).squeeze(-2)
 
 

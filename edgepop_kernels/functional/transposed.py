@@ -151,7 +151,7 @@ def conv_transpose1d_product(
 ) -> torch.Tensor:
     """``masked_conv_transpose1d`` for layers, as ``linear_product``. geometry: that of the images, their height
     first."""
-    x, weight, scores = one_pixel_high(x, weight, scores)
+    x, weight, scores, cut = one_pixel_high(x, weight, scores, rule, cut)
     return conv_transpose2d_product(x, weight, scores, rule, bias, geometry, cut, watched, update, signs).squeeze(-2)
 
 
