@@ -12,22 +12,32 @@ from .conversion import convert, materialize
 from .cut import Bits, Cut
 from .effective import masked, masked_weight, mixed_weight
 from .export import PackedLayer, PackedState, load_packed, model_card, save_onnx, save_packed
-from .functional import masked_conv1d, masked_conv2d, masked_conv_transpose1d, masked_conv_transpose2d, masked_linear
+from .functional import (
+    masked_conv1d,
+    masked_conv2d,
+    masked_conv3d,
+    masked_conv_transpose1d,
+    masked_conv_transpose2d,
+    masked_linear,
+)
 from .graphed import graphed_step
 from .interop.load import Loaded, load_checkpoint
 from .nn import (
     FusedSparseConv,
     FusedSparseConv1d,
+    FusedSparseConv3d,
     FusedSparseConvTranspose1d,
     FusedSparseConvTranspose2d,
     FusedSparseLinear,
     FusedSubnetConv,
     FusedSubnetConv1d,
+    FusedSubnetConv3d,
     FusedSubnetConvTranspose1d,
     FusedSubnetConvTranspose2d,
     FusedSubnetLinear,
     FusedSupermaskConv,
     FusedSupermaskConv1d,
+    FusedSupermaskConv3d,
     FusedSupermaskConvTranspose1d,
     FusedSupermaskConvTranspose2d,
     FusedSupermaskLinear,
@@ -57,16 +67,19 @@ __all__ = [
     "Frozen",
     "FusedSparseConv",
     "FusedSparseConv1d",
+    "FusedSparseConv3d",
     "FusedSparseConvTranspose1d",
     "FusedSparseConvTranspose2d",
     "FusedSparseLinear",
     "FusedSubnetConv",
     "FusedSubnetConv1d",
+    "FusedSubnetConv3d",
     "FusedSubnetConvTranspose1d",
     "FusedSubnetConvTranspose2d",
     "FusedSubnetLinear",
     "FusedSupermaskConv",
     "FusedSupermaskConv1d",
+    "FusedSupermaskConv3d",
     "FusedSupermaskConvTranspose1d",
     "FusedSupermaskConvTranspose2d",
     "FusedSupermaskLinear",
@@ -98,6 +111,7 @@ __all__ = [
     "masked",
     "masked_conv1d",
     "masked_conv2d",
+    "masked_conv3d",
     "masked_conv_transpose1d",
     "masked_conv_transpose2d",
     "masked_linear",

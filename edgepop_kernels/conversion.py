@@ -48,8 +48,8 @@ def convert(
     norm: Literal["keep", "non-affine"] = "keep",
     **options: "Unpack[_OfSupermasks]",
 ) -> Model:
-    """Turns linear layers and convolutions of ``model`` (1-d and 2-d, transposed too) into masked ones, in place, and
-    returns it.
+    """Turns linear layers and convolutions of ``model`` (1-d to 3-d; 1-d and 2-d transposed) into masked ones, in
+    place, and returns it.
 
     rule              for every converted layer; default ``TopK(0.5)``, for supermasks ``Threshold(0.5)``
     method            which layers: "subnet" (FusedSubnet*: frozen weights, edge-popup; the default), "supermask"

@@ -40,7 +40,7 @@ LEFT = {
     "a subclass": (StdConv2d(3, 5, 3, bias=False), r"1 StdConv2d \(1: 135 weights\)"),
     "GPT-2's layers": (Conv1D(7, 9), r"1 Conv1D \(1: 63 weights\), 2 biases"),
     "recurrent": (nn.LSTM(3, 2, bias=False), r"1 LSTM\.weight_ih_l0 \(1: 24 .*1 LSTM\.weight_hh_l0 \(1: 16"),
-    "of three dimensions": (nn.Conv3d(3, 5, 3, bias=False), r"1 Conv3d \(1: 405 weights\), 1 bias\."),
+    "of three dimensions": (nn.ConvTranspose3d(3, 5, 3, bias=False), r"1 ConvTranspose3d \(1: 405 weights\), 1 bias\."),
     "attention": (
         nn.MultiheadAttention(6, 2),
         r"1 MultiheadAttention\.in_proj_weight \(1: 108 .*1 NonDynamicallyQuantizableLinear \(1\.out_proj: 36",

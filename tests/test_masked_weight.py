@@ -233,12 +233,13 @@ LAYERS = {
     "subnet": lambda: ek.FusedSubnetConv(3, 7, 3, padding=1, keep=0.3),
     "linear": lambda: ek.FusedSubnetLinear(17, 13, keep=0.3),
     "conv1d": lambda: ek.FusedSubnetConv1d(3, 7, 3, padding=1, keep=0.3),
+    "conv3d": lambda: ek.FusedSubnetConv3d(3, 7, 3, padding=1, keep=0.3),
     "sparse": lambda: ek.FusedSparseConv(3, 7, 3, padding=1, keep=0.3),
     "supermask": lambda: ek.FusedSupermaskConv(3, 7, 3, padding=1),
     "rescaled": lambda: ek.FusedSupermaskConv(3, 7, 3, padding=1, rescale=True),
     "drawn": lambda: ek.FusedSupermaskLinear(17, 13, rule=ek.Bernoulli()),
 }
-INPUTS = {nn.Conv2d: (2, 3, 9, 9), nn.Conv1d: (2, 3, 9), nn.Linear: (5, 17)}
+INPUTS = {nn.Conv2d: (2, 3, 9, 9), nn.Conv1d: (2, 3, 9), nn.Conv3d: (2, 3, 4, 5, 6), nn.Linear: (5, 17)}
 
 
 def by_masked_weight(layer, x):
@@ -246,7 +247,8 @@ def by_masked_weight(layer, x):
     weight = layer.masked_weight()
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, layer.bias)
-    return (F.conv1d if isinstance(layer, nn.Conv1d) else F.conv2d)(x, weight, layer.bias, padding=1)
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[weight.dim()]
+    return convolve(x, weight, layer.bias, padding=1)
 
 
 @pytest.mark.parametrize("state", ["as it is", "frozen", "trained weight", "packed", "channels_last"])
@@ -264,8 +266,8 @@ def test_a_layer_by_its_masked_weight_is_the_layer(backend, name, state):
             pytest.skip("its weight scores itself")
         ek.init.signed_constant_(layer.weight)
         ek.pack_weights(layer)
-    elif state == "channels_last" and layer.weight.dim() == 4:
-        layer.to(memory_format=torch.channels_last)
+    elif state == "channels_last" and layer.weight.dim() > 3:
+        layer.to(memory_format=torch.channels_last if layer.weight.dim() == 4 else torch.channels_last_3d)
     x = torch.randn(next(shape for kind, shape in INPUTS.items() if isinstance(layer, kind)))
     twin = copy.deepcopy(layer)
     torch.manual_seed(1)

@@ -16,6 +16,7 @@ LAYERS = [
     *(ek.FusedSubnetConv, ek.FusedSubnetLinear, ek.FusedSupermaskConv, ek.FusedSupermaskLinear),
     *(ek.FusedSparseConv, ek.FusedSparseLinear),
     *(ek.FusedSubnetConv1d, ek.FusedSupermaskConv1d, ek.FusedSparseConv1d),
+    *(ek.FusedSubnetConv3d, ek.FusedSupermaskConv3d, ek.FusedSparseConv3d),
     *(ek.FusedSubnetConvTranspose1d, ek.FusedSupermaskConvTranspose1d, ek.FusedSparseConvTranspose1d),
     *(ek.FusedSubnetConvTranspose2d, ek.FusedSupermaskConvTranspose2d, ek.FusedSparseConvTranspose2d),
 ]
@@ -35,6 +36,7 @@ def test_a_layer_adds_names_for_users_alone(kind):
         for plain, sizes, shape in (
             (nn.Conv2d, (3, 4, 1), (3, 5, 5)),
             (nn.Conv1d, (3, 4, 1), (3, 5)),
+            (nn.Conv3d, (3, 4, 1), (3, 5, 5, 5)),
             (nn.ConvTranspose2d, (3, 4, 1), (3, 5, 5)),
             (nn.ConvTranspose1d, (3, 4, 1), (3, 5)),
             (nn.Linear, (3, 4), (5, 3)),

@@ -18,9 +18,9 @@ from edgepop_kernels.nn import KINDS
 
 PACKAGE = Path(ek.__file__).parent
 LAYERS = [
-    *(ek.FusedSubnetConv, ek.FusedSubnetConv1d, ek.FusedSubnetLinear),
-    *(ek.FusedSparseConv, ek.FusedSparseConv1d, ek.FusedSparseLinear),
-    *(ek.FusedSupermaskConv, ek.FusedSupermaskConv1d, ek.FusedSupermaskLinear),
+    *(ek.FusedSubnetConv, ek.FusedSubnetConv1d, ek.FusedSubnetConv3d, ek.FusedSubnetLinear),
+    *(ek.FusedSparseConv, ek.FusedSparseConv1d, ek.FusedSparseConv3d, ek.FusedSparseLinear),
+    *(ek.FusedSupermaskConv, ek.FusedSupermaskConv1d, ek.FusedSupermaskConv3d, ek.FusedSupermaskLinear),
     *(ek.FusedSubnetConvTranspose1d, ek.FusedSparseConvTranspose1d, ek.FusedSupermaskConvTranspose1d),
     *(ek.FusedSubnetConvTranspose2d, ek.FusedSparseConvTranspose2d, ek.FusedSupermaskConvTranspose2d),
 ]

@@ -8,11 +8,15 @@ from .geometry import (
     Pairs,
     Single,
     TransposedPairs,
+    Triple,
+    Triples,
     groups_of,
+    named_padding,
     pair,
     reach,
     single,
     transposed_size,
+    triple,
 )
 from .values import dims, rule, shape_of, tensor
 from .weights import FLOATING, no_trace, of_weights_shape, scores_of, signs_of
@@ -75,12 +79,7 @@ def conv2d(
         expected = f"{in_channels * groups} channels for weight {shape_of(weight)} and groups={groups}"
         raise ValueError(f"x: expected {expected}, got {channels}")
     if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding: expected 'same', 'valid' or numbers, got {padding!r}")
-        if padding == "same" and stride != (1, 1):
-            raise ValueError(f"padding: 'same' needs stride 1, got stride {stride}")
-        if padding == "valid":
-            padding = (0, 0)
+        padding = "same" if named_padding(padding, stride) else (0, 0)
     else:
         padding = pair("padding", padding, 0)
     if not isinstance(padding, str):
@@ -104,6 +103,44 @@ def conv1d(
     _lines(x, weight, scores, rule_, "(O, C / groups, k)")
     around = padding if isinstance(padding, str) else (0, single("padding", padding))
     return (1, single("stride", stride)), around, (1, single("dilation", dilation)), groups
+
+
+def conv3d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scores: torch.Tensor | None,
+    rule_: Rule,
+    stride: Triple,
+    padding: Triple | str,
+    dilation: Triple,
+    groups: int,
+) -> Triples:
+    """Checks what a convolution of images does not, and returns the geometry, its numbers as triples; padding stays
+    "same" where it is that."""
+    no_trace()
+    tensor("x", x)
+    tensor("weight", weight)
+    rule(rule_)
+    dims("x", x, (4, 5), "(N, C, D, H, W) or (C, D, H, W)")
+    dims("weight", weight, (5,), "(O, C / groups, kd, kh, kw)")
+    if isinstance(scores, torch.Tensor) and not rule_.fixed:
+        of_weights_shape(weight, scores)
+    stride, dilation = triple("stride", stride, 1), triple("dilation", dilation, 1)
+    if isinstance(padding, str):
+        padding = "same" if named_padding(padding, stride) else (0, 0, 0)
+    else:
+        padding = triple("padding", padding, 0)
+    groups_of(groups, weight.shape[0], "output")
+    channels = weight.shape[1] * groups
+    if x.shape[-4] != channels:
+        expected = f"{channels} channels for weight {shape_of(weight)} and groups={groups}"
+        raise ValueError(f"x: expected {expected}, got {x.shape[-4]}")
+    if not isinstance(padding, str):
+        for axis, size, kernel, around, apart in zip(
+            "DHW", x.shape[-3:], weight.shape[2:], padding, dilation, strict=True
+        ):
+            reach(axis, size, kernel, around, apart)
+    return stride, padding, dilation, groups
 
 
 def conv_transpose2d(

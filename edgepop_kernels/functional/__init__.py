@@ -14,16 +14,19 @@ from .transposed import (
     masked_conv_transpose2d,
     transposed_linear_product,
 )
+from .volumes import conv3d_product, masked_conv3d
 
 __all__ = [
     "checked_cut",
     "conv1d_product",
     "conv2d_product",
+    "conv3d_product",
     "conv_transpose1d_product",
     "conv_transpose2d_product",
     "linear_product",
     "masked_conv1d",
     "masked_conv2d",
+    "masked_conv3d",
     "masked_conv_transpose1d",
     "masked_conv_transpose2d",
     "masked_linear",

@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import Proxy
 
 from .. import functional, torch_private
-from ..checks import Geometry, TransposedGeometry
+from ..checks import Geometry, Geometry3d, TransposedGeometry
 from ..effective import weight_of_codes
 from ..masks import full_bits
 from ..rules import Frozen
@@ -125,6 +125,24 @@ def _conv1d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
     return self._in_graph(x) if isinstance(x, Proxy) else self._output(x)
 
 
+def _conv3d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometry3d]:
+    x, padding = _padded(layer, x)
+    return x, (layer.stride, padding, layer.dilation, layer.groups)
+
+
+def _conv3d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
+    """The convolution of ``x`` with the weights that are kept, and the bias.
+
+    x        (N, C, D, H, W) or (C, D, H, W), float32, bfloat16 or float16, any strides
+    returns  (N, O, D', H', W') or (O, D', H', W') in x's dtype, under autocast in autocast's; channels_last_3d where x
+             is
+
+    The cut is selected here, unless it is known: from ``share_selection``, or from a step of an optimizer of
+    ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
+    """
+    return self._in_graph(x) if isinstance(x, Proxy) else self._output(x)
+
+
 def _transposed_shape(layer: Any) -> torch.Size:
     return torch.Size((layer.in_channels, layer.out_channels // layer.groups, *layer.kernel_size))
 
@@ -180,6 +198,7 @@ KINDS: dict[type[nn.Module], Kind] = {
     nn.Conv2d: Kind(functional.conv2d_product, _conv_shape, _conv2d_operands, _conv2d_forward),
     nn.Linear: Kind(functional.linear_product, _linear_shape, _linear_operands, _linear_forward, (past_no_forward,)),
     nn.Conv1d: Kind(functional.conv1d_product, _conv_shape, _conv1d_operands, _conv1d_forward, updates=False),
+    nn.Conv3d: Kind(functional.conv3d_product, _conv_shape, _conv3d_operands, _conv3d_forward, updates=False),
     nn.ConvTranspose2d: Kind(
         functional.conv_transpose2d_product, _transposed_shape, _conv_transpose2d_operands, _conv_transpose2d_forward
     ),

@@ -322,8 +322,7 @@ class MaskedLayer(Turns, Plain, Packed, Saved, AmongTools):
         def keep_float32(t: torch.Tensor) -> torch.Tensor:
             moved = fn(t)
             if any(t is s for s in held) and moved.dtype != torch.float32:
-                last = moved.dim() == 4 and moved.is_contiguous(memory_format=torch.channels_last)
-                return t.to(moved.device, memory_format=torch.channels_last if last else torch.preserve_format)
+                return t.to(moved.device, memory_format=_format_of(moved))
             return moved
 
         return super()._apply(keep_float32, recurse)  # type: ignore[no-untyped-call]  # as torch has it
@@ -335,3 +334,10 @@ class MaskedLayer(Turns, Plain, Packed, Saved, AmongTools):
         """The text of ``print(layer)`` between the parentheses: torch's, and the rule."""
         packed = ", packed weight" if self._weight_is_packed() else ""
         return f"{super().extra_repr()}, rule={self.rule}{packed}"
+
+
+def _format_of(t: torch.Tensor) -> torch.memory_format:
+    for dims, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if t.dim() == dims and t.is_contiguous(memory_format=memory_format):
+            return memory_format
+    return torch.preserve_format

@@ -15,6 +15,7 @@ from .kinds import Kind
 # Of the constructors of torch's layers, as a type checker is told of them.
 Size1 = int | tuple[int]
 Size2 = int | tuple[int, int]
+Size3 = int | tuple[int, int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Device = torch.device | str | int | None
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..rules import Rule, checked_drop, keeps_best
-from .parts import Device, PaddingMode, Size1, Size2
+from .parts import Device, PaddingMode, Size1, Size2, Size3
 from .subnet import Subnet
 
 
@@ -117,6 +117,38 @@ class FusedSparseConv1d(SelfScored, nn.Conv1d):
         ) -> None: ...
 
         def materialize(self) -> nn.Conv1d: ...
+
+
+class FusedSparseConv3d(SelfScored, nn.Conv3d):
+    """A layer of ``nn.Conv3d`` that uses its largest weights and trains all: Discovering Neural Wirings.
+
+    nn.Conv3d's arguments, then keep or rule, as ``FusedSparseConv`` takes them. Input (N, C, D, H, W) or (C, D, H,
+    W), as ``masked_conv3d`` with ``scores=None``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size3,
+            stride: Size3 = 1,
+            padding: Size3 | str = 0,
+            dilation: Size3 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv3d: ...
 
 
 class FusedSparseConvTranspose2d(SelfScored, nn.ConvTranspose2d):

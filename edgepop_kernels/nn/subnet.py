@@ -7,7 +7,7 @@ from torch import nn
 
 from ..rules import Rule, ranked_rule
 from .masked import MaskedLayer
-from .parts import Device, PaddingMode, Size1, Size2
+from .parts import Device, PaddingMode, Size1, Size2, Size3
 
 
 class Subnet(MaskedLayer):
@@ -91,6 +91,38 @@ class FusedSubnetConv1d(Subnet, nn.Conv1d):
         ) -> None: ...
 
         def materialize(self) -> nn.Conv1d: ...
+
+
+class FusedSubnetConv3d(Subnet, nn.Conv3d):
+    """A layer of ``nn.Conv3d`` that uses the subnetwork its scores select: edge-popup (Ramanujan et al. 2020).
+
+    nn.Conv3d's arguments, then keep or rule, as ``FusedSubnetConv`` takes them. Input (N, C, D, H, W) or (C, D, H,
+    W), as ``masked_conv3d``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size3,
+            stride: Size3 = 1,
+            padding: Size3 | str = 0,
+            dilation: Size3 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            keep: float | None = None,
+            rule: Rule | None = None,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv3d: ...
 
 
 class FusedSubnetConvTranspose2d(Subnet, nn.ConvTranspose2d):

@@ -13,7 +13,7 @@ from ..cut import Selection
 from ..masks import popcount
 from ..rules import Rule, Threshold, keeps_best
 from .masked import MaskedLayer
-from .parts import Device, PaddingMode, Size1, Size2
+from .parts import Device, PaddingMode, Size1, Size2, Size3
 
 
 class Supermask(MaskedLayer):
@@ -284,6 +284,40 @@ class FusedSupermaskConv1d(Supermask, nn.Conv1d):
         ) -> None: ...
 
         def materialize(self) -> nn.Conv1d: ...
+
+
+class FusedSupermaskConv3d(Supermask, nn.Conv3d):
+    """A layer of ``nn.Conv3d`` under a supermask (Zhou et al. 2019; thresholded: 1[sigmoid(s) > 0.5]).
+
+    nn.Conv3d's arguments, then rule, scores_init, mask_bias and rescale as in ``FusedSupermaskConv``. Input (N, C,
+    D, H, W) or (C, D, H, W), as ``masked_conv3d``.
+    """
+
+    if TYPE_CHECKING:
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(
+            self,
+            in_channels: int,
+            out_channels: int,
+            kernel_size: Size3,
+            stride: Size3 = 1,
+            padding: Size3 | str = 0,
+            dilation: Size3 = 1,
+            groups: int = 1,
+            bias: bool = True,
+            padding_mode: PaddingMode = "zeros",
+            device: Device = None,
+            dtype: torch.dtype | None = None,
+            *,
+            rule: Rule | None = None,
+            scores_init: float | None = None,
+            mask_bias: bool = False,
+            rescale: bool = False,
+        ) -> None: ...
+
+        def materialize(self) -> nn.Conv3d: ...
 
 
 class FusedSupermaskConvTranspose2d(Supermask, nn.ConvTranspose2d):

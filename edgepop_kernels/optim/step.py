@@ -37,7 +37,7 @@ class _Scores:
 
     def ranking(self, p: torch.Tensor) -> Ranking | None:
         """None where the cut does not follow from ``p`` alone: under other rules, in a plain layer, or where the layer
-        has other scores by now."""
+        has other scores by now; and where no kernel ranks them as they lie."""
         layer = self.layer
         if not isinstance(layer, MaskedLayer):
             return None
@@ -48,10 +48,15 @@ class _Scores:
         if rule is not self.rule:
             self.kept = checked_kept(rule, p.numel()) if rule.ranks and not rule.together else 0
             self.rule = rule
-        if self.kept == 0:
+        if self.kept == 0 or (p.dim() > 4 and not _lies_in_volumes(p)):
             return None
         last = layer._cuts.last  # the hint of a rule that ranks, asked in place
         return self.kept, rule.of, last if last is not None and last.of == rule.of else None, ranked is not None
+
+
+def _lies_in_volumes(p: torch.Tensor) -> bool:
+    """Whether the dimensions of a kernel of three or more are one where they lie, as backends rank them."""
+    return p.is_contiguous() or (p.dim() == 5 and p.is_contiguous(memory_format=torch.channels_last_3d))
 
 
 class ScoreOptimizer(_Base):

@@ -24,7 +24,7 @@ def select_planes(scores, kept, of, hint, wanted):
     hints = [0] * len(scores) if hint is None else range(hint.data_ptr(), hint.data_ptr() + 16 * len(scores), 16)
     for s in scores:
         if s.dim() > 4:  # held until the call is over
-            scores = [s if s.dim() <= 4 else s.reshape(-1) for s in scores]
+            scores = [_at_most_four(s) for s in scores]
             break
     into, rankings = cuts.data_ptr(), []
     for s, m, kind, start, wants in zip(scores, kept, of, hints, wanted, strict=True):
@@ -56,17 +56,22 @@ def _ranking(scores, kept, of, cut, hint, wants):
 
 def fingerprint(scores: Sequence[torch.Tensor]) -> Callable[[], object] | None:
     """A function that makes something to compare of all the scores where they lie, which most writes of one change; to
-    be called while they lie there. None where it cannot be had at once: on a GPU, of more than four dimensions, of what
-    is no plain memory, and without the native module."""
+    be called while they lie there. None where it cannot be had at once: on a GPU, of more dimensions than lie as four
+    would, of what is no plain memory, and without the native module."""
     if library.kernels is None:
         return None
     looks = []
     for s in scores:
-        lead = 4 - s.dim()
-        if s.device.type != "cpu" or lead < 0 or type(s) not in torch_private.PLAIN or s.is_neg() or s._is_zerotensor():
+        if s.device.type != "cpu" or type(s) not in torch_private.PLAIN or s.is_neg() or s._is_zerotensor():
             return None
+        where = s.data_ptr()
+        if s.dim() > 4:
+            s = _at_most_four(s)
+            if s.data_ptr() != where:
+                return None
+        lead = 4 - s.dim()
         size, stride = (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()
-        looks.append(functools.partial(library.kernels.fingerprint, s.data_ptr(), size, stride))
+        looks.append(functools.partial(library.kernels.fingerprint, where, size, stride))
     return looks[0] if len(looks) == 1 else lambda: [look() for look in looks]
 
 
@@ -81,6 +86,8 @@ def step(updates, rankings):
             addresses[i] = moment.data_ptr()
         parameters.append((value.data_ptr(), grad.data_ptr(), addresses, value.numel(), coefficients[:2]))
     for (value, *_), (kept, of, hint, wants) in zip(updates, rankings, strict=False):  # those that are scores first
+        if value.dim() > 4:
+            value = _at_most_four(value)  # a view: else there is no ranking
         bits, layer = _ranking(value, kept, of, into, 0 if hint is None else hint.data.data_ptr(), wants)
         planes.append(bits)
         layers.append(layer)
@@ -91,14 +98,14 @@ def step(updates, rankings):
 
 def draw(scores, seed):
     bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8)
-    s = scores if scores.dim() <= 4 else scores.reshape(-1)
+    s = _at_most_four(scores)
     library.kernels.draw(s.data_ptr(), *_sequence(s), seed.data_ptr(), bits.data_ptr(), torch.get_num_threads())
     return bits
 
 
 def mask_bits(scores, cut, of):
     bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8)
-    s = scores if scores.dim() <= 4 else scores.reshape(-1)
+    s = _at_most_four(scores)
     cut, threads = cut.contiguous(), torch.get_num_threads()
     library.kernels.mask_bits(s.data_ptr(), *_sequence(s), OF[of], cut.data_ptr(), bits.data_ptr(), threads)
     return bits
@@ -107,7 +114,7 @@ def mask_bits(scores, cut, of):
 def group_bits(scores, kept, group, dim, of):
     bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8)
     apart = max(math.prod(scores.shape[dim + 1 :]), 1)  # without elements there is no group, however far apart
-    s = scores if scores.dim() <= 4 else scores.reshape(-1)
+    s = _at_most_four(scores)
     groups = group, kept, apart
     library.kernels.group_bits(s.data_ptr(), *_sequence(s), OF[of], groups, bits.data_ptr(), torch.get_num_threads())
     return bits
@@ -116,7 +123,7 @@ def group_bits(scores, kept, group, dim, of):
 def block_sums(scores, block, of):
     counts, sizes = _blocks([n // size for n, size in zip(scores.shape, block, strict=True)], block)
     sums = torch.empty(counts[: scores.dim()], dtype=torch.float32)
-    s = scores if scores.dim() <= 4 else scores.reshape(-1)
+    s = _at_most_four(scores)
     threads = torch.get_num_threads()
     library.kernels.block_sums(s.data_ptr(), *_sequence(s), OF[of], counts, sizes, sums.data_ptr(), threads)
     return sums
@@ -134,6 +141,11 @@ def _blocks(counts, sizes):
     """As five dimensions, the number of blocks in each and their size."""
     behind = (1,) * (5 - len(counts))
     return (*counts, *behind), (*sizes, *behind)
+
+
+def _at_most_four(scores):
+    """Scores of any dimensions as those of at most four: of a convolution of volumes a view, else a copy perhaps."""
+    return scores if scores.dim() <= 4 else scores.flatten(2)
 
 
 def _sequence(scores):
