@@ -96,8 +96,9 @@ def cuts_of(scores, of, counts, hints=None):
 def check_planes(scores, of, cuts, planes):
     signs = reference.pack_mask(torch.signbit(scores))
     signs[-1] = not bool((scores.abs() > 0).all())  # zeros and NaNs, whose gradient has no sign
+    told = scores if scores.dim() <= 4 else scores.flatten(2)  # of four dimensions at most
     for cut, written in zip(cuts, planes, strict=True):
-        assert (written is not None) == (scores.is_contiguous() or scores.dim() > 4)  # told as one sequence
+        assert (written is not None) == told.is_contiguous()
         if written is not None:
             assert torch.equal(written[0], reference.mask_bits(scores, cut, of))
             assert len(written) == (2 if of == "abs" else 1)
