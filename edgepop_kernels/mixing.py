@@ -5,6 +5,10 @@ the sum of 8 masks is a look-up in 256 sums of alphas, and the gradient to 8 alp
 one code have. No mask is unpacked as a whole. On a Xeon with AMX, one thread, 8 tasks of a million weights took 2.2 ms
 forward and 2.4 backward, and the codes, once, 3.7 ms. Rows of 8 numbers, looked up by the bytes of each mask, took 29
 and 43 ms of 25 tasks, four rows of codes. All sums are of one order, whatever the number of threads.
+
+Here it is in torch's operations, for any device and dtype; backends may have kernels by the names of ``superposed`` and
+``shares_of`` (native: 1.9M weights and 25 tasks in 1.0 and 2.2 ms, which take 5.7 and 7.9 ms here; EPYC of Zen 5, two
+threads).
 """
 
 from collections.abc import Iterator
@@ -32,12 +36,19 @@ def codes_of(bits: torch.Tensor) -> torch.Tensor:
     return codes
 
 
+def tables_of(alphas: torch.Tensor, rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """Of each 8 alphas the sums by the bits of a byte: [rows, 256] of ``dtype``."""
+    eights = alphas.new_zeros(rows * 8, dtype=dtype)
+    eights[: len(alphas)] = alphas.detach()
+    return (eights.view(rows, 1, 8) * _bits(dtype, alphas.device)).sum(2)
+
+
 def superposed(weight: torch.Tensor, codes: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
     """``weight * sum(alphas[t] * M_t)`` in the weight's dtype, computed in float32 at least. alphas: [tasks], of a
     floating dtype."""
     flat = weight.reshape(-1)
     mixed = torch.empty_like(flat)
-    tables = _sums(alphas.detach().to(torch.promote_types(weight.dtype, torch.float32)), len(codes))
+    tables = tables_of(alphas, len(codes), torch.promote_types(weight.dtype, torch.float32))
     for first, last in _parts(flat.numel()):
         total = tables[0].index_select(0, codes[0, first:last].to(torch.int32))
         for row in range(1, len(codes)):
@@ -63,13 +74,6 @@ def shares_of(a: torch.Tensor, b: torch.Tensor, codes: torch.Tensor, tasks: int)
                 shares[row] += (bits.index_select(0, code) * part[:, None]).sum(0)
     shares += (sums[:, :, None] * bits).sum(1)
     return shares.view(-1)[:tasks]
-
-
-def _sums(alphas: torch.Tensor, rows: int) -> torch.Tensor:
-    """Of each 8 alphas the sums by the bits of a byte: [rows, 256]."""
-    eights = alphas.new_zeros(rows * 8)
-    eights[: len(alphas)] = alphas
-    return (eights.view(rows, 1, 8) * _bits(alphas.dtype, alphas.device)).sum(2)
 
 
 def _parts(size: int) -> Iterator[tuple[int, int]]:

@@ -20,6 +20,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa_passed_over", &edgepop::cpu::passed_over);
   edgepop::python::define_scores(m);
   edgepop::python::define_products(m);
+  edgepop::python::define_mixtures(m);
 #if defined(EDGEPOP_CUDA)
   edgepop::python::define_cuda(m);
 #endif

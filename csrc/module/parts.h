@@ -7,6 +7,7 @@ namespace edgepop::python {
 
 void define_scores(pybind11::module_& m);
 void define_products(pybind11::module_& m);
+void define_mixtures(pybind11::module_& m);
 void define_cuda(pybind11::module_& m);  // where it was compiled with EDGEPOP_CUDA
 
 }  // namespace edgepop::python

@@ -1,11 +1,13 @@
 """The Functions of masks and masked weights in memory, for products that are not ours."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import mixing
+from .. import mixing, torch_private
+from ..backend import beside
 from ..reference import map_derivative, parameter_grads, signed, unpack_mask
 from .calls import once
 from .context import Context
@@ -93,7 +95,7 @@ class MixedWeight(torch.autograd.Function):
 
     @staticmethod
     def compute(weight: Tensor, codes: Tensor, alphas: Tensor) -> Tensor:
-        return mixing.superposed(weight, codes, alphas)
+        return _mixing("superposed", weight, codes)(weight, codes, alphas)
 
     @staticmethod
     def save(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -111,7 +113,20 @@ class MixedWeight(torch.autograd.Function):
         weight, codes, alphas = ctx.saved_tensors
         shares = dw = None
         if ctx.needs_input_grad[0]:
-            dw = mixing.superposed(g, codes, alphas).to(weight.dtype)
+            dw = _mixing("superposed", g, codes)(g, codes, alphas).to(weight.dtype)
         if ctx.needs_input_grad[2]:
-            shares = mixing.shares_of(g, weight, codes, len(alphas)).to(alphas.dtype)
+            shares = _mixing("shares_of", g, codes, weight)(g, weight, codes, len(alphas)).to(alphas.dtype)
         return dw, None, shares
+
+
+def _mixing(name: str, *operands: Tensor) -> Callable[..., Tensor]:
+    """The function ``name`` of ``mixing``: the backend's own where it has one, its operands lie as it reads them, and
+    torch need not see the call."""
+    if not torch_private.watched() and all(torch_private.plain(t) for t in operands):
+        first, codes, *_ = operands
+        if codes.stride(1) == 1 and all(t.dtype == torch.float32 for t in operands if t is not codes):
+            own = beside("masked_linear", name, first)
+            if own is not None:
+                return own
+    found: Callable[..., Tensor] = getattr(mixing, name)
+    return found

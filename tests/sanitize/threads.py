@@ -138,6 +138,20 @@ def blocks(native, threads):
     return found
 
 
+def mixtures(native, threads):
+    found = []
+    for count, rows in ((1, 1), (511, 2), (100_001, 3)):
+        rng = np.random.default_rng(6)
+        a, b = (rng.standard_normal(count, dtype=np.float32) for _ in range(2))
+        codes, tables = rng.integers(0, 256, (rows, count), np.uint8), rng.random((rows, 256), np.float32)
+        mixed, shares = np.zeros_like(a), np.zeros(8 * rows)
+        told = address(codes), rows, count
+        native.superpose(address(a), told, address(tables), count, address(mixed), threads)
+        native.shares(address(a), address(b), told, count, address(shares), threads)
+        found += [mixed, shares]
+    return found
+
+
 # batch, groups, in_channels, in_h, in_w, out_channels, out_h, out_w, then (h, w) of kernel, stride, pad, dilation
 CONVOLUTIONS = [
     (3, 1, 40, 9, 11, 70, 9, 11, 3, 3, 1, 1, 1, 1, 1, 1),
@@ -177,7 +191,7 @@ def convolutions(native, threads):
 
 def main():
     native = load(sys.argv[1])
-    for kernels in (selections, steps, draws, groups, blocks, convolutions):
+    for kernels in (selections, steps, draws, groups, blocks, mixtures, convolutions):
         one, many = kernels(native, 1), kernels(native, THREADS)
         assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, many, strict=True)), kernels.__name__
         print(f"{kernels.__name__}: {len(one)} results, the same on {THREADS} threads")

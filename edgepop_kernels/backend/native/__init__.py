@@ -5,6 +5,7 @@ image is one row of pixels.
 """
 
 from .library import misset, not_loaded, refuses, unavailable
+from .mixtures import shares_of, superposed
 from .plan import plan_conv2d, plan_linear
 from .products import (
     masked_conv2d,
@@ -40,6 +41,8 @@ __all__ = [
     "refuses",
     "select",
     "select_planes",
+    "shares_of",
     "step",
+    "superposed",
     "unavailable",
 ]
