@@ -123,7 +123,7 @@ gpu-sanitize:
 THREAD := -O1 -g1 -fno-omit-frame-pointer -fsanitize=thread
 ADDRESS := -O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined
 NATIVE_TESTS := $(addprefix $(CURDIR)/tests/test_,select.py native_conv.py native_wgrad.py random_masks.py mask_bits.py group_bits.py \
-    block_sums.py optim.py fused_backward.py planes.py signs.py)
+    block_sums.py mixtures.py optim.py fused_backward.py planes.py signs.py)
 
 sanitize: $(VENV)/installed
 	EDGEPOP_CUDA_ARCHS= EDGEPOP_CXXFLAGS="$(THREAD)" $(BIN)/python setup.py --quiet build_ext \

@@ -83,7 +83,7 @@ def test_a_mixed_weight_is_the_same_by_the_native_kernels_and_without(dtype):
     torch.testing.assert_close(da, da_reference)
 
 
-def test_the_native_kernels_are_taken_where_torch_need_not_see_the_call(monkeypatch, compiled):
+def test_the_native_kernels_are_taken_but_in_compiled_calls(monkeypatch, compiled):
     calls = []
     own = native.superposed
     monkeypatch.setattr(native, "superposed", lambda *operands: calls.append(1) or own(*operands))
