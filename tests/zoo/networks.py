@@ -67,6 +67,11 @@ def bottlenecks(models):  # resnet50's, one of each size
     return models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10)
 
 
+def r3d(models):  # r3d_18's blocks, one of each size: convolutions of videos
+    video = models.video.resnet
+    return video.VideoResNet(video.BasicBlock, [video.Conv3DSimple] * 4, [1, 1, 1, 1], video.BasicStem, num_classes=10)
+
+
 def mobilenet(models):
     return models.mobilenet_v3_small(num_classes=10)
 
@@ -110,6 +115,7 @@ T5 = dict(d_model=36, d_kv=12, d_ff=57, num_layers=2, num_heads=3, decoder_start
 NETWORKS = {
     "ResNet": of_torchvision(resnet, image(48)),
     "ResNet-50": of_torchvision(bottlenecks, image(48)),
+    "R3D": of_torchvision(r3d, lambda: {"x": torch.randn(3, 3, 8, 32, 32)}),
     "MobileNetV3": of_torchvision(mobilenet, image(48)),
     "ConvNeXt": of_torchvision(convnext, image(32)),
     "Swin": of_torchvision(swin, image(32), (*QKV, "*.attn.proj")),
