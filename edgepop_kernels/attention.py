@@ -47,7 +47,7 @@ def split_attention(model: Model) -> list[str]:
         for weight in weights:
             p = held.get(weight)
             if p is None:
-                raise ValueError(f"{subject} has an {weight} that is computed; make a parameter of it first")
+                raise ValueError(f"{subject} has a computed {weight}; make a parameter of it first")
             if owners.count(id(p)) > 1:
                 raise ValueError(f"{subject} shares its {weight} with another module; untie it first")
     layers = [projections(attention) for attention in found.values()]
