@@ -55,7 +55,7 @@ def split_attention(model: Model) -> list[str]:
         attention.__class__ = SplitAttention
         attention._split(made)
     for encoder in _encoders(model):
-        setattr(encoder, _NESTS, encoder.use_nested_tensor)
+        vars(encoder).setdefault(_NESTS, encoder.use_nested_tensor)
         encoder.use_nested_tensor = False  # it would read in_proj_weight
     return list(found)
 

@@ -186,6 +186,15 @@ def test_an_encoder_of_padded_batches_evaluates_as_before(masked, grad):
     torch.testing.assert_close(found[~padding], expected[~padding], rtol=1e-5, atol=1e-5)
 
 
+def test_an_encoder_is_as_before_whose_attention_was_split_in_two_calls():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    ek.split_attention(encoder)
+    encoder.layers[1].self_attn = nn.MultiheadAttention(8, 2, batch_first=True)
+    assert ek.split_attention(encoder) == ["layers.1.self_attn"] and not encoder.use_nested_tensor
+    ek.join_attention(encoder)
+    assert encoder.use_nested_tensor
+
+
 def test_copies_and_pickles():
     split = ek.convert(ek.SplitAttention(WIDTH, HEADS))
     x = torch.randn(LENGTH, BATCH, WIDTH)
