@@ -18,8 +18,8 @@ def split_attention(model: Model) -> list[str]:
 
     To be called before ``convert`` and before the optimizer is built: the projections' parameters are new ones, with
     the values and requires_grad of ``in_proj_weight`` and ``in_proj_bias``. Results are those of torch's module, up to
-    rounding. In evaluation torch's transformer layers take no fused path past their attention, nor nested tensors.
-    ``join_attention`` is the way back.
+    rounding. In evaluation torch's transformer layers take no fused path past their attention, nor nested tensors; hand
+    in the whole network, for an nn.TransformerEncoder has to know. ``join_attention`` is the way back.
 
     Raises TypeError for what is no module, ValueError where there is nothing to split, and for attention whose
     parameters are computed (parametrize, torch.nn.utils.prune) or shared with another module, or whose forward was
