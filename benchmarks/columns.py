@@ -34,7 +34,7 @@ def read(scores: list[torch.Tensor]) -> Callable:
     if scores[0].device.type != "cpu":
         return lambda: [s.sum() for s in scores]
     ranges = [(s.data_ptr(), s.numel()) for s in scores]
-    return lambda: native.library.kernels.read(ranges, torch.get_num_threads())
+    return lambda: native.compiled.kernels.read(ranges, torch.get_num_threads())
 
 
 class GetSubnetFaster(torch.autograd.Function):

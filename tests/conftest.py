@@ -52,9 +52,9 @@ def pytest_generate_tests(metafunc):
 def _switched(request):
     from edgepop_kernels.backend import native
 
-    before = native.library.kernels.use_isa(request.param)
+    before = native.compiled.kernels.use_isa(request.param)
     yield
-    native.library.kernels.use_isa(before)
+    native.compiled.kernels.use_isa(before)
 
 
 other_isa = pytest.fixture(_switched, name="other_isa")

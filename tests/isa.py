@@ -11,10 +11,10 @@ def others() -> list[str]:
     """Those that this machine has, but for the one in use: under that the plain tests run."""
     if native.unavailable() is not None:
         return []
-    return [isa for isa in native.library.kernels.isas() if isa != native.library.kernels.isa()]
+    return [isa for isa in native.compiled.kernels.isas() if isa != native.compiled.kernels.isa()]
 
 
 def others_for_scores() -> list[str]:
     """Those of them whose selection and optimizer steps are not the ones in use."""
     plain = [isa for isa in others() if isa not in ADD_ONS]
-    return [isa for isa in plain if isa != ADD_ONS.get(native.library.kernels.isa())]
+    return [isa for isa in plain if isa != ADD_ONS.get(native.compiled.kernels.isa())]

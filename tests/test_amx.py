@@ -68,7 +68,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def emulated(library, monkeypatch):
-    monkeypatch.setattr(native.library, "kernels", library)
+    monkeypatch.setattr(native.compiled, "kernels", library)
 
 
 def test_named_cases(emulated):

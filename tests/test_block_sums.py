@@ -193,7 +193,7 @@ def test_every_thread_adds_and_packs_its_share(threads):
 
 @without_native
 def test_the_module_refuses_blocks_that_it_would_read_past():
-    kernels = native.library.kernels
+    kernels = native.compiled.kernels
     scores, sums, bits = torch.zeros(8, 8), torch.zeros(16), torch.zeros(64, dtype=torch.uint8)
     cut = torch.zeros(2, dtype=torch.int64)
     layout = (1, 1, 8, 8), (0, 0, 8, 1)

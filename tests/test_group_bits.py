@@ -121,7 +121,7 @@ def test_the_module_refuses_groups_that_it_would_read_past(group):
     bits = torch.zeros(64, dtype=torch.uint8)
     scores = torch.zeros(8, 8)
     with pytest.raises(ValueError, match="group: expected one of 1 to 64 scores"):
-        native.library.kernels.group_bits(scores.data_ptr(), (1, 1, 8, 8), (0, 0, 8, 1), 0, group, bits.data_ptr(), 1)
+        native.compiled.kernels.group_bits(scores.data_ptr(), (1, 1, 8, 8), (0, 0, 8, 1), 0, group, bits.data_ptr(), 1)
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

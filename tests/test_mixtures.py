@@ -98,7 +98,7 @@ def test_the_native_kernels_are_taken_but_in_compiled_calls(monkeypatch, compile
 
 
 def test_the_module_refuses_codes_that_it_would_read_past():
-    kernels, weight, codes = native.library.kernels, torch.zeros(8), torch.zeros(1, 8, dtype=torch.uint8)
+    kernels, weight, codes = native.compiled.kernels, torch.zeros(8), torch.zeros(1, 8, dtype=torch.uint8)
     tables, out = torch.zeros(1, 256), torch.zeros(8)
     for arg in ((codes.data_ptr(), 0, 8), (codes.data_ptr(), 1, 7)):
         with pytest.raises(ValueError, match="codes: expected a row or more"):

@@ -123,8 +123,8 @@ def masks_read(monkeypatch):
 
             return call
 
-    module = native.library.kernels
-    monkeypatch.setattr(native.library, "kernels", Watching())
+    module = native.compiled.kernels
+    monkeypatch.setattr(native.compiled, "kernels", Watching())
     return told
 
 

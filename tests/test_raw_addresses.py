@@ -98,12 +98,12 @@ def test_the_native_module_refuses_the_address_0_of_a_tensor_with_elements():
     cuts = torch.empty(1, 2, dtype=torch.int64)
     rankings = [(0, (1, 1, 5, 17), (0, 0, 17, 1), 0, 40, cuts.data_ptr(), 0, 0, 0)]
     with pytest.raises(TypeError, match="scores: expected a tensor with memory of its own"):
-        native.library.kernels.select(rankings, 1)
+        native.compiled.kernels.select(rankings, 1)
     with pytest.raises(TypeError, match="params: expected a tensor with memory of its own"):
-        native.library.kernels.step([(0, scores.data_ptr(), [0, 0, 0], 85, ("sgd", [0.0] * 7))], [], 1)
+        native.compiled.kernels.step([(0, scores.data_ptr(), [0, 0, 0], 85, ("sgd", [0.0] * 7))], [], 1)
     geometry, absent = (1, 1, 17, 1, 3, 5, 1, 3, 1, 1, 1, 1, 0, 0, 1, 1), (0, 0, (0, 0, 0, 0))
     with pytest.raises(TypeError, match="x: expected a tensor with memory of its own"):
-        native.library.kernels.conv_forward(geometry, absent, (*absent, 0), (0, 0, (0, 0, 0, 0), 0, 0), 0, absent, 1)
+        native.compiled.kernels.conv_forward(geometry, absent, (*absent, 0), (0, 0, (0, 0, 0, 0), 0, 0), 0, absent, 1)
 
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
@@ -118,7 +118,7 @@ def test_the_native_module_refuses_the_address_0_of_a_tensor_with_elements():
 def test_an_optimizers_update_is_known_by_its_name(update, words):
     value, grad = torch.zeros(3), torch.zeros(3)
     with pytest.raises(ValueError, match=words):
-        native.library.kernels.step([(value.data_ptr(), grad.data_ptr(), [0, 0, 0], 3, update)], [], 1)
+        native.compiled.kernels.step([(value.data_ptr(), grad.data_ptr(), [0, 0, 0], 3, update)], [], 1)
 
 
 @pytest.mark.parametrize("rule", [ek.TopK(0.5), ek.Threshold(0.5), ek.Percentile(0.5)])

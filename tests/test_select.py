@@ -276,7 +276,7 @@ def check_read():
             for bit, i in enumerate(sorted({0, n // 3, n // 2, max(n - 18, 0), n - 1})):
                 layers[bit % 2].view(torch.int32)[i] = 1 << bit
             expected = sum(s.view(torch.int32).sum().item() for s in layers)
-            assert native.library.kernels.read([(s.data_ptr(), n) for s in layers], threads) == expected, (n, threads)
+            assert native.compiled.kernels.read([(s.data_ptr(), n) for s in layers], threads) == expected, (n, threads)
 
 
 def test_read():

@@ -182,11 +182,11 @@ def test_the_module_refuses_what_it_has_no_kernel_for():
     geometry = (1, 1, 8, 1, 8, 8, 1, 8, 1, 1, 1, 1, 0, 0, 1, 1)
     scores, weight = (0, t.data_ptr(), (8, 1, 0, 0), t.data_ptr(), 0), (*a, t.data_ptr())
     with pytest.raises(ValueError, match="mask: expected packed bits beside a weight of signs, got scores"):
-        native.library.kernels.conv_forward(geometry, a, weight, scores, 0, a, 1)
+        native.compiled.kernels.conv_forward(geometry, a, weight, scores, 0, a, 1)
     with pytest.raises(ValueError, match="mask: expected packed bits beside a weight of signs, got scores"):
-        native.library.kernels.conv_backward_input(geometry, a, weight, scores, a, 1)
+        native.compiled.kernels.conv_backward_input(geometry, a, weight, scores, a, 1)
     with pytest.raises(ValueError, match="weight_grad: expected none beside a weight of signs"):
-        native.library.kernels.conv_backward_weight(geometry, a, a, weight, scores, 0, a, 1, a, 1)
+        native.compiled.kernels.conv_backward_weight(geometry, a, a, weight, scores, 0, a, 1, a, 1)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ _LEAST_CAPACITY = 4096
 
 _captured: list = []  # tables and hints that CUDA graphs read: these outlive the cache and the layers
 
-_cuda = getattr(native.library.kernels, "cuda", None)
+_cuda = getattr(native.compiled.kernels, "cuda", None)
 
 
 def __getattr__(name):

@@ -4,7 +4,7 @@ Images, matrices and weights are not copied: the kernels read any strides. A lin
 image is one row of pixels.
 """
 
-from .library import misset, not_loaded, refuses, unavailable
+from .compiled import misset, not_loaded, refuses, unavailable
 from .mixtures import shares_of, superposed
 from .plan import plan_conv2d, plan_linear
 from .products import (

@@ -3,14 +3,14 @@
 import torch
 
 from ... import mixing
-from . import library
+from . import compiled
 
 
 def superposed(weight, codes, alphas):
     weight = weight.contiguous()
     mixed = torch.empty_like(weight)
     tables = mixing.tables_of(alphas, len(codes), torch.float32)
-    library.kernels.superpose(
+    compiled.kernels.superpose(
         weight.data_ptr(), _codes(codes), tables.data_ptr(), weight.numel(), mixed.data_ptr(), torch.get_num_threads()
     )
     return mixed
@@ -19,7 +19,7 @@ def superposed(weight, codes, alphas):
 def shares_of(a, b, codes, tasks):
     a, b = a.contiguous(), b.contiguous()
     shares = torch.empty(8 * len(codes), dtype=torch.float64)
-    library.kernels.shares(
+    compiled.kernels.shares(
         a.data_ptr(), b.data_ptr(), _codes(codes), a.numel(), shares.data_ptr(), torch.get_num_threads()
     )
     return shares[:tasks]

@@ -5,8 +5,8 @@ import math
 import torch
 
 from ...masks import packed_bytes
-from . import library
-from .library import DTYPE, OF
+from . import compiled
+from .compiled import DTYPE, OF
 from .scores import mask_bits
 
 _SCORE_MAP = {"abs": 0, "raw": 1, "sigmoid": 2, "bits": 1}
@@ -103,7 +103,7 @@ class Plan:
         else:
             of, stride = self.mask
             mask = of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), 0
-        library.kernels.conv_forward(
+        compiled.kernels.conv_forward(
             self.geometry,
             (x.data_ptr(), *self.x),
             (weight.data_ptr(), *self.w, 0 if signs is None else signs.data_ptr()),
@@ -131,7 +131,7 @@ class Plan:
         else:
             of, stride = self.mask
             mask = of, scores.data_ptr(), stride, 0 if cut is None else cut.data_ptr(), 0
-        library.kernels.conv_backward_input(
+        compiled.kernels.conv_backward_input(
             self.geometry,
             (dy.data_ptr(), self.x[0], dy_stride if len(dy_stride) == 4 else (0, dy_stride[1], 0, dy_stride[0])),
             (weight.data_ptr(), *self.w, 0 if signs is None else signs.data_ptr()),
@@ -159,7 +159,7 @@ class Plan:
             if weight_grad != "none":
                 dw = torch.empty_like(weight)
                 dw_arg = dw.data_ptr(), self.w[0], self.dw_stride
-        library.kernels.conv_backward_weight(
+        compiled.kernels.conv_backward_weight(
             self.geometry,
             (dy.data_ptr(), self.x[0], dy_stride if len(dy_stride) == 4 else (0, dy_stride[1], 0, dy_stride[0])),
             (x.data_ptr(), *self.x),
@@ -179,7 +179,7 @@ class Plan:
             dy, x = _matrix(dy), _matrix(x)
         dw = torch.empty_like(weight) if weight_grad != "none" else None
         of, stride = self.mask
-        library.kernels.conv_update_scores(
+        compiled.kernels.conv_update_scores(
             self.geometry,
             (dy.data_ptr(), self.x[0], _image(dy.stride())),
             (x.data_ptr(), *self.x),

@@ -8,8 +8,8 @@ import torch
 
 from ... import torch_private
 from ...masks import packed_bytes
-from . import library
-from .library import OF
+from . import compiled
+from .compiled import OF
 
 
 def select(scores, kept, of, hint):
@@ -32,7 +32,7 @@ def select_planes(scores, kept, of, hint, wanted):
         planes.append(bits)
         rankings.append(ranking)
         into += 16
-    library.kernels.select(rankings, torch.get_num_threads())
+    compiled.kernels.select(rankings, torch.get_num_threads())
     return cuts, planes
 
 
@@ -58,7 +58,7 @@ def fingerprint(scores: Sequence[torch.Tensor]) -> Callable[[], object] | None:
     """A function that makes something to compare of all the scores where they lie, which most writes of one change; to
     be called while they lie there. None where it cannot be had at once: on a GPU, of more dimensions than lie as four
     would, of what is no plain memory, and without the native module."""
-    if library.kernels is None:
+    if compiled.kernels is None:
         return None
     looks = []
     for s in scores:
@@ -71,7 +71,7 @@ def fingerprint(scores: Sequence[torch.Tensor]) -> Callable[[], object] | None:
                 return None
         lead = 4 - s.dim()
         size, stride = (1,) * lead + tuple(s.shape), (0,) * lead + s.stride()
-        looks.append(functools.partial(library.kernels.fingerprint, where, size, stride))
+        looks.append(functools.partial(compiled.kernels.fingerprint, where, size, stride))
     return looks[0] if len(looks) == 1 else lambda: [look() for look in looks]
 
 
@@ -92,14 +92,14 @@ def step(updates, rankings):
         planes.append(bits)
         layers.append(layer)
         into += 16
-    library.kernels.step(parameters, layers, torch.get_num_threads())
+    compiled.kernels.step(parameters, layers, torch.get_num_threads())
     return cuts, planes
 
 
 def draw(scores, seed):
     bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8)
     s = _at_most_four(scores)
-    library.kernels.draw(s.data_ptr(), *_sequence(s), seed.data_ptr(), bits.data_ptr(), torch.get_num_threads())
+    compiled.kernels.draw(s.data_ptr(), *_sequence(s), seed.data_ptr(), bits.data_ptr(), torch.get_num_threads())
     return bits
 
 
@@ -107,7 +107,7 @@ def mask_bits(scores, cut, of):
     bits = torch.empty(packed_bytes(scores.numel()), dtype=torch.uint8)
     s = _at_most_four(scores)
     cut, threads = cut.contiguous(), torch.get_num_threads()
-    library.kernels.mask_bits(s.data_ptr(), *_sequence(s), OF[of], cut.data_ptr(), bits.data_ptr(), threads)
+    compiled.kernels.mask_bits(s.data_ptr(), *_sequence(s), OF[of], cut.data_ptr(), bits.data_ptr(), threads)
     return bits
 
 
@@ -116,7 +116,7 @@ def group_bits(scores, kept, group, dim, of):
     apart = max(math.prod(scores.shape[dim + 1 :]), 1)  # without elements there is no group, however far apart
     s = _at_most_four(scores)
     groups = group, kept, apart
-    library.kernels.group_bits(s.data_ptr(), *_sequence(s), OF[of], groups, bits.data_ptr(), torch.get_num_threads())
+    compiled.kernels.group_bits(s.data_ptr(), *_sequence(s), OF[of], groups, bits.data_ptr(), torch.get_num_threads())
     return bits
 
 
@@ -125,7 +125,7 @@ def block_sums(scores, block, of):
     sums = torch.empty(counts[: scores.dim()], dtype=torch.float32)
     s = _at_most_four(scores)
     threads = torch.get_num_threads()
-    library.kernels.block_sums(s.data_ptr(), *_sequence(s), OF[of], counts, sizes, sums.data_ptr(), threads)
+    compiled.kernels.block_sums(s.data_ptr(), *_sequence(s), OF[of], counts, sizes, sums.data_ptr(), threads)
     return sums
 
 
@@ -133,7 +133,7 @@ def block_bits(sums, cut, block):
     bits = torch.empty(packed_bytes(sums.numel() * math.prod(block)), dtype=torch.uint8)
     sums, cut = sums.contiguous(), cut.contiguous()
     blocks = _blocks(sums.shape, block)
-    library.kernels.block_bits(sums.data_ptr(), cut.data_ptr(), *blocks, bits.data_ptr(), torch.get_num_threads())
+    compiled.kernels.block_bits(sums.data_ptr(), cut.data_ptr(), *blocks, bits.data_ptr(), torch.get_num_threads())
     return bits
 
 
