@@ -88,7 +88,7 @@ def _padded(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Any]:
     return F.pad(x, torch_private.padding_on_each_side(layer), mode=layer.padding_mode), "valid"
 
 
-def _conv2d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometry]:
+def _conv_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometry | Geometry3d]:
     x, padding = _padded(layer, x)
     return x, (layer.stride, padding, layer.dilation, layer.groups)
 
@@ -123,11 +123,6 @@ def _conv1d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
     ``edgepop_kernels.optim``. Raises TypeError or ValueError for an ``x`` that does not fit.
     """
     return self._in_graph(x) if isinstance(x, Proxy) else self._output(x)
-
-
-def _conv3d_operands(layer: Any, x: torch.Tensor) -> tuple[torch.Tensor, Geometry3d]:
-    x, padding = _padded(layer, x)
-    return x, (layer.stride, padding, layer.dilation, layer.groups)
 
 
 def _conv3d_forward(self: _Called, x: torch.Tensor | Proxy) -> torch.Tensor:
@@ -195,10 +190,10 @@ def _conv_transpose1d_forward(
 
 
 KINDS: dict[type[nn.Module], Kind] = {
-    nn.Conv2d: Kind(functional.conv2d_product, _conv_shape, _conv2d_operands, _conv2d_forward),
+    nn.Conv2d: Kind(functional.conv2d_product, _conv_shape, _conv_operands, _conv2d_forward),
     nn.Linear: Kind(functional.linear_product, _linear_shape, _linear_operands, _linear_forward, (past_no_forward,)),
     nn.Conv1d: Kind(functional.conv1d_product, _conv_shape, _conv1d_operands, _conv1d_forward, updates=False),
-    nn.Conv3d: Kind(functional.conv3d_product, _conv_shape, _conv3d_operands, _conv3d_forward, updates=False),
+    nn.Conv3d: Kind(functional.conv3d_product, _conv_shape, _conv_operands, _conv3d_forward, updates=False),
     nn.ConvTranspose2d: Kind(
         functional.conv_transpose2d_product, _transposed_shape, _conv_transpose2d_operands, _conv_transpose2d_forward
     ),

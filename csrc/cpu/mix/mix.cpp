@@ -8,10 +8,10 @@
 namespace edgepop::cpu {
 namespace {
 
-constexpr int64_t kPart = 16384;             // weights: a unit of work, and of the sums, whoever works on it
-constexpr int64_t kBlock = 512;              // weights whose sums of alphas stay in the first-level cache
+constexpr int64_t kPart = 16384;              // weights: a unit of work, and of the sums, whoever works on it
+constexpr int64_t kBlock = 512;               // weights whose sums of alphas stay in the first-level cache
 constexpr int64_t kWeightsPerThread = 32768;  // fewer are done sooner than a second thread starts
-constexpr int64_t kTurns = 4;                // sets of sums: weights of one code in a row do not wait for each other
+constexpr int64_t kTurns = 4;                 // sets of sums: weights of one code in a row do not wait for each other
 
 int team_of(int64_t count, int threads) {
   return static_cast<int>(std::min<int64_t>(threads, 1 + count / kWeightsPerThread));
