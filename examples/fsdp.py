@@ -8,6 +8,7 @@ that the gathered state_dict loads into an ordinary network; on CPUs:
 """
 
 import argparse
+import time
 
 import torch
 import torch.distributed as dist
@@ -62,8 +63,9 @@ def main():
         alone.load_state_dict(state)
         apart = (alone(images[1437:]) - y).abs().max()
         print(f"loaded into one process: outputs within {apart:.0e}, {ek.summary(alone).kept:,} weights kept")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    dist.destroy_process_group()
+    time.sleep(0.5)  # gloo's threads drop their last tensors a moment later; once Python ends, that aborts the process

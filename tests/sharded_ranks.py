@@ -4,6 +4,7 @@ What each rank saw lands in FOLDER/rank0.pt and rank1.pt.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -137,3 +138,4 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     main(Path(sys.argv[1]))
     dist.destroy_process_group()
+    time.sleep(0.5)  # as examples/fsdp.py does, and for the same reason
